@@ -1,0 +1,66 @@
+// What an episode leaves behind: the token stream exactly as the policy saw and produced it.
+import type { Verdict } from "../verify/types.ts";
+
+/** Where a token came from; the loss mask is made of this and of nothing else. */
+export const PROMPT = 0;
+export const OBSERVATION = 1;
+export const ACTION = 2;
+
+/** How an episode ended; retry reads this, reward reads the verdict. */
+export type Exit = "submitted" | "turn_limit" | "context_limit" | "timeout" | "infra_failed";
+
+export type FormatError = "no_command" | "multiple_commands";
+
+export interface Turn {
+  /** Tokens [start, end) of the trajectory are this turn's action. */
+  start: number;
+  end: number;
+  /** Text of the action: reasoning and command. */
+  text: string;
+  command: string | null;
+  formatError: FormatError | null;
+  /** What the agent was shown in reply; empty after the last turn. */
+  observation: string;
+  finish: "stop" | "length";
+  /** Version of the weights that sampled the turn. */
+  version: number;
+  /** Milliseconds spent sampling (waiting for the engine included) and in the sandbox. */
+  sampleMs: number;
+  toolMs: number;
+}
+
+export interface Trajectory {
+  id: string;
+  instanceId: string;
+  /** Which of the group's rollouts this is. */
+  rollout: number;
+  tokens: Int32Array;
+  /** PROMPT, OBSERVATION or ACTION, one a token. */
+  provenance: Uint8Array;
+  /** Behaviour logprobs, one a token; 0 where the provenance is not ACTION. */
+  logprobs: Float32Array;
+  turns: Turn[];
+  exit: Exit;
+  verdict: Verdict;
+  /** Why the verdict is what it is (verify's reason), null when resolved. */
+  reason: string | null;
+  /** Unified diff that was judged. */
+  patch: string;
+  /** Milliseconds of verification. */
+  verifyMs: number;
+}
+
+/** What the agent may spend in one episode. */
+export interface EpisodeLimits {
+  maxTurns: number;
+  /** Tokens of the whole stream. */
+  maxContext: number;
+  /** Tokens of one action. */
+  maxActionTokens: number;
+  /** Wall time of the episode; the net under the others. */
+  episodeMs: number;
+  /** Characters of one observation; the middle is cut and the cut is said. */
+  observationChars: number;
+  /** Judge the working tree of an episode that ended at a limit without `submit`. */
+  autoSubmit: boolean;
+}

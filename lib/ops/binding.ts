@@ -1,0 +1,127 @@
+// The whole native surface as TypeScript: what native/addon exports, and nothing else. lib/ops/native.ts loads it.
+
+/** Raised with every incompatible change of this file; the addon exports its own number as `abi`. */
+export const EXPECTED_ABI = 1;
+
+/** Field names as in Hugging Face's config.json. */
+export interface NativeDecoderConfig {
+  vocab_size: number;
+  hidden_size: number;
+  intermediate_size: number;
+  num_hidden_layers: number;
+  num_attention_heads: number;
+  num_key_value_heads: number;
+  head_dim: number;
+  max_position_embeddings: number;
+  rope_theta: number;
+  rms_norm_eps: number;
+  tie_word_embeddings: boolean;
+  attention_bias: boolean;
+}
+
+export interface NativeRankOptions {
+  config: NativeDecoderConfig;
+  device: string;
+  threads: number;
+  maxBatchTokens: number;
+  maxPages: number;
+}
+
+/** Lanes are aligned with `tokens`; see native/model/batch.h. */
+export interface NativeBatch {
+  tokens: Int32Array;
+  lengths: Int32Array;
+  weight?: Float32Array;
+  advantage?: Float32Array;
+  oldLogprob?: Float32Array;
+}
+
+export interface NativeLoss {
+  objective: "nll" | "ppo_clip";
+  clipLow: number;
+  clipHigh: number;
+  temperature: number;
+  chunkRows: number;
+}
+
+export interface NativeLossResult {
+  loss: number;
+  logprob: Float32Array;
+  entropy: Float32Array;
+  /** 1 = clipped low, 2 = clipped high */
+  flags: Int32Array;
+}
+
+export interface NativeAdamW {
+  learningRate: number;
+  beta1: number;
+  beta2: number;
+  epsilon: number;
+  weightDecay: number;
+  /** 0 = off */
+  clipNorm: number;
+}
+
+export interface NativeSampleRequest {
+  maxTokens: number;
+  stop: Int32Array;
+  temperature: number;
+  seed: bigint;
+}
+
+export interface NativeSampleResult {
+  tokens: Int32Array;
+  logprobs: Float32Array;
+  stopped: boolean;
+  version: number;
+}
+
+/** A job under way: its promise, and the switch that stops it between two ticks or micro-batches. */
+export interface NativeJob<T> {
+  promise: Promise<T>;
+  abort(): void;
+}
+
+export interface NativeUsage {
+  sessions: number;
+  pages: number;
+  prefilled: number;
+  decoded: number;
+}
+
+/** Every method that computes queues a job for the engine thread; none blocks JavaScript. */
+export interface NativeRank {
+  readonly disposed: boolean;
+  initialise(options: { std: number; seed: bigint; previousTokenBias: number }): NativeJob<void>;
+  accumulate(batch: NativeBatch, loss: NativeLoss): NativeJob<NativeLossResult>;
+  score(batch: NativeBatch, temperature: number): NativeJob<NativeLossResult>;
+  optimise(options: NativeAdamW): NativeJob<{ gradientNorm: number; step: number; version: number }>;
+  dropGradients(): NativeJob<void>;
+  /** Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). */
+  save(directory: string, options: { dtype: "f32" | "bf16"; optimiser: boolean }): NativeJob<void>;
+  load(directory: string, options: { optimiser: boolean }): NativeJob<{ version: number }>;
+  version(): NativeJob<number>;
+
+  /** Session calls are synchronous bookkeeping on the queue; ids are given out at once. */
+  openSession(): number;
+  forkSession(session: number): number;
+  extendSession(session: number, tokens: Int32Array): void;
+  closeSession(session: number): void;
+  sampleSession(session: number, request: NativeSampleRequest): NativeJob<NativeSampleResult>;
+  usage(): NativeJob<NativeUsage>;
+
+  /** Idempotent. Queued jobs end with ERR_TOKENRING_DISPOSED; the promise settles when the thread has ended. */
+  dispose(): Promise<void>;
+}
+
+export interface Binding {
+  readonly abi: number;
+  /** "avx512", "avx2" or "scalar": the path the CPU backend takes on this machine. */
+  readonly isa: string;
+  readonly cores: number;
+  readonly Rank: new (options: NativeRankOptions) => NativeRank;
+  /** Called once by the loader with the class that native failures are thrown as. */
+  setErrorClass(errorClass: new (code: string, message: string) => Error): void;
+  /** What the CUDA driver says; never throws. */
+  cuda(): { compiled: boolean; devices: { name: string; memoryBytes: number }[]; reason: string | null };
+}

@@ -1,0 +1,95 @@
+// The policy as the loops see it: something that scores packed documents, takes gradient steps and can be saved.
+
+/** Shape of a decoder; field names as in Hugging Face's config.json. */
+export interface DecoderConfig {
+  vocab_size: number;
+  hidden_size: number;
+  intermediate_size: number;
+  num_hidden_layers: number;
+  num_attention_heads: number;
+  num_key_value_heads: number;
+  head_dim: number;
+  max_position_embeddings: number;
+  rope_theta: number;
+  rms_norm_eps: number;
+  tie_word_embeddings: boolean;
+  attention_bias: boolean;
+}
+
+/**
+ * Documents packed one after the other. All lanes have one entry a token, aligned with the token itself
+ * (the token as predicted from those before it).
+ */
+export interface PackedBatch {
+  tokens: Int32Array;
+  /** Tokens of each document; they sum to `tokens.length`. */
+  lengths: Int32Array;
+  /** Weight of each token's loss; every aggregation (global token mean, sample mean) is made of these. 0 = no loss. */
+  weight: Float32Array;
+  advantage?: Float32Array;
+  /** log pi_old(token | prefix) of the policy that sampled, at the loss's temperature. */
+  oldLogprob?: Float32Array;
+}
+
+export interface PolicyLoss {
+  /** "nll" = cross entropy; "ppo_clip" = DAPO eq. 8 with asymmetric clip. */
+  objective: "nll" | "ppo_clip";
+  clipLow?: number;
+  clipHigh?: number;
+  temperature?: number;
+}
+
+/** Sums over the batch's weighted tokens, and lanes aligned with its tokens (0 where a token has no loss). */
+export interface LossResult {
+  loss: number;
+  logprob: Float32Array;
+  entropy: Float32Array;
+  /** 1 = clipped low, 2 = clipped high. */
+  flags: Int32Array;
+}
+
+export interface AdamWOptions {
+  learningRate: number;
+  beta1?: number;
+  beta2?: number;
+  epsilon?: number;
+  weightDecay?: number;
+  /** Global gradient norm is clipped to this; 0 = off. */
+  clipNorm?: number;
+}
+
+export interface OptimiserResult {
+  /** Global L2 norm before clipping. */
+  gradientNorm: number;
+  step: number;
+  version: number;
+}
+
+export interface SaveOptions {
+  dtype?: "f32" | "bf16";
+  /** Also the AdamW moments and step, so that training continues exactly. */
+  optimiser?: boolean;
+}
+
+export interface CallOptions {
+  signal?: AbortSignal;
+}
+
+export interface Policy extends AsyncDisposable {
+  readonly config: DecoderConfig;
+  readonly disposed: boolean;
+  /** Version of the weights; grows with every optimiser step and load. */
+  readonly version: number;
+  /** Adds the batch's gradients to what is accumulated. */
+  accumulate(batch: PackedBatch, loss: PolicyLoss, options?: CallOptions): Promise<LossResult>;
+  /** Logprob and entropy of every token but the first of each document; no gradients. */
+  score(batch: Pick<PackedBatch, "tokens" | "lengths">, options?: CallOptions & { temperature?: number }): Promise<LossResult>;
+  /** One AdamW step from the accumulated gradients. */
+  optimise(options: AdamWOptions): Promise<OptimiserResult>;
+  dropGradients(): Promise<void>;
+  /** Writes config.json and model.safetensors as Hugging Face reads them. Atomic per file. */
+  save(directory: string, options?: SaveOptions): Promise<void>;
+  /** Reads the weights (and with `optimiser` the AdamW state) of a checkpoint of the same shape. */
+  load(directory: string, options?: { optimiser?: boolean }): Promise<void>;
+  dispose(): Promise<void>;
+}

@@ -1,0 +1,42 @@
+// Who has the problem. A row has the SWE-bench schema; a task set knows its repositories and how to test them.
+
+/** A SWE-bench / SWE-rebench row. Lists are lists here, also where a file stores them as JSON strings. */
+export interface Instance {
+  instance_id: string;
+  repo: string;
+  base_commit: string;
+  problem_statement: string;
+  hints_text: string;
+  created_at: string;
+  version: string;
+  /** Gold patch, unified git diff. */
+  patch: string;
+  test_patch: string;
+  FAIL_TO_PASS: string[];
+  PASS_TO_PASS: string[];
+  environment_setup_commit?: string;
+  /** What the task set knows beyond the schema (tinyswe: bug families, kind, split). */
+  meta?: Readonly<Record<string, unknown>>;
+}
+
+export type TestStatus = "PASSED" | "FAILED" | "ERROR" | "SKIPPED" | "XFAIL";
+
+/** The text that the agent meets: one template per task set, so that it fits the context. */
+export interface PromptTemplate {
+  name: string;
+  system?: string;
+  /** First user message. */
+  opening(instance: Instance): string;
+}
+
+export interface TaskSet {
+  readonly name: string;
+  readonly train: readonly Instance[];
+  readonly heldOut: readonly Instance[];
+  readonly template: PromptTemplate;
+  /** Host directory of a pristine git repository at base_commit: no remotes, no future history. */
+  repository(instance: Instance): Promise<string>;
+  /** Shell command that runs the instance's tests (verification), in the repository's root. */
+  testCommand(instance: Instance): string;
+  parseLog(log: string): Record<string, TestStatus>;
+}

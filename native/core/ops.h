@@ -1,0 +1,161 @@
+// The one table of ops: everything the decoder, the loss and the sampler ask of a device.
+//
+// Rules that every backend keeps:
+//  - each op is queued on the stream it is given and returns at once; none allocates device memory;
+//  - shapes are checked on the host before anything is queued (Failure INVALID_ARGUMENT);
+//  - a row of an output depends on its own row of the inputs only, through an order of operations that is
+//    fixed in code: never on how many rows there are, nor on the number of threads (batch invariance);
+//  - sums over tokens (wgrad, embedding gradient) run in the order of the rows and continue from what the
+//    output holds, so that splitting a batch into micro-batches in order gives the same bits on the CPU;
+//  - host-side lists (tiles, sequences, tables) are copied before the op returns.
+// Activations are `act` (float32 on the CPU backend, bf16 on CUDA); statistics, lse, logprobs, gradients of
+// parameters and optimiser state are float32 everywhere.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/device.h"
+#include "core/tensor.h"
+
+namespace tokenring {
+
+// The copy of a linear layer's weight that the backend computes with: bf16 on CUDA, panels and rows on the CPU.
+// Made by Ops::prepare_weight from the float32 master [n, k]; serves forward and dgrad.
+struct Weight {
+  int64_t n = 0, k = 0;
+  void* data = nullptr;
+};
+
+// Part of one document: `rows` consecutive tokens that start at absolute position `position` and at row `row`
+// of the tensor that holds them. Context parallelism is a list of these.
+struct Span {
+  int32_t row = 0;
+  int32_t rows = 0;
+  int32_t position = 0;
+};
+
+// Queries of `q` attend causally (by absolute position) to keys of `k`; both lie in the same document.
+struct AttentionTile {
+  Span q, k;
+};
+
+// Tokens of one sequence whose keys live in pages of kPageTokens positions: page p of the sequence is
+// pages[p], an index into the page pool.
+constexpr int kPageTokens = 64;
+struct PagedSequence {
+  Span q;                       // the new tokens: rows of the packed batch, their first absolute position
+  std::vector<int32_t> pages;   // covers positions [0, q.position + q.rows)
+};
+
+struct RopeTable {
+  Tensor cos, sin;  // f32 [positions, head_dim / 2]
+};
+
+struct AdamWStep {
+  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  float gradient_scale;  // 1, or clip_norm / norm
+  int64_t step;          // 1-based, for bias correction
+};
+
+// Scalar stage of the policy loss, per token: g = d loss / d logprob (weight included).
+enum class PolicyObjective : int32_t {
+  nll,       // loss = -w * logprob                                        (SFT, RFT)
+  ppo_clip,  // loss = -w * min(r A, clip(r, 1 - low, 1 + high) A), r = exp(logprob - old)   (DAPO eq. 8)
+};
+
+struct PolicyScalars {
+  PolicyObjective objective = PolicyObjective::nll;
+  float clip_low = 0.2f, clip_high = 0.2f;
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  // The dtype of activations, `act` below.
+  virtual DType activation() const { return DType::f32; }
+
+  // --- weights -------------------------------------------------------------------------------------
+  virtual size_t weight_bytes(int64_t n, int64_t k) const = 0;
+  virtual void prepare_weight(Stream&, Tensor master /* f32 [n,k] */, Weight out) const = 0;
+
+  // --- linear: y = x W^T + b -----------------------------------------------------------------------
+  virtual void linear_forward(Stream&, Tensor x /* [m,k] */, Weight w, Tensor bias /* f32 [n] or null */,
+                              Tensor y /* [m,n] */) const = 0;
+  // dx (+)= dy W
+  virtual void linear_dgrad(Stream&, Tensor dy /* [m,n] */, Weight w, Tensor dx /* [m,k] */, bool accumulate) const = 0;
+  // dw += dy^T x ; db += sum of dy's rows
+  virtual void linear_wgrad(Stream&, Tensor dy /* [m,n] */, Tensor x /* [m,k] */, Tensor dw /* f32 [n,k] */,
+                            Tensor db /* f32 [n] or null */) const = 0;
+
+  // --- embedding -----------------------------------------------------------------------------------
+  virtual void embedding_forward(Stream&, Tensor tokens /* i32 [m] */, Tensor table /* f32 [v,h] */,
+                                 Tensor y /* [m,h] */) const = 0;
+  virtual void embedding_backward(Stream&, Tensor tokens /* i32 [m] */, Tensor dy /* [m,h] */,
+                                  Tensor dtable /* f32 [v,h] += */) const = 0;
+
+  // --- residual + RMSNorm --------------------------------------------------------------------------
+  // s = x + r (r may be null: s = x, and `sum` may alias x); y = s * rstd * w, rstd = 1/sqrt(mean(s^2)+eps)
+  virtual void rmsnorm_forward(Stream&, Tensor x, Tensor r, Tensor w /* f32 [h] */, float eps, Tensor sum, Tensor y,
+                               Tensor rstd /* f32 [m] */) const = 0;
+  // ds (+)= d norm / d s applied to dy ; dw += ...
+  virtual void rmsnorm_backward(Stream&, Tensor dy, Tensor s, Tensor w, Tensor rstd, Tensor ds, bool accumulate,
+                                Tensor dw) const = 0;
+
+  // --- rotary embedding, in place on the q and k parts of qkv [m, (heads + 2 kv_heads) * head_dim] --
+  // Half-split convention (Qwen2, Llama in Hugging Face form). backward = true applies the transpose.
+  virtual void rope(Stream&, Tensor qkv, Tensor positions /* i32 [m] */, RopeTable table, int heads, int kv_heads,
+                    int head_dim, bool backward) const = 0;
+
+  // --- attention on packed documents ---------------------------------------------------------------
+  // qkv as above after rope; out [m, heads*head_dim]; lse f32 [m, heads]. scale multiplies q.k.
+  virtual size_t attention_workspace(int64_t rows, int heads, int kv_heads, int head_dim) const = 0;
+  virtual void attention_forward(Stream&, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads, int kv_heads,
+                                 int head_dim, float scale, Tensor out, Tensor lse, Tensor workspace /* u8 */) const = 0;
+  virtual void attention_backward(Stream&, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                                  const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim,
+                                  float scale, Tensor dqkv /* overwritten */, Tensor workspace) const = 0;
+
+  // --- attention of the sampler, keys in pages -----------------------------------------------------
+  // Bytes of one page of one layer.
+  virtual size_t page_bytes(int kv_heads, int head_dim) const = 0;
+  virtual void kv_append(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
+                         int head_dim, void* pool) const = 0;
+  // Same bits per row as attention_forward over the same document.
+  virtual void attention_paged(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
+                               int kv_heads, int head_dim, float scale, const void* pool, Tensor out) const = 0;
+  virtual void copy_page(Stream&, void* pool, size_t page_bytes, int32_t from, int32_t to) const = 0;
+
+  // --- gated MLP: y = silu(gate) * up, gate_up [m, 2f] = [gate | up] -------------------------------
+  virtual void swiglu_forward(Stream&, Tensor gate_up, Tensor y /* [m,f] */) const = 0;
+  virtual void swiglu_backward(Stream&, Tensor dy, Tensor gate_up, Tensor dgate_up) const = 0;
+
+  // --- loss head -----------------------------------------------------------------------------------
+  virtual void gather_rows(Stream&, Tensor x /* [m,h] */, Tensor index /* i32 [r] */, Tensor y /* [r,h] */) const = 0;
+  // x[index[i]] += y[i]; indices are distinct
+  virtual void scatter_rows_add(Stream&, Tensor y, Tensor index, Tensor x) const = 0;
+  // With z = logits * inv_temperature: lse, logprob of target, entropy, per row (all f32 [r]).
+  virtual void logits_statistics(Stream&, Tensor logits /* f32 [r,v] */, Tensor targets /* i32 [r] */,
+                                 float inv_temperature, Tensor lse, Tensor logprob, Tensor entropy) const = 0;
+  // Scalar stage. old, advantage, weight, logprob -> g, loss, flags (i32: 1 = clipped low, 2 = clipped high).
+  virtual void policy_scalars(Stream&, PolicyScalars, Tensor logprob, Tensor old, Tensor advantage, Tensor weight,
+                              Tensor g, Tensor loss, Tensor flags) const = 0;
+  // In place: logits -> g (1[j=target] - p_j) * inv_temperature
+  virtual void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g,
+                               float inv_temperature) const = 0;
+  // Inverse-CDF sampling from softmax(logits * inv_temperature) with one uniform in [0,1) a row;
+  // inv_temperature = 0 means the argmax (lowest id wins a tie), its logprob taken at temperature 1.
+  // logprob equals logits_statistics' bit for bit.
+  virtual void sample(Stream&, Tensor logits, Tensor inv_temperature /* f32 [r] */, Tensor uniforms /* f32 [r] */,
+                      Tensor tokens /* i32 [r] */, Tensor logprob /* f32 [r] */) const = 0;
+
+  // --- parameters ----------------------------------------------------------------------------------
+  virtual void zero(Stream&, Tensor x) const = 0;
+  // out[0] = sum of squares, a fixed order (f64 accumulation in blocks of 4096)
+  virtual void sum_of_squares(Stream&, Tensor x, Tensor out /* f32 [1] */, Tensor workspace) const = 0;
+  virtual size_t sum_of_squares_workspace(int64_t elements) const = 0;
+  virtual void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const = 0;
+};
+
+}  // namespace tokenring

@@ -1,0 +1,127 @@
+#include "core/schedule.h"
+
+#include <algorithm>
+
+namespace tokenring {
+
+namespace {
+constexpr size_t kAlignment = 256;
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+}  // namespace
+
+size_t Slot::bytes() const {
+  if (rank == 0) return 0;
+  size_t n = size_of(dtype);
+  for (int i = 0; i < rank; ++i) n *= static_cast<size_t>(shape[i]);
+  return n;
+}
+
+Slot Slot::rows(int64_t begin, int64_t count) const {
+  if (rank == 0 || begin < 0 || count < 0 || begin + count > shape[0]) {
+    fail("INTERNAL", "rows ", begin, "..", begin + count, " of a slot of ", rank ? shape[0] : 0, " rows");
+  }
+  Slot part = *this;
+  size_t row = size_of(dtype);
+  for (int i = 1; i < rank; ++i) row *= static_cast<size_t>(shape[i]);
+  part.offset += static_cast<size_t>(begin) * row;
+  part.shape[0] = count;
+  return part;
+}
+
+Tensor Frame::operator[](const Slot& slot) const {
+  if (!slot) return Tensor{};
+  return Tensor{arena + slot.offset, slot.dtype, slot.rank, slot.shape};
+}
+
+Slot Schedule::slot(DType dtype, std::initializer_list<int64_t> shape) {
+  Slot slot;
+  slot.dtype = dtype;
+  for (int64_t n : shape) {
+    if (n < 0 || slot.rank == 4) fail("INTERNAL", "a slot has at most 4 dimensions, none negative");
+    slot.shape[slot.rank++] = n;
+  }
+  const size_t bytes = aligned(slot.bytes());
+  size_t offset = 0;
+  auto next = held_.begin();
+  for (; next != held_.end() && next->offset - offset < bytes; ++next) offset = next->offset + next->bytes;
+  slot.offset = offset;
+  if (bytes) held_.insert(next, Block{offset, bytes});
+  high_water_ = std::max(high_water_, offset + bytes);
+  return slot;
+}
+
+void Schedule::release(const Slot& slot) {
+  if (slot.bytes() == 0) return;
+  const auto at = std::lower_bound(held_.begin(), held_.end(), slot.offset,
+                                   [](const Block& block, size_t offset) { return block.offset < offset; });
+  if (at == held_.end() || at->offset != slot.offset || at->bytes != aligned(slot.bytes())) {
+    fail("INTERNAL", "released a slot at ", slot.offset, " that the schedule does not hold");
+  }
+  held_.erase(at);
+}
+
+void Schedule::add(const char* op, int layer, int64_t bytes, int64_t flops, std::function<void(const Frame&)> run) {
+  entries_.push_back(Entry{op, layer, bytes, flops, std::move(run)});
+}
+
+void Schedule::run(const Frame& frame) const {
+  for (const Entry& entry : entries_) entry.run(frame);
+}
+
+void Schedule::upload(const Slot& slot, const void* host) {
+  const size_t bytes = slot.bytes();
+  if (bytes == 0) return;
+  add("copy_to_device", -1, static_cast<int64_t>(bytes), 0,
+      [=](const Frame& frame) { frame.stream.copy_to_device(frame[slot].data, host, bytes); });
+}
+
+void Schedule::download(void* host, const Slot& slot) {
+  const size_t bytes = slot.bytes();
+  if (bytes == 0) return;
+  add("copy_to_host", -1, static_cast<int64_t>(bytes), 0,
+      [=](const Frame& frame) { frame.stream.copy_to_host(host, frame[slot].data, bytes); });
+}
+
+int64_t Schedule::flops() const {
+  int64_t sum = 0;
+  for (const Entry& entry : entries_) sum += entry.flops;
+  return sum;
+}
+
+int64_t Schedule::bytes() const {
+  int64_t sum = 0;
+  for (const Entry& entry : entries_) sum += entry.bytes;
+  return sum;
+}
+
+Frame Executor::frame(const Schedule& schedule) {
+  if (schedule.arena_bytes() > arena_.bytes()) {
+    stream_.synchronize();  // queued work may still read the old arena
+    arena_ = Buffer();      // give it back first: the two need not fit side by side
+    arena_ = Buffer(device_, schedule.arena_bytes());
+  }
+  return Frame{static_cast<std::byte*>(arena_.data()), stream_};
+}
+
+void Executor::run(const Schedule& schedule) { schedule.run(frame(schedule)); }
+
+void Executor::run(const Schedule& schedule, const std::atomic<bool>& aborted) {
+  const Frame at = frame(schedule);
+  int layer = -1;
+  const auto check = [&] {
+    if (!aborted.load(std::memory_order_relaxed)) return;
+    stream_.synchronize();
+    fail("ABORTED", "the computation was aborted by its caller");
+  };
+  check();
+  for (const Entry& entry : schedule.entries()) {
+    if (entry.layer != layer) {
+      layer = entry.layer;
+      stream_.synchronize();  // else everything would be queued, and nothing left to stop
+      check();
+    }
+    entry.run(at);
+  }
+}
+
+}  // namespace tokenring

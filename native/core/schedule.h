@@ -1,0 +1,97 @@
+// A step as data: a list of entries, each an op with its stream, its bytes and its FLOPs, and the arena that
+// the entries' slots need. The executor runs it; the arena is sized from it; a trace names its entries; a plan
+// prices them. Nothing else knows what a step does.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/tensor.h"
+
+namespace tokenring {
+
+// A tensor inside the arena: known by its offset until the schedule runs.
+struct Slot {
+  size_t offset = 0;
+  DType dtype = DType::f32;
+  int rank = 0;
+  std::array<int64_t, 4> shape{};
+  size_t bytes() const;
+  // `count` rows from row `begin` on, in the same memory.
+  Slot rows(int64_t begin, int64_t count) const;
+  explicit operator bool() const { return rank != 0; }
+};
+
+// Where slots become tensors.
+struct Frame {
+  std::byte* arena;
+  Stream& stream;
+  Tensor operator[](const Slot& slot) const;
+};
+
+struct Entry {
+  const char* op;    // name in the table of ops
+  int layer;         // -1 outside the layers
+  int64_t bytes;     // read and written
+  int64_t flops;
+  std::function<void(const Frame&)> run;
+};
+
+class Schedule {
+ public:
+  // Takes room in the arena from here on in program order; first fit, 256-byte aligned.
+  Slot slot(DType dtype, std::initializer_list<int64_t> shape);
+  // The memory may be taken again by what follows. An empty slot, or one of zero bytes, is let pass.
+  void release(const Slot& slot);
+  void add(const char* op, int layer, int64_t bytes, int64_t flops, std::function<void(const Frame&)> run);
+
+  size_t arena_bytes() const { return high_water_; }
+  const std::vector<Entry>& entries() const { return entries_; }
+  void run(const Frame& frame) const;
+
+  // Entries that copy between the host and a slot. `host` holds slot.bytes() and must live until the stream is
+  // synchronised.
+  void upload(const Slot& slot, const void* host);
+  void download(void* host, const Slot& slot);
+
+  // Sums over the entries: what a plan prices.
+  int64_t flops() const;
+  int64_t bytes() const;
+
+ private:
+  struct Block {
+    size_t offset, bytes;
+  };
+  std::vector<Block> held_;  // by offset; what lies between is free
+  size_t high_water_ = 0;
+  std::vector<Entry> entries_;
+};
+
+// Runs schedules on one stream in one arena, which grows only when a schedule needs more than any before it.
+class Executor {
+ public:
+  Executor(Device& device, Stream& stream) : device_(device), stream_(stream) {}
+
+  // Queues the entries and returns; the arena keeps what they wrote until the next run.
+  void run(const Schedule& schedule);
+  // The same, but waits at each change of layer and ends with Failure ABORTED once `aborted` is set.
+  void run(const Schedule& schedule, const std::atomic<bool>& aborted);
+
+  Stream& stream() { return stream_; }
+  size_t arena_bytes() const { return arena_.bytes(); }
+
+ private:
+  Frame frame(const Schedule& schedule);
+
+  Device& device_;
+  Stream& stream_;
+  Buffer arena_;
+};
+
+}  // namespace tokenring

@@ -1,0 +1,59 @@
+// The three seams between the decoder and whoever runs it. One rank implements them plainly
+// (native/model); native/parallel implements them with shards, buckets and rings.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/ops.h"
+#include "core/schedule.h"
+
+namespace tokenring {
+
+// What one decoder layer computes with. `index` -1 is the embedding and, with the last layer, the head.
+struct LayerWeights {
+  Weight qkv, o, gate_up, down;            // compute copies
+  Tensor qkv_bias, input_norm, post_norm;  // f32
+};
+struct LayerGradients {
+  Tensor qkv, qkv_bias, o, gate_up, down, input_norm, post_norm;  // f32, accumulated into
+};
+struct EdgeWeights {
+  Tensor embedding;   // f32 [v,h]
+  Weight head;        // [v,h]
+  Tensor final_norm;  // f32 [h]
+};
+struct EdgeGradients {
+  Tensor embedding, head, final_norm;  // head aliases embedding when tied
+};
+
+// Who has the parameters. acquire() adds to the schedule whatever makes them readable on `stream`.
+class ParamSource {
+ public:
+  virtual ~ParamSource() = default;
+  virtual LayerWeights acquire(Schedule&, int layer) = 0;
+  virtual void release(Schedule&, int layer) = 0;
+  virtual EdgeWeights acquire_edge(Schedule&) = 0;
+  virtual void release_edge(Schedule&) = 0;
+};
+
+// Who takes the gradients. ready() says that nothing more of this step adds to them.
+class GradSink {
+ public:
+  virtual ~GradSink() = default;
+  virtual LayerGradients layer(Schedule&, int layer) = 0;
+  virtual EdgeGradients edge(Schedule&) = 0;
+  virtual void ready(Schedule&, int layer) = 0;
+  virtual void ready_edge(Schedule&) = 0;
+};
+
+// Who attends. forward() leaves output and log-sum-exp in slots that backward() reads, so that
+// recomputation of a layer never repeats the attention.
+class Attend {
+ public:
+  virtual ~Attend() = default;
+  virtual void forward(Schedule&, int layer, Slot qkv, Slot out, Slot lse) = 0;
+  virtual void backward(Schedule&, int layer, Slot dout, Slot qkv, Slot out, Slot lse, Slot dqkv) = 0;
+};
+
+}  // namespace tokenring

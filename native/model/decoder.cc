@@ -1,0 +1,216 @@
+#include "model/decoder.h"
+
+namespace tokenring {
+
+namespace {
+
+// Adds entries with their price: each helper is one op of the table.
+struct Builder {
+  Schedule& schedule;
+  const Ops& ops;
+  const DecoderConfig& config;
+  DType act = ops.activation();
+
+  static int64_t bytes(std::initializer_list<Slot> slots) {
+    int64_t sum = 0;
+    for (const Slot& slot : slots) sum += static_cast<int64_t>(slot.bytes());
+    return sum;
+  }
+  int64_t weight_bytes(const Weight& w) const { return w.n * w.k * static_cast<int64_t>(size_of(act)); }
+
+  Slot rows(int64_t m, int64_t n) { return schedule.slot(act, {m, n}); }
+
+  void linear(int layer, Slot x, Weight w, Tensor bias, Slot y) {
+    schedule.add("linear_forward", layer, bytes({x, y}) + weight_bytes(w), 2 * x.shape[0] * w.n * w.k,
+                 [&ops = ops, x, w, bias, y](const Frame& f) { ops.linear_forward(f.stream, f[x], w, bias, f[y]); });
+  }
+
+  void linear_backward(int layer, Slot dy, Weight w, Slot x, Tensor dw, Tensor db, Slot dx) {
+    const int64_t flops = 2 * dy.shape[0] * w.n * w.k;
+    schedule.add("linear_wgrad", layer, bytes({dy, x}) + 2 * 4 * w.n * w.k, flops,
+                 [&ops = ops, dy, x, dw, db](const Frame& f) { ops.linear_wgrad(f.stream, f[dy], f[x], dw, db); });
+    schedule.add("linear_dgrad", layer, bytes({dy, dx}) + weight_bytes(w), flops,
+                 [&ops = ops, dy, w, dx](const Frame& f) { ops.linear_dgrad(f.stream, f[dy], w, f[dx], false); });
+  }
+
+  void norm(int layer, Slot x, Slot r, Tensor w, Slot sum, Slot y, Slot rstd) {
+    schedule.add("rmsnorm_forward", layer, bytes({x, r, sum, y, rstd}), 4 * x.shape[0] * x.shape[1],
+                 [&ops = ops, eps = config.rms_norm_eps, x, r, w, sum, y, rstd](const Frame& f) {
+                   ops.rmsnorm_forward(f.stream, f[x], f[r], w, eps, f[sum], f[y], f[rstd]);
+                 });
+  }
+
+  void norm_backward(int layer, Slot dy, Slot s, Tensor w, Slot rstd, Slot ds, bool accumulate, Tensor dw) {
+    schedule.add("rmsnorm_backward", layer, bytes({dy, s, rstd, ds}), 8 * s.shape[0] * s.shape[1],
+                 [&ops = ops, dy, s, w, rstd, ds, accumulate, dw](const Frame& f) {
+                   ops.rmsnorm_backward(f.stream, f[dy], f[s], w, f[rstd], f[ds], accumulate, dw);
+                 });
+  }
+
+  void rope(int layer, Slot qkv, Slot positions, RopeTable table, bool backward) {
+    schedule.add("rope", layer, 2 * bytes({qkv}), 3 * qkv.shape[0] * qkv.shape[1],
+                 [&ops = ops, qkv, positions, table, heads = config.num_attention_heads,
+                  kv_heads = config.num_key_value_heads, head_dim = config.head_dim, backward](const Frame& f) {
+                   ops.rope(f.stream, f[qkv], f[positions], table, heads, kv_heads, head_dim, backward);
+                 });
+  }
+};
+
+}  // namespace
+
+Decoder::Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope)
+    : config_(config), ops_(ops), rope_(rope) {
+  config_.check();
+}
+
+DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& attend, Slot tokens, Slot positions,
+                             bool keep) const {
+  const DecoderConfig& c = config_;
+  const int64_t m = tokens.shape[0], h = c.hidden_size, q = int64_t{c.num_attention_heads} * c.head_dim;
+  const int64_t qkv = q + 2 * int64_t{c.num_key_value_heads} * c.head_dim, ff = c.intermediate_size;
+  Builder build{schedule, ops_, c};
+  const auto drop = [&](Slot& slot) {
+    if (!keep) schedule.release(slot);
+  };
+
+  DecoderPass pass;
+  pass.tokens = tokens;
+  pass.positions = positions;
+  const EdgeWeights edge = params.acquire_edge(schedule);
+
+  Slot x = build.rows(m, h);  // residual stream
+  Slot r;                     // what is still to be added to it
+  schedule.add("embedding_forward", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
+               [&ops = ops_, tokens, table = edge.embedding, x](const Frame& f) {
+                 ops.embedding_forward(f.stream, f[tokens], table, f[x]);
+               });
+
+  // s = x + r, y = norm(s). A kept pass needs every s for backward; else the stream is updated in place.
+  const auto add_norm = [&](int layer, Tensor weight, Slot& s, Slot& rstd, Slot& y) {
+    s = keep && r ? build.rows(m, h) : x;
+    rstd = schedule.slot(DType::f32, {m});
+    y = build.rows(m, h);
+    build.norm(layer, x, r, weight, s, y, rstd);
+    schedule.release(r);
+    r = Slot{};
+    drop(rstd);
+    x = s;
+  };
+
+  for (int layer = 0; layer < c.num_hidden_layers; ++layer) {
+    const LayerWeights w = params.acquire(schedule, layer);
+    DecoderPass::Layer at;
+    add_norm(layer, w.input_norm, at.s1, at.rstd1, at.y1);
+    at.qkv = build.rows(m, qkv);
+    build.linear(layer, at.y1, w.qkv, w.qkv_bias, at.qkv);
+    drop(at.y1);
+    build.rope(layer, at.qkv, positions, rope_, false);
+    at.out = build.rows(m, q);
+    at.lse = schedule.slot(DType::f32, {m, c.num_attention_heads});
+    attend.forward(schedule, layer, at.qkv, at.out, at.lse);
+    drop(at.lse);
+    drop(at.qkv);
+    r = build.rows(m, h);
+    build.linear(layer, at.out, w.o, Tensor{}, r);
+    drop(at.out);
+
+    add_norm(layer, w.post_norm, at.s2, at.rstd2, at.y2);
+    at.gate_up = build.rows(m, 2 * ff);
+    build.linear(layer, at.y2, w.gate_up, Tensor{}, at.gate_up);
+    drop(at.y2);
+    at.gated = build.rows(m, ff);
+    schedule.add("swiglu_forward", layer, Builder::bytes({at.gate_up, at.gated}), 5 * m * ff,
+                 [&ops = ops_, gate_up = at.gate_up, gated = at.gated](const Frame& f) {
+                   ops.swiglu_forward(f.stream, f[gate_up], f[gated]);
+                 });
+    drop(at.gate_up);
+    r = build.rows(m, h);
+    build.linear(layer, at.gated, w.down, Tensor{}, r);
+    drop(at.gated);
+    params.release(schedule, layer);
+    if (keep) pass.layers.push_back(at);
+  }
+
+  add_norm(-1, edge.final_norm, pass.s, pass.rstd, pass.hidden);
+  drop(pass.s);
+  params.release_edge(schedule);
+  return pass;
+}
+
+void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, Attend& attend,
+                       const DecoderPass& pass, Slot dhidden) const {
+  const DecoderConfig& c = config_;
+  if (static_cast<int>(pass.layers.size()) != c.num_hidden_layers) {
+    fail("INTERNAL", "backward needs a pass that was built with keep = true");
+  }
+  const int64_t m = pass.tokens.shape[0], h = c.hidden_size;
+  Builder build{schedule, ops_, c};
+  const auto release = [&](std::initializer_list<Slot> slots) {
+    for (const Slot& slot : slots) schedule.release(slot);
+  };
+
+  const EdgeWeights edge = params.acquire_edge(schedule);
+  const EdgeGradients dedge = sink.edge(schedule);
+  const Slot ds = build.rows(m, h);  // gradient of the residual stream, from top to bottom
+  build.norm_backward(-1, dhidden, pass.s, edge.final_norm, pass.rstd, ds, false, dedge.final_norm);
+  release({dhidden, pass.hidden, pass.s, pass.rstd});
+  params.release_edge(schedule);
+
+  for (int layer = c.num_hidden_layers - 1; layer >= 0; --layer) {
+    const DecoderPass::Layer& at = pass.layers[layer];
+    const LayerWeights w = params.acquire(schedule, layer);
+    const LayerGradients d = sink.layer(schedule, layer);
+
+    const Slot dgated = build.rows(m, at.gated.shape[1]);
+    build.linear_backward(layer, ds, w.down, at.gated, d.down, Tensor{}, dgated);
+    release({at.gated});
+    const Slot dgate_up = build.rows(m, at.gate_up.shape[1]);
+    schedule.add("swiglu_backward", layer, Builder::bytes({dgated, at.gate_up, dgate_up}), 8 * m * at.gated.shape[1],
+                 [&ops = ops_, dgated, gate_up = at.gate_up, dgate_up](const Frame& f) {
+                   ops.swiglu_backward(f.stream, f[dgated], f[gate_up], f[dgate_up]);
+                 });
+    release({dgated, at.gate_up});
+    const Slot dy2 = build.rows(m, h);
+    build.linear_backward(layer, dgate_up, w.gate_up, at.y2, d.gate_up, Tensor{}, dy2);
+    release({dgate_up, at.y2});
+    build.norm_backward(layer, dy2, at.s2, w.post_norm, at.rstd2, ds, true, d.post_norm);
+    release({dy2, at.s2, at.rstd2});
+
+    const Slot dout = build.rows(m, at.out.shape[1]);
+    build.linear_backward(layer, ds, w.o, at.out, d.o, Tensor{}, dout);
+    const Slot dqkv = build.rows(m, at.qkv.shape[1]);
+    attend.backward(schedule, layer, dout, at.qkv, at.out, at.lse, dqkv);
+    release({dout, at.out, at.lse, at.qkv});
+    build.rope(layer, dqkv, pass.positions, rope_, true);
+    const Slot dy1 = build.rows(m, h);
+    build.linear_backward(layer, dqkv, w.qkv, at.y1, d.qkv, d.qkv_bias, dy1);
+    release({dqkv, at.y1});
+    build.norm_backward(layer, dy1, at.s1, w.input_norm, at.rstd1, ds, true, d.input_norm);
+    release({dy1, at.s1, at.rstd1});
+    params.release(schedule, layer);
+    sink.ready(schedule, layer);
+  }
+
+  schedule.add("embedding_backward", -1, 2 * static_cast<int64_t>(ds.bytes()), m * h,
+               [&ops = ops_, tokens = pass.tokens, ds, table = dedge.embedding](const Frame& f) {
+                 ops.embedding_backward(f.stream, f[tokens], f[ds], table);
+               });
+  release({ds});
+  sink.ready_edge(schedule);
+}
+
+Slot Decoder::logits(Schedule& schedule, ParamSource& params, Slot hidden, Slot index) const {
+  Builder build{schedule, ops_, config_};
+  const int64_t r = index.shape[0];
+  const EdgeWeights edge = params.acquire_edge(schedule);
+  const Slot x = build.rows(r, config_.hidden_size);
+  schedule.add("gather_rows", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
+               [&ops = ops_, hidden, index, x](const Frame& f) { ops.gather_rows(f.stream, f[hidden], f[index], f[x]); });
+  const Slot logits = schedule.slot(DType::f32, {r, config_.vocab_size});
+  build.linear(-1, x, edge.head, Tensor{}, logits);
+  schedule.release(x);
+  params.release_edge(schedule);
+  return logits;
+}
+
+}  // namespace tokenring

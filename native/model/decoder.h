@@ -1,0 +1,58 @@
+// The decoder that the trainer and the sampler share, as entries of a Schedule.
+//
+// Pre-norm blocks of the Qwen2 / Llama family:
+//   s1 = x + r;  y1 = rmsnorm(s1);  qkv = y1 Wqkv^T + b;  rope;  a = attend(qkv);  r = a Wo^T
+//   s2 = s1 + r; y2 = rmsnorm(s2);  gu = y2 Wgu^T;  m = silu(gate) * up;           r = m Wdown^T
+// and hidden = rmsnorm(s2 + r) after the last. It reaches parameters, gradients and attention only through the
+// seams (core/seams.h), so one rank, shards and rings build from the same code.
+#pragma once
+
+#include <vector>
+
+#include "core/ops.h"
+#include "core/schedule.h"
+#include "core/seams.h"
+#include "model/config.h"
+
+namespace tokenring {
+
+// What forward() leaves in the arena. With keep = false only `hidden` is held.
+struct DecoderPass {
+  struct Layer {
+    Slot s1, rstd1, y1;    // residual stream [m,h] before attention, f32 [m], normed [m,h]
+    Slot qkv, out, lse;    // after rope [m, (heads + 2 kv) d]; [m, heads d]; f32 [m, heads]
+    Slot s2, rstd2, y2;    // the same before the MLP
+    Slot gate_up, gated;   // [m, 2f], [m, f]
+  };
+  Slot tokens, positions;  // i32 [m], the caller's
+  Slot hidden;             // [m,h] after the final norm; whoever called forward() releases it
+  std::vector<Layer> layers;
+  Slot s, rstd;            // input of the final norm and its statistics
+};
+
+class Decoder {
+ public:
+  // `ops` and the memory of `rope` outlive the decoder and every schedule built by it.
+  Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope);
+
+  const DecoderConfig& config() const { return config_; }
+  const Ops& ops() const { return ops_; }
+
+  // Forward over m packed rows. tokens and positions: i32 [m]; positions index the rope table.
+  DecoderPass forward(Schedule&, ParamSource&, Attend&, Slot tokens, Slot positions, bool keep) const;
+
+  // Backward of a pass with keep = true. dhidden [m,h]: gradient of pass.hidden; it is consumed (overwritten and
+  // released), and so is everything that the pass kept, pass.hidden included. Gradients are added to the sink's.
+  void backward(Schedule&, ParamSource&, GradSink&, Attend&, const DecoderPass&, Slot dhidden) const;
+
+  // Logits f32 [r, vocab] of rows `index` (i32 [r]) of hidden [m,h]. The caller releases them. Each row's bits
+  // depend on that row alone.
+  Slot logits(Schedule&, ParamSource&, Slot hidden, Slot index) const;
+
+ private:
+  DecoderConfig config_;
+  const Ops& ops_;
+  RopeTable rope_;
+};
+
+}  // namespace tokenring

@@ -1,0 +1,49 @@
+// Forward, backward and optimiser step of a decoder on one rank. Called on the engine thread only.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/device.h"
+#include "core/ops.h"
+#include "loss/policy_loss.h"
+#include "model/batch.h"
+#include "model/config.h"
+#include "optim/adamw.h"
+
+namespace tokenring {
+
+class Parameters;  // model/parameters.h: float32 master, compute copies, gradients, AdamW state
+
+// Sums over the batch's rows with weight != 0, and the per-token lanes (aligned with tokens; 0 where no loss).
+struct LossResult {
+  double loss = 0;
+  std::vector<float> logprob, entropy;
+  std::vector<int32_t> flags;  // 1 clipped low, 2 clipped high
+};
+
+struct OptimiserResult {
+  double gradient_norm = 0;  // before clipping
+  int64_t step = 0, version = 0;
+};
+
+class Trainer {
+ public:
+  Trainer(Device&, Parameters&);
+  ~Trainer();
+  // Adds the batch's gradients to what is accumulated. Failure NON_FINITE names the first tensor that is not finite.
+  LossResult accumulate(const PackedBatch&, const PolicyLoss&, const std::atomic<bool>& aborted);
+  // Logprob and entropy of every token that has a prediction; no gradients.
+  LossResult score(const PackedBatch&, float temperature, const std::atomic<bool>& aborted);
+  // One AdamW step from the accumulated gradients, which become zero; new compute copies; version + 1.
+  OptimiserResult optimise(const AdamW&);
+  void drop_gradients();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tokenring

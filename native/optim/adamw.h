@@ -1,0 +1,51 @@
+// AdamW over flat buffers with a global gradient norm and clipping (Loshchilov & Hutter 2019; the update is
+// PyTorch's torch.optim.AdamW after torch.nn.utils.clip_grad_norm_).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/device.h"
+#include "core/ops.h"
+#include "core/tensor.h"
+
+namespace tokenring {
+
+struct AdamW {
+  float learning_rate = 1e-6f, beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f, weight_decay = 0.1f;
+  float clip_norm = 1.0f;  // 0 = off
+
+  void check() const;  // Failure INVALID_ARGUMENT that names the field
+};
+
+// Consecutive elements of the flat buffers that share the choice of weight decay.
+struct OptimiserSegment {
+  int64_t offset = 0, elements = 0;
+  bool decay = true;
+};
+
+// Flat float32 buffers of one length. The gradient ends as zeros.
+struct OptimiserState {
+  Tensor weight, gradient, first_moment, second_moment;
+};
+
+class AdamWOptimiser {
+ public:
+  // segments cover `elements` in order.
+  AdamWOptimiser(Device&, std::vector<OptimiserSegment> segments, int64_t elements);
+
+  // Square root of the sum of squares of `gradient`. Waits for the stream.
+  double gradient_norm(Stream&, Tensor gradient) const;
+
+  // Queues update number `step` (1-based). `norm` is gradient_norm()'s; above clip_norm the gradient counts times
+  // clip_norm / norm.
+  void step(Stream&, const AdamW&, int64_t step, double norm, const OptimiserState&) const;
+
+ private:
+  const Ops& ops_;
+  std::vector<OptimiserSegment> segments_;
+  int64_t elements_;
+  Buffer workspace_, sum_;
+};
+
+}  // namespace tokenring
