@@ -1,0 +1,49 @@
+# Three targets: the core library (no N-API in it), the addon around it, and its C++ tests.
+# Run through `npm run build`; "gypfile": false in package.json keeps npm from building on install.
+{
+  "target_defaults": {
+    "default_configuration": "Release",
+    # -ffp-contract=off and no -march=native: the same bits on every machine; wide instructions are chosen at run time.
+    "cflags": ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread", "-fPIC"],
+    "cflags!": ["-fno-omit-frame-pointer", "-Wno-unused-parameter"],
+    "cflags_cc": ["-std=c++20", "-fvisibility-inlines-hidden", "-fexceptions", "-frtti"],
+    "cflags_cc!": ["-std=gnu++17", "-std=gnu++20", "-fno-rtti", "-fno-exceptions"],
+    "include_dirs": ["native"],
+  },
+  "targets": [
+    {
+      "target_name": "tokenring_core",
+      "type": "static_library",
+      # Not a thin archive: it holds its objects.
+      "standalone_static_library": 1,
+      "sources": [
+        "<!@(node scripts/native-sources.mjs native/core native/cpu native/cuda native/comm native/loss native/optim native/io native/parallel native/model)"
+      ],
+    },
+    {
+      "target_name": "tokenring",
+      "type": "loadable_module",
+      "sources": ["<!@(node scripts/native-sources.mjs native/addon)"],
+      "dependencies": [
+        "tokenring_core",
+        "<!(node -p \"require('node-addon-api').targets\"):node_addon_api_except_all",
+      ],
+      "defines": [
+        "NAPI_VERSION=9",
+        "NODE_ADDON_API_DISABLE_DEPRECATED",
+        "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
+        "NODE_API_NO_EXTERNAL_BUFFERS_ALLOWED",
+      ],
+      "libraries": ["-ldl", "-pthread"],
+      "ldflags": ["-Wl,--exclude-libs,ALL"],
+    },
+    {
+      "target_name": "tokenring_test",
+      "type": "executable",
+      "sources": ["<!@(node scripts/native-sources.mjs test/native)"],
+      "dependencies": ["tokenring_core"],
+      "libraries": ["-ldl", "-pthread"],
+      "ldflags": ["-pthread"],
+    },
+  ],
+}
