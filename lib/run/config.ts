@@ -1,0 +1,121 @@
+// What a training job is made of, as data: one schema gives the types, the defaults and the checks.
+// Key names are those of the recipe's paper (arXiv 2508.03501, Table 3) where it has one.
+import { z } from "zod";
+
+const count = z.int().positive();
+const rate = z.number().positive().max(1);
+
+const adamw = {
+  learningRate: rate,
+  beta1: z.number().min(0).lt(1).default(0.9),
+  beta2: z.number().min(0).lt(1).default(0.999),
+  epsilon: z.number().positive().default(1e-8),
+  weightDecay: z.number().min(0).default(0.1),
+  clipNorm: z.number().min(0).default(1),
+};
+
+/** A new model of the Qwen2 shape; the vocabulary's size comes from the tokenizer. */
+const newModel = z.strictObject({
+  hiddenSize: count,
+  layers: count,
+  heads: count,
+  keyValueHeads: count,
+  headDim: count.multipleOf(16),
+  intermediateSize: count,
+  maxPositions: count,
+  ropeTheta: z.number().positive().default(10_000),
+  initStd: z.number().positive().default(0.02),
+  previousTokenBias: z.number().min(0).default(0),
+});
+
+const limits = z.strictObject({
+  maxTurns: count,
+  maxContext: count,
+  maxActionTokens: count.default(48),
+  observationChars: count.default(1_000),
+  episodeSeconds: z.number().positive().default(60),
+  autoSubmit: z.boolean().default(true),
+});
+
+/** Scripted demonstrations that stand in for instruction tuning; only task sets that bring demonstrators have them. */
+const warmStart = z.strictObject({
+  copySteps: z.int().min(0),
+  copyBatch: z.strictObject({ sequences: count, tokens: count }),
+  steps: count,
+  tokensPerStep: count,
+  /** Share of the steps that learns from the expert alone; the rest from the mix of personas. */
+  expertShare: z.number().min(0).max(1),
+  personas: z.strictObject({
+    expert: z.number().min(0),
+    sloppy: z.number().min(0),
+    confused: z.number().min(0),
+  }),
+  observationWeight: z.number().min(0).default(0.1),
+  warmupSteps: z.int().min(0).default(50),
+  /** The learning rate decays by a cosine to this share of itself. */
+  floor: z.number().min(0).max(1).default(0.05),
+  ...adamw,
+});
+
+const rft = z.strictObject({
+  instances: count,
+  rollouts: count,
+  batchSize: count,
+  warmupSteps: z.int().min(0).default(10),
+  ...adamw,
+});
+
+const stage = z.strictObject({
+  name: z.string().regex(/^[a-z0-9_-]+$/, "use lower-case letters, digits, - and _"),
+  iterations: count,
+  instances: count,
+  rollouts: count.min(2),
+  batchSize: count,
+  clipLow: z.number().min(0).lt(1).default(0.2),
+  clipHigh: z.number().min(0),
+  lengthThreshold: count,
+  lengthPenalty: z.boolean().default(true),
+  temperature: z.number().positive().default(1),
+  filter: z.enum(["outcome", "final_reward"]).default("outcome"),
+  /** "refined" keeps the instances whose success rate over the stages before lies strictly between 0 and 2/3. */
+  pool: z.enum(["all", "refined"]).default("all"),
+  limits,
+  ...adamw,
+});
+
+export const jobSchema = z.strictObject({
+  seed: z.int().min(0).default(1),
+  device: z.enum(["cpu", "cuda"]).default("cpu"),
+  /** CPU threads of the engine; 0 = all cores. */
+  threads: z.int().min(0).default(0),
+  model: z.union([z.strictObject({ path: z.string().min(1) }), z.strictObject({ create: newModel })]),
+  tasks: z.strictObject({
+    name: z.literal("tinyswe"),
+    train: count,
+    heldOut: count,
+  }),
+  sandbox: z
+    .strictObject({
+      kind: z.enum(["auto", "bubblewrap", "unsafe-host"]).default("auto"),
+      concurrency: count.default(8),
+    })
+    .prefault({}),
+  /** Episodes that sample at the same time. */
+  episodes: count.default(64),
+  /** Tokens of one forward and backward pass. */
+  microBatchTokens: count.default(4096),
+  warmStart: warmStart.optional(),
+  rft: rft.extend({ limits }).optional(),
+  stages: z.array(stage).default([]),
+  /** The same for every checkpoint, so that the arc compares like with like. */
+  evaluate: z.strictObject({
+    runs: count.default(10),
+    temperature: z.number().min(0).default(1),
+    limits,
+  }),
+});
+
+export type JobConfig = z.output<typeof jobSchema>;
+export type JobInput = z.input<typeof jobSchema>;
+export type StageConfig = JobConfig["stages"][number];
+export type LimitsConfig = z.output<typeof limits>;
