@@ -24,7 +24,7 @@ struct EdgeWeights {
   Tensor final_norm;  // f32 [h]
 };
 struct EdgeGradients {
-  Tensor embedding, head, final_norm;  // head aliases embedding when tied
+  Tensor embedding, head, final_norm;  // head's is apart from embedding's even when the weights are tied
 };
 
 // Who has the parameters. acquire() adds to the schedule whatever makes them readable on `stream`.

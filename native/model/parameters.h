@@ -19,6 +19,12 @@ struct NamedSlice {
   std::vector<int64_t> shape;
   int64_t offset = 0;  // in elements
   bool decay = true;   // weight decay applies (matrices, not norms and biases)
+
+  int64_t elements() const {
+    int64_t n = 1;
+    for (const int64_t size : shape) n *= size;
+    return n;
+  }
 };
 
 class Parameters : public ParamSource, public GradSink {
@@ -27,8 +33,8 @@ class Parameters : public ParamSource, public GradSink {
   ~Parameters() override;
 
   const DecoderConfig& config() const;
-  const std::vector<NamedSlice>& slices() const;
-  int64_t elements() const;
+  const std::vector<NamedSlice>& slices() const;  // by offset
+  int64_t elements() const;      // of a flat buffer; the zeros between aligned slices count
   int64_t version() const;  // grows with every change of the weights
 
   // Flat float32 buffers of elements() each.
@@ -38,6 +44,13 @@ class Parameters : public ParamSource, public GradSink {
   Tensor second_moment();
   int64_t optimiser_step() const;
   void set_optimiser_step(int64_t step);
+
+  // A tied embedding collects the head's gradient apart from its own, so that both sum over the tokens in their
+  // order however the batch is split. This adds it to gradient(), once; call it before gradient() is read.
+  void complete_gradients(Stream&);
+  void zero_gradients(Stream&);
+  // Gradients and moments become zero, the step 0.
+  void reset_optimiser(Stream&);
 
   // Makes the compute copies from the masters and raises the version. Call after every change.
   void publish(Stream&);
@@ -61,6 +74,7 @@ class Parameters : public ParamSource, public GradSink {
 // previous_token_bias > 0 gives the query and key biases of layer 0 the values that make its heads attend to
 // fixed relative positions (1, 2, 1, 3, ... per head) under RoPE; it is the amplitude A of the biases, and the
 // induction circuit forms from it about ten times faster. The heads stay trainable.
+// Publishes; gradients and optimiser state become zero.
 struct Initialisation {
   float std = 0.02f;
   uint64_t seed = 0;

@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <cmath>
+
+#include "core/random.h"
+#include "model/parameters.h"
+
+namespace tokenring {
+
+namespace {
+
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// A constant query and key under RoPE make a score that depends on the relative position alone. With the key
+// (A, 0) in the plane of frequency w and the query A (cos wd, -sin wd), the query at position m and the key at n
+// score A^2 cos(w (n - m + d)): largest d tokens back. Several frequencies together leave one peak.
+void bias_to_previous_tokens(const DecoderConfig& config, const std::string& name, float amplitude,
+                             std::vector<float>& values) {
+  constexpr int kPairs = 5;  // the fastest ones tell neighbours apart
+  constexpr int kDistances[] = {1, 2, 1, 3};
+  const bool query = name == "model.layers.0.self_attn.q_proj.bias";
+  if (!query && name != "model.layers.0.self_attn.k_proj.bias") return;
+  const int half = config.head_dim / 2;
+  const int heads = query ? config.num_attention_heads : config.num_key_value_heads;
+  for (int head = 0; head < heads; ++head) {
+    const int distance = query ? kDistances[head % 4] : 0;
+    for (int i = 0; i < std::min(kPairs, half); ++i) {
+      const double angle = distance * std::pow(static_cast<double>(config.rope_theta), -2.0 * i / config.head_dim);
+      values[head * config.head_dim + i] = static_cast<float>(amplitude * std::cos(angle));
+      values[head * config.head_dim + half + i] = static_cast<float>(-amplitude * std::sin(angle));
+    }
+  }
+}
+
+}  // namespace
+
+void initialise(Parameters& parameters, Stream& stream, const Initialisation& how) {
+  const DecoderConfig& config = parameters.config();
+  require(how.std >= 0 && std::isfinite(how.std), "initialise: std is ", how.std, "; it must be a number of at least 0");
+  require(how.previous_token_bias >= 0 && std::isfinite(how.previous_token_bias), "initialise: previous_token_bias is ",
+          how.previous_token_bias, "; it must be a number of at least 0");
+  require(how.previous_token_bias == 0 || config.attention_bias,
+          "initialise: previous_token_bias needs a decoder with attention_bias");
+
+  std::vector<float> values;
+  const std::vector<NamedSlice>& slices = parameters.slices();
+  for (size_t s = 0; s < slices.size(); ++s) {
+    const NamedSlice& slice = slices[s];
+    values.assign(slice.elements(), 0.0f);
+    if (slice.shape.size() == 2) {
+      const uint64_t stream_of_slice = random_bits(how.seed, s);
+      for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(how.std * normal01(stream_of_slice, i));
+    } else if (ends_with(slice.name, "norm.weight")) {
+      std::fill(values.begin(), values.end(), 1.0f);
+    } else if (how.previous_token_bias > 0) {
+      bias_to_previous_tokens(config, slice.name, how.previous_token_bias, values);
+    }
+    stream.copy_to_device(parameters.master().f32() + slice.offset, values.data(), values.size() * sizeof(float));
+    stream.synchronize();  // `values` is filled anew
+  }
+  parameters.reset_optimiser(stream);
+  parameters.publish(stream);
+  stream.synchronize();
+}
+
+}  // namespace tokenring

@@ -1,0 +1,243 @@
+#include "model/trainer.h"
+
+#include <cmath>
+
+#include "core/schedule.h"
+#include "model/attend.h"
+#include "model/decoder.h"
+#include "model/parameters.h"
+
+namespace tokenring {
+
+namespace {
+
+constexpr int32_t kScoreChunkRows = 1024;
+
+// Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.
+struct Drain {
+  Stream& stream;
+  ~Drain() {
+    try {
+      stream.synchronize();
+    } catch (...) {
+      // Whoever left the scope has the cause already.
+    }
+  }
+};
+
+std::vector<int32_t> positions_of(const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> positions;
+  for (const int32_t length : lengths) {
+    for (int32_t i = 0; i < length; ++i) positions.push_back(i);
+  }
+  return positions;
+}
+
+// Lanes are aligned with the tokens they are about; the hidden state that predicts token i is row i - 1.
+LossRows rows_of(const PackedBatch& batch, bool every) {
+  LossRows rows;
+  size_t token = 0;
+  for (const int32_t length : batch.lengths) {
+    ++token;  // the first has no prediction
+    for (int32_t i = 1; i < length; ++i, ++token) {
+      if (!every && (batch.weight.empty() || batch.weight[token] == 0.0f)) continue;
+      rows.row.push_back(static_cast<int32_t>(token) - 1);
+      rows.target.push_back(batch.tokens[token]);
+      if (every) continue;
+      rows.weight.push_back(batch.weight[token]);
+      rows.advantage.push_back(batch.advantage.empty() ? 0.0f : batch.advantage[token]);
+      rows.old_logprob.push_back(batch.old_logprob.empty() ? 0.0f : batch.old_logprob[token]);
+    }
+  }
+  return rows;
+}
+
+void check_finite(const char* name, const std::vector<float>& lane) {
+  for (size_t i = 0; i < lane.size(); ++i) {
+    if (!std::isfinite(lane[i])) fail("NON_FINITE", "batch: ", name, "[", i, "] is ", lane[i], "; it must be a number");
+  }
+}
+
+std::vector<OptimiserSegment> segments_of(const Parameters& parameters) {
+  std::vector<OptimiserSegment> segments;
+  for (const NamedSlice& slice : parameters.slices()) {
+    if (segments.empty() || segments.back().decay != slice.decay) segments.push_back({slice.offset, 0, slice.decay});
+    segments.back().elements = slice.offset + slice.elements() - segments.back().offset;
+  }
+  return segments;
+}
+
+}  // namespace
+
+struct Trainer::Impl {
+  Device& device;
+  Parameters& parameters;
+  std::unique_ptr<Stream> stream;
+  Executor executor;
+  Decoder decoder;
+  AdamWOptimiser optimiser;
+
+  Impl(Device& device, Parameters& parameters)
+      : device(device),
+        parameters(parameters),
+        stream(device.stream()),
+        executor(device, *stream),
+        decoder(parameters.config(), device.ops(), parameters.rope()),
+        optimiser(device, segments_of(parameters), parameters.elements()) {}
+
+  // Name of the first tensor of a flat buffer that holds something not finite; empty if there is none.
+  std::string first_non_finite(Tensor flat) {
+    std::vector<float> values;
+    for (const NamedSlice& slice : parameters.slices()) {
+      values.resize(slice.elements());
+      stream->copy_to_host(values.data(), flat.f32() + slice.offset, values.size() * sizeof(float));
+      stream->synchronize();
+      for (const float value : values) {
+        if (!std::isfinite(value)) return slice.name;
+      }
+    }
+    return {};
+  }
+
+  [[noreturn]] void fail_on_loss(const LossRows& rows, const LossLanes& lanes) {
+    const std::string bad = first_non_finite(parameters.master());
+    if (!bad.empty()) fail("NON_FINITE", "the weights of ", bad, " are not finite; load or initialise them again");
+    for (size_t i = 0; i < lanes.loss.size(); ++i) {
+      if (std::isfinite(lanes.loss[i])) continue;
+      fail("NON_FINITE", "the loss of token ", rows.row[i] + 1, " of the batch is ", lanes.loss[i], " (its logprob is ",
+           lanes.logprob[i], ", under the sampling policy ", rows.old_logprob[i], ", its advantage ", rows.advantage[i],
+           ", its weight ", rows.weight[i], "); all gradients were dropped");
+    }
+    fail("NON_FINITE", "the sum of the losses is not finite; all gradients were dropped");
+  }
+
+  struct Inputs {
+    Slot tokens, positions;
+  };
+  static Inputs upload(Schedule& schedule, const PackedBatch& batch, const std::vector<int32_t>& positions) {
+    const int64_t m = static_cast<int64_t>(batch.tokens.size());
+    Inputs in{schedule.slot(DType::i32, {m}), schedule.slot(DType::i32, {m})};
+    schedule.upload(in.tokens, batch.tokens.data());
+    schedule.upload(in.positions, positions.data());
+    return in;
+  }
+
+  PolicyHead head(Schedule& schedule) {
+    return PolicyHead{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
+  }
+
+  LossLanes backpropagate(const PackedBatch& batch, const LossRows& rows, const PolicyLoss& loss,
+                          const std::atomic<bool>& aborted) {
+    const std::vector<int32_t> positions = positions_of(batch.lengths);
+    PackedAttend attend(decoder.config(), decoder.ops(), batch.lengths);
+    LossLanes lanes;
+    Schedule schedule;
+    const Inputs in = upload(schedule, batch, positions);
+    const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, true);
+    const PolicyHead head = this->head(schedule);
+    const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, rows, lanes);
+    parameters.release_edge(schedule);
+    decoder.backward(schedule, parameters, parameters, attend, pass, dhidden);
+
+    const Drain drain{*stream};
+    executor.run(schedule, aborted);
+    stream->synchronize();
+    return lanes;
+  }
+};
+
+Trainer::Trainer(Device& device, Parameters& parameters) : impl_(std::make_unique<Impl>(device, parameters)) {}
+Trainer::~Trainer() = default;
+
+LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted) {
+  const DecoderConfig& config = impl_->decoder.config();
+  batch.check(config.vocab_size, config.max_position_embeddings);
+  loss.check();
+  const bool policy = loss.scalars.objective == PolicyObjective::ppo_clip;
+  require(!policy || (!batch.advantage.empty() && !batch.old_logprob.empty()),
+          "accumulate: the ppo_clip loss needs the lanes advantage and old_logprob");
+
+  const size_t tokens = batch.tokens.size();
+  LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
+  const LossRows rows = rows_of(batch, false);
+  if (rows.size() == 0) return result;
+  try {
+    check_finite("weight", rows.weight);
+    check_finite("advantage", rows.advantage);
+    check_finite("old_logprob", rows.old_logprob);
+    const LossLanes lanes = impl_->backpropagate(batch, rows, loss, aborted);
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      const int64_t token = rows.row[i] + 1;
+      result.logprob[token] = lanes.logprob[i];
+      result.entropy[token] = lanes.entropy[i];
+      result.flags[token] = lanes.flags[i];
+      result.loss += lanes.loss[i];
+    }
+    if (!std::isfinite(result.loss)) impl_->fail_on_loss(rows, lanes);
+  } catch (...) {
+    drop_gradients();  // what is there is a part of a batch, or worse
+    throw;
+  }
+  return result;
+}
+
+LossResult Trainer::score(const PackedBatch& batch, float temperature, const std::atomic<bool>& aborted) {
+  const DecoderConfig& config = impl_->decoder.config();
+  batch.check(config.vocab_size, config.max_position_embeddings);
+  require(std::isfinite(temperature) && temperature > 0, "score: temperature is ", temperature, "; it must be above 0");
+  const size_t tokens = batch.tokens.size();
+  LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
+  const LossRows rows = rows_of(batch, true);
+  if (rows.size() == 0) return result;
+
+  const std::vector<int32_t> positions = positions_of(batch.lengths);
+  PackedAttend attend(config, impl_->decoder.ops(), batch.lengths);
+  LossLanes lanes;
+  Schedule schedule;
+  const Impl::Inputs in = Impl::upload(schedule, batch, positions);
+  const DecoderPass pass = impl_->decoder.forward(schedule, impl_->parameters, attend, in.tokens, in.positions, false);
+  const PolicyHead head = impl_->head(schedule);
+  policy_score(schedule, head, temperature, kScoreChunkRows, pass.hidden, rows, lanes);
+  impl_->parameters.release_edge(schedule);
+  {
+    const Drain drain{*impl_->stream};
+    impl_->executor.run(schedule, aborted);
+    impl_->stream->synchronize();
+  }
+  for (int64_t i = 0; i < rows.size(); ++i) {
+    const int64_t token = rows.row[i] + 1;
+    result.logprob[token] = lanes.logprob[i];
+    result.entropy[token] = lanes.entropy[i];
+  }
+  return result;
+}
+
+OptimiserResult Trainer::optimise(const AdamW& how) {
+  how.check();
+  Parameters& p = impl_->parameters;
+  Stream& stream = *impl_->stream;
+  p.complete_gradients(stream);
+  const double norm = impl_->optimiser.gradient_norm(stream, p.gradient());
+  if (!std::isfinite(norm)) {
+    const std::string bad = impl_->first_non_finite(p.gradient());
+    drop_gradients();
+    if (bad.empty()) {
+      fail("NON_FINITE", "the norm of the gradients overflows; they were dropped and the weights are as before");
+    }
+    fail("NON_FINITE", "the gradient of ", bad,
+         " is not finite; all gradients were dropped and the weights are as before");
+  }
+  const int64_t step = p.optimiser_step() + 1;
+  impl_->optimiser.step(stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
+  p.set_optimiser_step(step);
+  p.publish(stream);
+  stream.synchronize();
+  return OptimiserResult{norm, step, p.version()};
+}
+
+void Trainer::drop_gradients() {
+  impl_->parameters.zero_gradients(*impl_->stream);
+  impl_->stream->synchronize();
+}
+
+}  // namespace tokenring
