@@ -1,0 +1,98 @@
+// `npm run build:cuda`: compiles cuda/*.cu for Hopper (sm_90a) into build/cuda/*.o. Needs nvcc, not a GPU.
+// A kernel is compiled again when it, a header of cuda/ or native/core/, or the compiler changed.
+import { spawn, spawnSync } from "node:child_process";
+import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { findNvcc } from "./machine.mjs";
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const output = join(root, "build", "cuda");
+const flags = [
+  "-std=c++20",
+  "-O3",
+  "-lineinfo",
+  "-gencode=arch=compute_90a,code=sm_90a",
+  "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+  "-Icuda",
+  "-Inative",
+];
+
+function list(folder, pattern) {
+  try {
+    return readdirSync(join(root, folder))
+      .filter((name) => pattern.test(name))
+      .sort()
+      .map((name) => join(folder, name));
+  } catch (error) {
+    if (error.code === "ENOENT") return [];
+    throw error;
+  }
+}
+
+function compile(nvcc, source, target) {
+  return new Promise((resolve) => {
+    const child = spawn(nvcc, [...flags, "-c", source, "-o", target], { cwd: root, timeout: 20 * 60_000 });
+    let said = "";
+    child.stdout.on("data", (chunk) => (said += chunk));
+    child.stderr.on("data", (chunk) => (said += chunk));
+    child.on("error", (error) => resolve({ ok: false, said: error.message }));
+    child.on("close", (code) => resolve({ ok: code === 0, said }));
+  });
+}
+
+async function main() {
+  const kernels = list("cuda", /\.cu$/);
+  const nvcc = findNvcc();
+  if (kernels.length === 0) {
+    console.log("build:cuda: cuda/ holds no kernel (*.cu): there is nothing to compile");
+    return true;
+  }
+  if (nvcc === null) {
+    console.error(
+      "build:cuda: nvcc is not found in $CUDA_HOME/bin, /usr/local/cuda/bin or on the PATH. Install the CUDA toolkit " +
+        "(12.4 or newer): https://developer.nvidia.com/cuda-downloads. The CPU build needs none of it",
+    );
+    return false;
+  }
+  const version = spawnSync(nvcc, ["--version"], { encoding: "utf8", timeout: 30_000 }).stdout;
+  const headers = [...list("cuda", /\.(cuh|h)$/), ...list("native/core", /\.h$/)];
+  const stamp = (source) =>
+    JSON.stringify([
+      version,
+      flags,
+      ...[source, ...headers].map((file) => [file, statSync(join(root, file)).mtimeMs]),
+    ]);
+  mkdirSync(output, { recursive: true });
+  const objectOf = (source) => join(output, source.slice("cuda/".length).replace(/\.cu$/, ".o"));
+  const stale = kernels.filter((source) => {
+    try {
+      statSync(objectOf(source));
+      return readFileSync(`${objectOf(source)}.stamp`, "utf8") !== stamp(source);
+    } catch {
+      return true;
+    }
+  });
+  let ok = true;
+  const waiting = [...stale];
+  const worker = async () => {
+    for (let source = waiting.shift(); source !== undefined; source = waiting.shift()) {
+      const before = stamp(source);
+      const result = await compile(nvcc, source, objectOf(source));
+      console.error(
+        `build:cuda: ${source}: ${result.ok ? "compiled" : "failed"}${result.said ? `\n${result.said}` : ""}`,
+      );
+      if (result.ok) writeFileSync(`${objectOf(source)}.stamp`, before);
+      ok &&= result.ok;
+    }
+  };
+  await Promise.all(Array.from({ length: availableParallelism() }, worker));
+  if (ok)
+    console.log(
+      `build:cuda: ${kernels.length} kernel files for sm_90a in build/cuda, ${stale.length} of them new`,
+    );
+  return ok;
+}
+
+process.exitCode = (await main()) ? 0 : 1;
