@@ -36,9 +36,9 @@ struct Frame {
 };
 
 struct Entry {
-  const char* op;    // name in the table of ops
-  int layer;         // -1 outside the layers
-  int64_t bytes;     // read and written
+  const char* op;  // name in the table of ops
+  int layer;       // -1 outside the layers
+  int64_t bytes;   // read and written
   int64_t flops;
   std::function<void(const Frame&)> run;
 };

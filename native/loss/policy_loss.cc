@@ -72,10 +72,9 @@ class HeadBuilder {
                   [&ops = head_.ops, logits, weight = head_.weight, x](const Frame& f) {
                     ops.linear_dgrad(f.stream, f[logits], weight, f[x], false);
                   });
-    schedule_.add("scatter_rows_add", -1, 3 * bytes(x), count * h,
-                  [&ops = head_.ops, x, row, dhidden](const Frame& f) {
-                    ops.scatter_rows_add(f.stream, f[x], f[row], f[dhidden]);
-                  });
+    schedule_.add("scatter_rows_add", -1, 3 * bytes(x), count * h, [&ops = head_.ops, x, row, dhidden](const Frame& f) {
+      ops.scatter_rows_add(f.stream, f[x], f[row], f[dhidden]);
+    });
   }
 
   void release(const Chunk& chunk) {

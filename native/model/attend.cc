@@ -5,10 +5,7 @@
 namespace tokenring {
 
 PackedAttend::PackedAttend(const DecoderConfig& config, const Ops& ops, const std::vector<int32_t>& lengths)
-    : heads_(config.num_attention_heads),
-      kv_heads_(config.num_key_value_heads),
-      head_dim_(config.head_dim),
-      ops_(ops) {
+    : heads_(config.num_attention_heads), kv_heads_(config.num_key_value_heads), head_dim_(config.head_dim), ops_(ops) {
   int32_t row = 0;
   for (const int32_t length : lengths) {
     const Span span{row, length, 0};
@@ -36,8 +33,7 @@ void PackedAttend::backward(Schedule& schedule, int layer, Slot dout, Slot qkv, 
   const int64_t room = static_cast<int64_t>(ops_.attention_workspace(qkv.shape[0], heads_, kv_heads_, head_dim_));
   const Slot workspace = schedule.slot(DType::u8, {room});
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
-  schedule.add("attention_backward", layer,
-               static_cast<int64_t>(2 * qkv.bytes() + 2 * out.bytes() + lse.bytes()),
+  schedule.add("attention_backward", layer, static_cast<int64_t>(2 * qkv.bytes() + 2 * out.bytes() + lse.bytes()),
                10 * pairs_ * heads_ * head_dim_,
                [&ops = ops_, tiles = tiles_, heads = heads_, kv_heads = kv_heads_, head_dim = head_dim_, scale, dout,
                 qkv, out, lse, dqkv, workspace](const Frame& f) {

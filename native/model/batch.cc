@@ -20,8 +20,8 @@ void PackedBatch::check(int32_t vocab_size, int32_t max_positions) const {
             ", outside the vocabulary of ", vocab_size);
   }
   const auto lane = [&](const char* name, const std::vector<float>& values) {
-    require(values.empty() || values.size() == tokens.size(), "batch: ", name, " has ", values.size(),
-            " entries for ", tokens.size(), " tokens; give one a token, or none");
+    require(values.empty() || values.size() == tokens.size(), "batch: ", name, " has ", values.size(), " entries for ",
+            tokens.size(), " tokens; give one a token, or none");
   };
   lane("weight", weight);
   lane("advantage", advantage);

@@ -10,11 +10,11 @@ namespace tokenring {
 // token as predicted from those before it). The first token of a document has no prediction: weight 0.
 // Lanes may be empty: `weight` empty = all zero (forward only), `advantage` and `old_logprob` empty for nll.
 struct PackedBatch {
-  std::vector<int32_t> tokens;       // all documents, one after the other
-  std::vector<int32_t> lengths;      // of each document; they sum to tokens.size()
-  std::vector<float> weight;         // 0 = carries no loss; any aggregation is made of these
+  std::vector<int32_t> tokens;   // all documents, one after the other
+  std::vector<int32_t> lengths;  // of each document; they sum to tokens.size()
+  std::vector<float> weight;     // 0 = carries no loss; any aggregation is made of these
   std::vector<float> advantage;
-  std::vector<float> old_logprob;    // under the policy that sampled
+  std::vector<float> old_logprob;  // under the policy that sampled
 
   void check(int32_t vocab_size, int32_t max_positions) const;
 };

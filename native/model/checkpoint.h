@@ -10,9 +10,9 @@ namespace tokenring {
 class Parameters;
 class Stream;
 
-// Reads model.safetensors, or the shards that model.safetensors.index.json names (f32, bf16 or f16), and publishes.
-// Failure CHECKPOINT names the file and the tensor that is missing, unknown or of another shape; the parameters
-// are then as before.
+// Reads model.safetensors, or the shards that model.safetensors.index.json names (f32, bf16 or f16), and publishes;
+// gradients and AdamW state become zero. Failure CHECKPOINT names the file and the tensor that is missing, unknown
+// or of another shape or dtype; that is found out before anything changes.
 void load_parameters(Parameters&, Stream&, const std::string& directory);
 
 // Writes <directory>/model.safetensors in f32 or bf16 (round to nearest even) under the Hugging Face names. The

@@ -137,8 +137,8 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
   return pass;
 }
 
-void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, Attend& attend,
-                       const DecoderPass& pass, Slot dhidden) const {
+void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, Attend& attend, const DecoderPass& pass,
+                       Slot dhidden) const {
   const DecoderConfig& c = config_;
   if (static_cast<int>(pass.layers.size()) != c.num_hidden_layers) {
     fail("INTERNAL", "backward needs a pass that was built with keep = true");
@@ -204,8 +204,9 @@ Slot Decoder::logits(Schedule& schedule, ParamSource& params, Slot hidden, Slot 
   const int64_t r = index.shape[0];
   const EdgeWeights edge = params.acquire_edge(schedule);
   const Slot x = build.rows(r, config_.hidden_size);
-  schedule.add("gather_rows", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
-               [&ops = ops_, hidden, index, x](const Frame& f) { ops.gather_rows(f.stream, f[hidden], f[index], f[x]); });
+  schedule.add(
+      "gather_rows", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
+      [&ops = ops_, hidden, index, x](const Frame& f) { ops.gather_rows(f.stream, f[hidden], f[index], f[x]); });
   const Slot logits = schedule.slot(DType::f32, {r, config_.vocab_size});
   build.linear(-1, x, edge.head, Tensor{}, logits);
   schedule.release(x);

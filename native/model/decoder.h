@@ -19,15 +19,15 @@ namespace tokenring {
 // What forward() leaves in the arena. With keep = false only `hidden` is held.
 struct DecoderPass {
   struct Layer {
-    Slot s1, rstd1, y1;    // residual stream [m,h] before attention, f32 [m], normed [m,h]
-    Slot qkv, out, lse;    // after rope [m, (heads + 2 kv) d]; [m, heads d]; f32 [m, heads]
-    Slot s2, rstd2, y2;    // the same before the MLP
-    Slot gate_up, gated;   // [m, 2f], [m, f]
+    Slot s1, rstd1, y1;   // residual stream [m,h] before attention, f32 [m], normed [m,h]
+    Slot qkv, out, lse;   // after rope [m, (heads + 2 kv) d]; [m, heads d]; f32 [m, heads]
+    Slot s2, rstd2, y2;   // the same before the MLP
+    Slot gate_up, gated;  // [m, 2f], [m, f]
   };
   Slot tokens, positions;  // i32 [m], the caller's
   Slot hidden;             // [m,h] after the final norm; whoever called forward() releases it
   std::vector<Layer> layers;
-  Slot s, rstd;            // input of the final norm and its statistics
+  Slot s, rstd;  // input of the final norm and its statistics
 };
 
 class Decoder {

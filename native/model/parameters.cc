@@ -58,7 +58,9 @@ struct Parameters::Impl {
   Buffer master, gradient, first_moment, second_moment, copies, tied_head_gradient, tied_rows, rope_cos, rope_sin;
   int64_t version = 0, step = 0;
 
-  int64_t qkv_rows() const { return (config.num_attention_heads + 2 * int64_t{config.num_key_value_heads}) * config.head_dim; }
+  int64_t qkv_rows() const {
+    return (config.num_attention_heads + 2 * int64_t{config.num_key_value_heads}) * config.head_dim;
+  }
   int64_t q_columns() const { return int64_t{config.num_attention_heads} * config.head_dim; }
 
   Impl(Device& device, const DecoderConfig& config) : device(device), ops(device.ops()), config(config) {
@@ -92,14 +94,14 @@ struct Parameters::Impl {
     for (int i = 0; i < config.num_hidden_layers; ++i) {
       const std::string layer = "model.layers." + std::to_string(i) + ".", attention = layer + "self_attn.";
       Layer at{};
-      at.at.qkv = layout.block({{attention + "q_proj.weight", q}, {attention + "k_proj.weight", kv},
-                                {attention + "v_proj.weight", kv}}, h);
+      at.at.qkv = layout.block(
+          {{attention + "q_proj.weight", q}, {attention + "k_proj.weight", kv}, {attention + "v_proj.weight", kv}}, h);
       at.at.o = layout.block({{attention + "o_proj.weight", h}}, q);
       at.at.gate_up = layout.block({{layer + "mlp.gate_proj.weight", ff}, {layer + "mlp.up_proj.weight", ff}}, h);
       at.at.down = layout.block({{layer + "mlp.down_proj.weight", h}}, ff);
       if (config.attention_bias) {
-        at.at.qkv_bias = layout.block({{attention + "q_proj.bias", q}, {attention + "k_proj.bias", kv},
-                                       {attention + "v_proj.bias", kv}}, 0);
+        at.at.qkv_bias = layout.block(
+            {{attention + "q_proj.bias", q}, {attention + "k_proj.bias", kv}, {attention + "v_proj.bias", kv}}, 0);
       }
       at.at.input_norm = layout.block({{layer + "input_layernorm.weight", h}}, 0);
       at.at.post_norm = layout.block({{layer + "post_attention_layernorm.weight", h}}, 0);
@@ -251,7 +253,9 @@ LayerGradients Parameters::layer(Schedule&, int layer) {
   const Impl& p = *impl_;
   const Impl::Layer& l = p.layers.at(layer);
   const int64_t h = p.config.hidden_size;
-  const auto matrix = [&](const Weight& weight, int64_t offset) { return p.view(p.gradient, offset, weight.n, weight.k); };
+  const auto matrix = [&](const Weight& weight, int64_t offset) {
+    return p.view(p.gradient, offset, weight.n, weight.k);
+  };
   return LayerGradients{
       .qkv = matrix(l.qkv, l.at.qkv),
       .qkv_bias = p.config.attention_bias ? p.view(p.gradient, l.at.qkv_bias, p.qkv_rows()) : Tensor{},

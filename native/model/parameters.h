@@ -34,8 +34,8 @@ class Parameters : public ParamSource, public GradSink {
 
   const DecoderConfig& config() const;
   const std::vector<NamedSlice>& slices() const;  // by offset
-  int64_t elements() const;      // of a flat buffer; the zeros between aligned slices count
-  int64_t version() const;  // grows with every change of the weights
+  int64_t elements() const;                       // of a flat buffer; the zeros between aligned slices count
+  int64_t version() const;                        // grows with every change of the weights
 
   // Flat float32 buffers of elements() each.
   Tensor master();

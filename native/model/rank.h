@@ -1,13 +1,10 @@
 // A rank: one device, one engine thread with one job queue, one set of parameters that trainer and sampler share.
 #pragma once
 
-#include <condition_variable>
-#include <deque>
+#include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 
 #include "core/device.h"
 #include "model/config.h"
@@ -25,10 +22,13 @@ struct RankOptions {
 
 class Rank {
  public:
+  // Builds everything on the engine thread and waits for it; rethrows the Failure that stopped it.
   explicit Rank(RankOptions);
-  ~Rank();  // drains: running jobs finish, queued ones end with Failure DISPOSED
+  // Drains: the running job finishes, queued ones are destroyed unrun (their owners turn that into Failure
+  // DISPOSED), and requests of the sampler end with Failure DISPOSED.
+  ~Rank();
 
-  // Queues a job for the engine thread. Between jobs the thread runs the sampler's ticks.
+  // Queues a job for the engine thread; it must not throw. Between jobs the thread runs the sampler's ticks.
   void post(std::function<void()> job);
 
   // The following may be touched from jobs only.

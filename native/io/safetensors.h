@@ -1,0 +1,80 @@
+// Safetensors files: a u64 length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes.
+// https://github.com/huggingface/safetensors describes the format. All failures have code CHECKPOINT.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace tokenring {
+
+struct SafetensorsEntry {
+  std::string dtype;  // as in the file: "F32", "BF16", "F16", ...
+  std::vector<int64_t> shape;
+  uint64_t begin = 0, end = 0;  // bytes in the file, checked to lie within it
+
+  int64_t elements() const;
+};
+
+class SafetensorsReader {
+ public:
+  // Reads and checks the header; the tensors stay on disk.
+  explicit SafetensorsReader(std::string path);
+  ~SafetensorsReader();
+  SafetensorsReader(const SafetensorsReader&) = delete;
+  SafetensorsReader& operator=(const SafetensorsReader&) = delete;
+
+  const std::string& path() const { return path_; }
+  const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  // The tensor must be F32, BF16 or F16 and of this shape; else a Failure that names it.
+  void check(const std::string& name, const std::vector<int64_t>& shape) const;
+  // All elements of a checked tensor as float32.
+  void read(const std::string& name, float* out) const;
+
+ private:
+  const SafetensorsEntry& entry(const std::string& name) const;
+  void read_header();
+  void read_bytes(uint64_t offset, void* out, size_t bytes, const std::string& what) const;
+
+  std::string path_;
+  int file_ = -1;
+  std::map<std::string, SafetensorsEntry> entries_;
+  std::map<std::string, std::string> metadata_;
+};
+
+struct SafetensorsTensor {
+  std::string name;
+  DType dtype = DType::f32;  // f32 or bf16
+  std::vector<int64_t> shape;
+};
+
+// Writes beside the target and renames at the end, so that the file is there whole or not at all.
+class SafetensorsWriter {
+ public:
+  // The tensors in the order in which append() will give them.
+  SafetensorsWriter(std::string path, std::vector<SafetensorsTensor> tensors,
+                    const std::map<std::string, std::string>& metadata);
+  ~SafetensorsWriter();  // without commit(): removes what was written
+  SafetensorsWriter(const SafetensorsWriter&) = delete;
+  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
+
+  // All elements of the next tensor.
+  void append(const float* values);
+  // To the disk, then under its name.
+  void commit();
+
+ private:
+  void write_bytes(const void* data, size_t bytes);
+
+  std::string path_, temporary_;
+  std::vector<SafetensorsTensor> tensors_;
+  size_t next_ = 0;
+  int file_ = -1;
+};
+
+}  // namespace tokenring

@@ -1,0 +1,173 @@
+#include "model/checkpoint.h"
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
+#include <vector>
+
+#include "core/device.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "model/parameters.h"
+
+namespace tokenring {
+
+namespace {
+
+constexpr const char* kModel = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kOptimiser = "optimizer.safetensors";
+constexpr const char* kFirst = "exp_avg.";
+constexpr const char* kSecond = "exp_avg_sq.";
+constexpr const char* kStep = "step";
+
+std::string in_directory(const std::string& directory, const std::string& file) {
+  return (std::filesystem::path(directory) / file).string();
+}
+
+// The files of a checkpoint, and which of them holds a tensor.
+class Shards {
+ public:
+  explicit Shards(const std::string& directory) {
+    const std::string whole = in_directory(directory, kModel), index = in_directory(directory, kIndex);
+    if (std::filesystem::exists(whole)) {
+      add(whole);
+      return;
+    }
+    std::ifstream file(index);
+    if (!file) fail("CHECKPOINT", directory, ": holds neither ", kModel, " nor ", kIndex);
+    std::stringstream text;
+    text << file.rdbuf();
+    const Json json = parse_json(text.str(), index);
+    const Json* map = json.find("weight_map");
+    if (!map || map->kind != Json::Kind::object) fail("CHECKPOINT", index, ": there is no weight_map");
+    std::set<std::string> names;
+    for (const auto& [tensor, shard] : map->object) {
+      if (shard.kind != Json::Kind::string || shard.string.empty() || shard.string.find('/') != std::string::npos) {
+        fail("CHECKPOINT", index, ": tensor ", tensor, " is not mapped to a file of this directory");
+      }
+      names.insert(shard.string);
+    }
+    for (const std::string& name : names) add(in_directory(directory, name));
+    for (const auto& [tensor, shard] : map->object) {
+      if (!find(tensor)) fail("CHECKPOINT", index, ": ", shard.string, " does not hold tensor ", tensor);
+    }
+  }
+
+  const SafetensorsReader* find(const std::string& tensor) const {
+    const auto at = holder_.find(tensor);
+    return at == holder_.end() ? nullptr : at->second;
+  }
+  const std::map<std::string, const SafetensorsReader*>& tensors() const { return holder_; }
+
+ private:
+  void add(const std::string& path) {
+    readers_.push_back(std::make_unique<SafetensorsReader>(path));
+    for (const auto& [name, entry] : readers_.back()->entries()) holder_[name] = readers_.back().get();
+  }
+
+  std::vector<std::unique_ptr<SafetensorsReader>> readers_;
+  std::map<std::string, const SafetensorsReader*> holder_;
+};
+
+// What checkpoints of this family may hold beside the weights.
+bool ignorable(const std::string& name, const DecoderConfig& config) {
+  return (name == "lm_head.weight" && config.tie_word_embeddings) ||
+         name.find("rotary_emb.inv_freq") != std::string::npos;
+}
+
+void read_into(Stream& stream, const SafetensorsReader& reader, const std::string& name, int64_t elements,
+               float* device, std::vector<float>& values) {
+  values.resize(static_cast<size_t>(elements));
+  reader.read(name, values.data());
+  stream.copy_to_device(device, values.data(), values.size() * sizeof(float));
+  stream.synchronize();  // `values` is filled anew
+}
+
+// Appends every slice of a flat buffer, in order.
+void append_slices(SafetensorsWriter& writer, Parameters& parameters, Stream& stream, Tensor flat) {
+  std::vector<float> values;
+  for (const NamedSlice& slice : parameters.slices()) {
+    values.resize(static_cast<size_t>(slice.elements()));
+    stream.copy_to_host(values.data(), flat.f32() + slice.offset, values.size() * sizeof(float));
+    stream.synchronize();
+    writer.append(values.data());
+  }
+}
+
+}  // namespace
+
+void load_parameters(Parameters& parameters, Stream& stream, const std::string& directory) {
+  const Shards shards(directory);
+  std::set<std::string> known;
+  for (const NamedSlice& slice : parameters.slices()) {
+    const SafetensorsReader* reader = shards.find(slice.name);
+    if (!reader) {
+      fail("CHECKPOINT", directory, ": tensor ", slice.name, " is missing",
+           slice.name == "lm_head.weight" ? "; if the checkpoint ties it to the embedding, set tie_word_embeddings"
+                                          : "");
+    }
+    reader->check(slice.name, slice.shape);
+    known.insert(slice.name);
+  }
+  for (const auto& [name, reader] : shards.tensors()) {
+    if (known.count(name) == 0 && !ignorable(name, parameters.config())) {
+      fail("CHECKPOINT", reader->path(), ": tensor ", name,
+           " has no place in the model that config.json describes; without it the results would be wrong");
+    }
+  }
+  std::vector<float> values;
+  for (const NamedSlice& slice : parameters.slices()) {
+    read_into(stream, *shards.find(slice.name), slice.name, slice.elements(), parameters.master().f32() + slice.offset,
+              values);
+  }
+  parameters.reset_optimiser(stream);
+  parameters.publish(stream);
+  stream.synchronize();
+}
+
+void save_parameters(Parameters& parameters, Stream& stream, const std::string& directory, DType dtype) {
+  std::vector<SafetensorsTensor> tensors;
+  for (const NamedSlice& slice : parameters.slices()) tensors.push_back({slice.name, dtype, slice.shape});
+  SafetensorsWriter writer(in_directory(directory, kModel), tensors, {{"format", "pt"}});
+  append_slices(writer, parameters, stream, parameters.master());
+  writer.commit();
+}
+
+void save_optimiser(Parameters& parameters, Stream& stream, const std::string& directory) {
+  std::vector<SafetensorsTensor> tensors;
+  for (const char* moment : {kFirst, kSecond}) {
+    for (const NamedSlice& slice : parameters.slices())
+      tensors.push_back({moment + slice.name, DType::f32, slice.shape});
+  }
+  SafetensorsWriter writer(in_directory(directory, kOptimiser), tensors,
+                           {{"format", "pt"}, {kStep, std::to_string(parameters.optimiser_step())}});
+  append_slices(writer, parameters, stream, parameters.first_moment());
+  append_slices(writer, parameters, stream, parameters.second_moment());
+  writer.commit();
+}
+
+void load_optimiser(Parameters& parameters, Stream& stream, const std::string& directory) {
+  const SafetensorsReader reader(in_directory(directory, kOptimiser));
+  const auto step = reader.metadata().find(kStep);
+  const bool counted = step != reader.metadata().end() && !step->second.empty() && step->second.size() < 19 &&
+                       step->second.find_first_not_of("0123456789") == std::string::npos;
+  if (!counted) fail("CHECKPOINT", reader.path(), ": its metadata does not say the number of steps taken");
+  for (const char* moment : {kFirst, kSecond}) {
+    for (const NamedSlice& slice : parameters.slices()) reader.check(moment + slice.name, slice.shape);
+  }
+  std::vector<float> values;
+  for (const NamedSlice& slice : parameters.slices()) {
+    const auto read = [&](const char* moment, Tensor flat) {
+      read_into(stream, reader, moment + slice.name, slice.elements(), flat.f32() + slice.offset, values);
+    };
+    read(kFirst, parameters.first_moment());
+    read(kSecond, parameters.second_moment());
+  }
+  parameters.set_optimiser_step(std::stoll(step->second));
+}
+
+}  // namespace tokenring
