@@ -2,6 +2,8 @@
 
 export interface Tokenizer {
   readonly vocabularySize: number;
+  /** Special tokens by their text. */
+  readonly specials: ReadonlyMap<string, number>;
   /** Ids of `text`. Special tokens written out in the text become ordinary text unless `special` is true. */
   encode(text: string, options?: { special?: boolean }): Int32Array;
   /** Text of ids, special tokens left out. Never used to rebuild ids. */
