@@ -1,5 +1,5 @@
 // What this machine must have before anything of tokenring can be built, and the cure for each thing that is missing.
-// Used by setup.mjs and by `tokenring doctor`. No dependencies, and syntax that an old Node can still read.
+// A fault is { what, cure }, one line together. Used by setup.mjs and by `tokenring doctor`. No dependencies, and syntax that an old Node can still read.
 import { spawnSync } from "node:child_process";
 import {
   accessSync,
@@ -15,6 +15,10 @@ import { tmpdir } from "node:os";
 import { delimiter, dirname, join } from "node:path";
 
 export const minimumNode = [20, 19];
+
+export function faultLine({ what, cure }) {
+  return `${what}: ${cure}`;
+}
 
 /** The full path of a command on the PATH, or null. */
 export function findCommand(name, path = process.env.PATH || "") {
@@ -45,28 +49,29 @@ export function installCommand(packages, path = process.env.PATH || "") {
   return `${isRoot() ? "" : "sudo "}apt-get install -y ${list}`;
 }
 
-/** Null, or one line that says why this Node is too old and how to get another. */
+/** Null, or the fault of a Node that is too old. */
 export function checkNode(version = process.versions.node) {
   const [major, minor] = version.split(".").map(Number);
   if (major > minimumNode[0] || (major === minimumNode[0] && minor >= minimumNode[1])) return null;
-  return (
-    `Node.js ${version} is too old: tokenring needs ${minimumNode.join(".")} or newer. ` +
-    "Install one from https://nodejs.org/en/download, or with nvm: nvm install 22"
-  );
+  return {
+    what: `Node.js ${version} is too old, tokenring needs ${minimumNode.join(".")} or newer`,
+    cure: "install one from https://nodejs.org/en/download, or with nvm: nvm install 22",
+  };
 }
 
-/** Null, or one line: only Linux is supported. */
+/** Null, or the fault of a system other than Linux. */
 export function checkPlatform(platform = process.platform) {
   if (platform === "linux") return null;
-  return `tokenring runs on Linux; this is ${platform}. Use a Linux machine, a container or a virtual machine`;
+  return {
+    what: `tokenring runs on Linux, this is ${platform}`,
+    cure: "use a Linux machine, container or virtual machine",
+  };
 }
 
-/** One line for each command that is missing from the PATH. */
-export function checkCommands(path = process.env.PATH || "") {
-  const needed = { npm: "npm", git: "git", make: "make", python3: "python3" };
-  return Object.keys(needed)
-    .filter((name) => findCommand(name, path) === null)
-    .map((name) => `${name} is not on the PATH: ${installCommand([needed[name]], path)}`);
+/** Null, or the fault of a command that is missing from the PATH; `packageName` is Debian's. */
+export function checkCommand(name, packageName = name, path = process.env.PATH || "") {
+  if (findCommand(name, path) !== null) return null;
+  return { what: `${name} is not on the PATH`, cure: installCommand([packageName], path) };
 }
 
 const probe = `#include <bit>
@@ -84,7 +89,7 @@ export function findCompiler(environment = process.env) {
 
 /**
  * Really compiles and links five lines of C++20.
- * @returns {{ compiler: string | null, version: string | null, fault: string | null }} `fault` is one line with its cure
+ * @returns {{ compiler: string | null, version: string | null, fault: { what: string, cure: string } | null }}
  */
 export function checkCompiler(environment = process.env) {
   const path = environment.PATH || "";
@@ -93,7 +98,11 @@ export function checkCompiler(environment = process.env) {
     const what = environment.CXX
       ? `the C++ compiler CXX=${environment.CXX}`
       : "a C++ compiler (g++ or clang++)";
-    return { compiler, version: null, fault: `${what} is not on the PATH: ${installCommand(["g++"], path)}` };
+    return {
+      compiler,
+      version: null,
+      fault: { what: `${what} is not on the PATH`, cure: installCommand(["g++"], path) },
+    };
   }
   const run = (args) => spawnSync(compiler, args, { env: environment, encoding: "utf8", timeout: 60_000 });
   const version = (run(["-dumpfullversion", "-dumpversion"]).stdout || "").trim() || null;
@@ -110,9 +119,10 @@ export function checkCompiler(environment = process.env) {
     return {
       compiler,
       version,
-      fault:
-        `${compiler}${version ? ` ${version}` : ""} cannot compile C++20 (${said.trim()}): ` +
-        `${installCommand(["g++"], path)} (version 11 or newer; another one is chosen by CXX=g++-12)`,
+      fault: {
+        what: `${compiler}${version ? ` ${version}` : ""} cannot compile C++20 (${said.trim()})`,
+        cure: `${installCommand(["g++"], path)} (version 11 or newer; another one is chosen by CXX=g++-12)`,
+      },
     };
   } finally {
     rmSync(folder, { recursive: true, force: true });
@@ -133,11 +143,14 @@ export function findNodeHeaders(execPath = process.execPath, version = process.v
   }
 }
 
-/** Runs `true` under bubblewrap as the local sandbox does. `fault` is null or one line with its cure. */
+/** Runs `true` under bubblewrap as the local sandbox does. */
 export function checkBubblewrap(path = process.env.PATH || "") {
   const bwrap = findCommand("bwrap", path);
   if (bwrap === null) {
-    return { path: null, fault: `bubblewrap is not installed: ${installCommand(["bubblewrap"], path)}` };
+    return {
+      path: null,
+      fault: { what: "bubblewrap is not installed", cure: installCommand(["bubblewrap"], path) },
+    };
   }
   const args = [
     "--ro-bind",
@@ -153,14 +166,15 @@ export function checkBubblewrap(path = process.env.PATH || "") {
   ];
   const result = spawnSync(bwrap, args, { encoding: "utf8", timeout: 10_000 });
   if (result.status === 0) return { path: bwrap, fault: null };
-  const said = (result.stderr || result.error?.message || `exit code ${result.status}`)
-    .trim()
-    .split("\n")[0];
+  const said = (result.stderr || result.error?.message || `exit code ${result.status}`).trim().split("\n")[0];
   return {
     path: bwrap,
-    fault:
-      `bubblewrap is installed but may not make namespaces here (${said}): in a container allow user namespaces; ` +
-      "on Ubuntu 24.04, sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    fault: {
+      what: `bubblewrap is installed but may not make namespaces here (${said})`,
+      cure:
+        "in a container, allow user namespaces; on Ubuntu 24.04: " +
+        "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    },
   };
 }
 

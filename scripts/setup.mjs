@@ -5,7 +5,7 @@
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import * as fs from "node:fs";
-import { availableParallelism, totalmem } from "node:os";
+import os from "node:os";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as machine from "./machine.mjs";
@@ -270,12 +270,12 @@ async function buildNative(scope) {
     return;
 
   const compiler = machine.checkCompiler();
-  if (compiler.fault) throw new SetupFault(compiler.fault);
+  if (compiler.fault) throw new SetupFault(machine.faultLine(compiler.fault));
   const environment = { CXX: compiler.compiler };
   const headers = machine.findNodeHeaders();
   const gyp = [findNodeGyp(), ...(headers ? [`--nodedir=${headers}`] : [])];
   // g++ takes up to 1 GiB a file.
-  const jobs = Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 2 ** 30)));
+  const jobs = Math.max(1, Math.min(os.availableParallelism(), Math.floor(os.totalmem() / 2 ** 30)));
 
   const what = scope === "all" ? "the addon and its C++ tests" : "the addon";
   await stage(`building ${what} with ${compiler.compiler} ${compiler.version} (-j ${jobs})`, async (note) => {
@@ -355,12 +355,14 @@ export async function setup(purpose) {
   if (needs === undefined) {
     throw new SetupFault(`--for takes ${Object.keys(purposes).join(", ")}; got ${purpose}`);
   }
-  const faults = [machine.checkPlatform(), machine.checkNode(), ...machine.checkCommands()].filter(
-    (fault) => fault !== null,
-  );
-  // Said with the others, so that one apt-get cures all.
-  if (needs.native && machine.findCompiler() === null) faults.push(machine.checkCompiler().fault);
-  if (faults.length > 0) throw new SetupFault(faults.join("\n"));
+  // All at once, so that the user need not come back for each.
+  const faults = [
+    machine.checkPlatform(),
+    machine.checkNode(),
+    ...["npm", "git", "make", "python3"].map((name) => machine.checkCommand(name)),
+    needs.native && machine.findCompiler() === null ? machine.checkCompiler().fault : null,
+  ].filter((fault) => fault !== null);
+  if (faults.length > 0) throw new SetupFault(faults.map(machine.faultLine).join("\n"));
   await exclusively(async () => {
     // As an installed package, tokenring brings its dist and lies in a node_modules that is not its own.
     const checkout = fs.existsSync(join(root, "package-lock.json"));

@@ -1,0 +1,75 @@
+// The command line as data: what `tokenring --help` shows, and the one place where an error becomes a message.
+import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
+import { isTokenringError } from "../errors.ts";
+import { register as registerDoctor } from "./doctor.ts";
+import { interruptedExitCode } from "./signals.ts";
+
+/** Each command's module exports `register`, which adds it to the program. In the order of the help. */
+const commands: readonly ((program: Command) => void)[] = [registerDoctor];
+
+/** A program that throws instead of ending the process. */
+export function createProgram(): Command {
+  const program = new Command("tokenring")
+    .description(
+      "Trains multi-turn, tool-using agents with reinforcement learning: rejection fine-tuning, then DAPO,\n" +
+        "against real sandboxes and an inference engine.",
+    )
+    .version(packageVersion())
+    .option("--verbose", "print the stack of an error, not only its message (also: TOKENRING_DEBUG=1)")
+    .showHelpAfterError("(tokenring --help shows what there is)")
+    .configureHelp({ showGlobalOptions: true })
+    .exitOverride();
+  for (const register of commands) register(program);
+  return program;
+}
+
+function packageVersion(): string {
+  // The same path from lib/cli and from dist/cli.
+  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
+  return (JSON.parse(text) as { version: string }).version;
+}
+
+/**
+ * Runs one command line and returns its exit code: 0, 1 for an error, 130 or 143 after a signal.
+ * @param argv without node and the script
+ */
+export async function runCommand(
+  argv: readonly string[],
+  program: Command = createProgram(),
+): Promise<number> {
+  try {
+    await program.parseAsync(argv, { from: "user" });
+    // Commands that found a fault without throwing (doctor) set this.
+    return Number(process.exitCode ?? 0);
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode;
+    const stopped = interruptedExitCode();
+    const aborted = isTokenringError(error, "ERR_TOKENRING_ABORTED") || isAbortError(error);
+    const verbose =
+      program.opts<{ verbose?: boolean }>().verbose === true || process.env.TOKENRING_DEBUG === "1";
+    process.stderr.write(describeError(error, verbose));
+    return stopped !== undefined && aborted ? stopped : 1;
+  }
+}
+
+function isAbortError(error: unknown): boolean {
+  return error instanceof Error && error.name === "AbortError";
+}
+
+/** One line for an error that tokenring means; the stack too for one that it does not, or when it is asked for. */
+export function describeError(error: unknown, verbose: boolean): string {
+  if (isTokenringError(error)) {
+    if (verbose) return `tokenring: ${error.code}\n${stackOf(error)}\n`;
+    return `tokenring: ${error.message}\n`;
+  }
+  if (!verbose && isAbortError(error)) return `tokenring: ${(error as Error).message}\n`;
+  return `tokenring: an error that it does not know (please report it with this):\n${stackOf(error)}\n`;
+}
+
+/** The stack of an error and of what led to it. */
+function stackOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const stack = error.stack ?? error.message;
+  return error.cause === undefined ? stack : `${stack}\ncaused by: ${stackOf(error.cause)}`;
+}
