@@ -1,0 +1,263 @@
+// DAPO on whole trajectories, synchronous and on-policy: sample groups, score them, take a few clipped steps, repeat.
+import type { Trajectory } from "../agent/types.ts";
+import { TokenringError } from "../errors.ts";
+import { type EpisodeStatistics, episodeStatistics } from "../evaluate/episodes.ts";
+import { mean } from "../evaluate/statistics.ts";
+import type { AdamWOptions, Policy } from "../policy/types.ts";
+import { Random } from "../random.ts";
+import type { Instance } from "../tasks/types.ts";
+import { checkAborted } from "./abort.ts";
+import type { AdvantageOptions } from "./advantage.ts";
+import { instanceSchedule } from "./curriculum.ts";
+import { type GroupFilter, type ScoredGroup, scoreGroup } from "./filter.ts";
+import { learningRate } from "./schedule.ts";
+import { adamwOptions, trainStep } from "./step.ts";
+import type { RolloutSource, StepMetrics } from "./types.ts";
+import { type Aggregation, carriesLoss, type TrainingDocument, trajectoryDocument } from "./weights.ts";
+
+/** Defaults are those of stage 1 in the paper (arXiv 2508.03501, Table 3); see DAPO_STAGE2 for stage 2. */
+export interface DapoConfig extends AdamWOptions {
+  /** Iterations of the stage. The paper gives no count per stage: 24 is one pass of its pool. */
+  iterations: number;
+  /** Instances per iteration: 300. */
+  instances: number;
+  /** Rollouts per instance, G: 10. */
+  rollouts: number;
+  /** Largest number of trajectories in one optimiser step: 128. */
+  batchSize: number;
+  /** eps_low: 0.2. */
+  clipLow: number;
+  /** eps_high: 0.3. */
+  clipHigh: number;
+  /** T_max of the length penalty; the agent's own limit must be the same: 40. */
+  maxTurns: number;
+  /** L_thr in turns: 10. */
+  lengthThreshold: number;
+  /** true. */
+  lengthPenalty: boolean;
+  /** Of sampling and of the loss: 1. */
+  temperature: number;
+  /** What decides whether a group is learnt from: "outcome". */
+  filter: GroupFilter;
+  /** Standard deviation with ddof 0 and delta 1e-6. */
+  advantage: AdvantageOptions;
+  /** "token_mean". */
+  aggregation: Aggregation;
+  /** Optimiser steps of linear warm-up; the rate is constant after it: 0. */
+  warmupSteps: number;
+  /** Tokens of one forward and backward pass: 4096. */
+  microBatchTokens: number;
+  /** See `trainStep`: 0, as for the embedded engine; null measures without judging. */
+  logprobTolerance: number | null;
+}
+
+export const DAPO_STAGE1: Readonly<DapoConfig> = {
+  iterations: 24,
+  instances: 300,
+  rollouts: 10,
+  batchSize: 128,
+  clipLow: 0.2,
+  clipHigh: 0.3,
+  maxTurns: 40,
+  lengthThreshold: 10,
+  lengthPenalty: true,
+  temperature: 1,
+  filter: "outcome",
+  advantage: { normalise: "std", ddof: 0, delta: 1e-6 },
+  aggregation: "token_mean",
+  learningRate: 1e-6,
+  warmupSteps: 0,
+  beta1: 0.9,
+  beta2: 0.999,
+  epsilon: 1e-8,
+  weightDecay: 0.1,
+  clipNorm: 1,
+  microBatchTokens: 4096,
+  logprobTolerance: 0,
+};
+
+export const DAPO_STAGE2: Readonly<DapoConfig> = {
+  ...DAPO_STAGE1,
+  iterations: 20,
+  instances: 100,
+  batchSize: 256,
+  clipHigh: 0.26,
+  maxTurns: 80,
+};
+
+export interface DapoSummary extends EpisodeStatistics {
+  /** Share of counted episodes that were solved. */
+  passRate: number;
+  /** Mean final reward, length penalty included. */
+  reward: number;
+  groups: number;
+  groupsKept: number;
+  groupsDeadSolved: number;
+  groupsDeadFailed: number;
+  /** Groups of which no trajectory counts. */
+  groupsEmpty: number;
+  /** Trajectories that infrastructure broke. */
+  dropped: number;
+  /** Trajectories that were learnt from. */
+  trained: number;
+  /** Milliseconds of wall time: sampling to verdict, and learning. */
+  rolloutMs: number;
+  learnMs: number;
+}
+
+export interface DapoIteration {
+  iteration: number;
+  groups: ScoredGroup[];
+  steps: StepMetrics[];
+  summary: DapoSummary;
+}
+
+export interface DapoOptions {
+  policy: Policy;
+  rollouts: RolloutSource;
+  /** The pool. */
+  instances: readonly Instance[];
+  /** Overrides of DAPO_STAGE1. */
+  config?: Partial<DapoConfig>;
+  /** Decides the order of the pool and of the trajectories within an iteration. */
+  seed: number | bigint;
+  /** Names the random streams; stages of one job need different names. Default "dapo". */
+  purpose?: string;
+  /** Iterations that are already done, on resume. The others come out as if nothing had happened. Default 0. */
+  startIteration?: number;
+  /** Optimiser steps that are already done; only warm-up looks at it. Default 0. */
+  startStep?: number;
+  signal?: AbortSignal;
+  onTrajectory?: (trajectory: Trajectory) => void;
+  onStep?: (step: { iteration: number; step: number; steps: number; metrics: StepMetrics }) => void;
+  /** Whether an episode ran the tests; gives `testsRunRate`. */
+  ranTests?: (trajectory: Trajectory) => boolean;
+}
+
+/**
+ * Splits into the fewest parts of at most `size`, as even as can be: the last step of an iteration is not a handful
+ * of trajectories whose gradient counts as much as that of a full batch.
+ */
+export function evenParts<T>(items: readonly T[], size: number): T[][] {
+  const parts = Math.ceil(items.length / size);
+  return Array.from({ length: parts }, (_, i) =>
+    items.slice(Math.floor((i * items.length) / parts), Math.floor(((i + 1) * items.length) / parts)),
+  );
+}
+
+function documentsOf(groups: readonly ScoredGroup[]): TrainingDocument[] {
+  return groups.flatMap((scored) =>
+    scored.state !== "live"
+      ? []
+      : scored.trajectories.flatMap((trajectory, i) => {
+          const advantage = scored.advantages[i] as number;
+          // A trajectory without advantage has no gradient and must not dilute the mean either.
+          const document = trajectoryDocument(trajectory, { advantage });
+          return advantage !== 0 && carriesLoss(document) ? [document] : [];
+        }),
+  );
+}
+
+function summarise(
+  groups: readonly ScoredGroup[],
+  ranTests?: (trajectory: Trajectory) => boolean,
+): Omit<DapoSummary, "trained" | "rolloutMs" | "learnMs"> {
+  const episodes = groups.flatMap((scored) => scored.trajectories);
+  const statistics = episodeStatistics(episodes, ranTests);
+  const inState = (state: ScoredGroup["state"]): number =>
+    groups.filter((scored) => scored.state === state).length;
+  const sampled = groups.reduce(
+    (sum, { group }) => sum + group.trajectories.length + group.dropped.length,
+    0,
+  );
+  return {
+    ...statistics,
+    passRate: episodes.length === 0 ? 0 : statistics.solved / episodes.length,
+    reward: mean(groups.flatMap((scored) => scored.rewards)),
+    groups: groups.length,
+    groupsKept: inState("live"),
+    groupsDeadSolved: inState("solved"),
+    groupsDeadFailed: inState("failed"),
+    groupsEmpty: inState("empty"),
+    dropped: sampled - episodes.length,
+  };
+}
+
+/**
+ * One stage of DAPO. Each iteration takes the pool's next instances, samples G rollouts of each from the current
+ * weights, keeps the groups with a signal (no refill: the number of steps varies, and may be none) and takes clipped
+ * steps against the logprobs of the sampling policy. Works only as fast as it is iterated; stop iterating to stop.
+ * An abort throws ERR_TOKENRING_ABORTED; weights may then stand between two iterations: resume from a checkpoint.
+ */
+export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration, void, undefined> {
+  const { policy, instances, seed, signal, purpose = "dapo", startIteration = 0 } = options;
+  const config: DapoConfig = { ...DAPO_STAGE1, ...options.config };
+  if (instances.length === 0) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `${purpose}: the pool has no instances; widen the filter or refine it less`,
+    );
+  }
+  const reward = {
+    maxTurns: config.maxTurns,
+    lengthThreshold: config.lengthThreshold,
+    lengthPenalty: config.lengthPenalty,
+  };
+  const schedule = instanceSchedule(instances, config.instances, seed, `${purpose}/pool`);
+  for (let skipped = 0; skipped < startIteration; skipped++) schedule.next();
+  let done = options.startStep ?? 0;
+
+  for (let iteration = startIteration; iteration < config.iterations; iteration++) {
+    checkAborted(signal, `${purpose} iteration ${iteration}`);
+    const begin = performance.now();
+    const collected = await options.rollouts.collect({
+      instances: schedule.next().value,
+      rollouts: config.rollouts,
+      purpose,
+      iteration,
+      temperature: config.temperature,
+      ...(signal ? { signal } : {}),
+      ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
+    });
+    const sampled = performance.now();
+
+    const groups = collected.map((group) =>
+      scoreGroup(group, { reward, advantage: config.advantage, filter: config.filter }),
+    );
+    const documents = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
+    const batches = evenParts(documents, config.batchSize);
+    const steps: StepMetrics[] = [];
+    for (const batch of batches) {
+      const rate = learningRate(done, { peak: config.learningRate, warmupSteps: config.warmupSteps });
+      const metrics = await trainStep({
+        policy,
+        documents: batch,
+        loss: {
+          objective: "ppo_clip",
+          clipLow: config.clipLow,
+          clipHigh: config.clipHigh,
+          temperature: config.temperature,
+        },
+        optimiser: { ...adamwOptions(config), learningRate: rate },
+        aggregation: config.aggregation,
+        microBatchTokens: config.microBatchTokens,
+        ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
+        ...(signal ? { signal } : {}),
+      });
+      done++;
+      options.onStep?.({ iteration, step: steps.length, steps: batches.length, metrics });
+      steps.push(metrics);
+    }
+    yield {
+      iteration,
+      groups,
+      steps,
+      summary: {
+        ...summarise(groups, options.ranTests),
+        trained: documents.length,
+        rolloutMs: sampled - begin,
+        learnMs: performance.now() - sampled,
+      },
+    };
+  }
+}

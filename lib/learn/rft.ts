@@ -1,0 +1,158 @@
+// Rejection fine-tuning: sample, keep what the tests accept, imitate it once.
+import type { Trajectory } from "../agent/types.ts";
+import { counts, type EpisodeStatistics, episodeStatistics } from "../evaluate/episodes.ts";
+import type { AdamWOptions, Policy } from "../policy/types.ts";
+import { Random } from "../random.ts";
+import type { Instance } from "../tasks/types.ts";
+import { sft } from "./sft.ts";
+import { adamwOptions } from "./step.ts";
+import type { Group, RolloutSource, StepMetrics } from "./types.ts";
+import { type Aggregation, carriesLoss, type TrainingDocument, trajectoryDocument } from "./weights.ts";
+
+/** Defaults are the paper's (arXiv 2508.03501, §4.2 and appendix C). */
+export interface RftConfig extends AdamWOptions {
+  /** Rollouts per instance: 10. */
+  rollouts: number;
+  /** Sampling temperature: 1. */
+  temperature: number;
+  /** Trajectories per optimiser step: 64. */
+  batchSize: number;
+  /** Passes over what was kept: 1. */
+  epochs: number;
+  /** Steps of linear warm-up, at most a quarter of all steps: 10. */
+  warmupSteps: number;
+  /** Share of the learning rate that the cosine ends at: 0. */
+  floor: number;
+  /** Turns whose action could not be read stay in the context and carry no loss: true. */
+  maskFormatErrors: boolean;
+  /** "token_mean". */
+  aggregation: Aggregation;
+  /** Tokens of one forward and backward pass: 4096. */
+  microBatchTokens: number;
+  /** See `trainStep`: 0, as for the embedded engine; null measures without judging. */
+  logprobTolerance: number | null;
+}
+
+export const RFT_DEFAULTS: Readonly<RftConfig> = {
+  rollouts: 10,
+  temperature: 1,
+  batchSize: 64,
+  epochs: 1,
+  learningRate: 5e-6,
+  warmupSteps: 10,
+  floor: 0,
+  beta1: 0.9,
+  beta2: 0.999,
+  epsilon: 1e-8,
+  weightDecay: 0.1,
+  clipNorm: 1,
+  maskFormatErrors: true,
+  aggregation: "token_mean",
+  microBatchTokens: 4096,
+  logprobTolerance: 0,
+};
+
+export interface RftSummary extends EpisodeStatistics {
+  /** Trajectories that were solved and are learnt from. */
+  kept: number;
+  /** Optimiser steps that follow. */
+  steps: number;
+  /** Trajectories that infrastructure broke. */
+  dropped: number;
+  /** Instances that were solved at least once. */
+  instancesSolved: number;
+  instances: number;
+}
+
+/** First one "rollouts" event, then one "step" event for each optimiser step. */
+export type RftEvent =
+  | { type: "rollouts"; groups: Group[]; summary: RftSummary }
+  | { type: "step"; step: number; steps: number; metrics: StepMetrics };
+
+export interface RftOptions {
+  policy: Policy;
+  rollouts: RolloutSource;
+  instances: readonly Instance[];
+  /** Overrides of RFT_DEFAULTS. */
+  config?: Partial<RftConfig>;
+  /** Decides the order in which trajectories are learnt from. */
+  seed: number | bigint;
+  /** Names the random stream of the rollouts. Default "rft". */
+  purpose?: string;
+  signal?: AbortSignal;
+  onTrajectory?: (trajectory: Trajectory) => void;
+  /** Whether an episode ran the tests; gives `testsRunRate`. */
+  ranTests?: (trajectory: Trajectory) => boolean;
+}
+
+function* shuffledBatches(
+  documents: readonly TrainingDocument[],
+  config: RftConfig,
+  seed: number | bigint,
+): Generator<TrainingDocument[]> {
+  for (let epoch = 0; epoch < config.epochs; epoch++) {
+    const order = Random.of(seed, "rft/order", epoch).shuffle(documents);
+    for (let at = 0; at < order.length; at += config.batchSize) yield order.slice(at, at + config.batchSize);
+  }
+}
+
+/**
+ * Samples every instance `rollouts` times, keeps the solved trajectories and takes one epoch of supervised steps on
+ * their actions. With nothing solved there is the rollouts event with `kept` 0 and no step: the caller decides.
+ */
+export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, undefined> {
+  const { policy, instances, seed, signal } = options;
+  const config: RftConfig = { ...RFT_DEFAULTS, ...options.config };
+  const groups = await options.rollouts.collect({
+    instances,
+    rollouts: config.rollouts,
+    purpose: options.purpose ?? "rft",
+    iteration: 0,
+    temperature: config.temperature,
+    ...(signal ? { signal } : {}),
+    ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
+  });
+
+  const counted = groups.map((group) => group.trajectories.filter(counts));
+  const solved = counted.map((list) => list.filter((trajectory) => trajectory.verdict === "resolved"));
+  const documents = solved
+    .flat()
+    .map((trajectory) => {
+      const document = trajectoryDocument(trajectory, { maskFormatErrors: config.maskFormatErrors });
+      // Cross entropy is taken at temperature 1: logprobs of another temperature are not to be compared with it.
+      return config.temperature === 1 ? document : { ...document, version: null };
+    })
+    .filter(carriesLoss);
+  const steps = Math.ceil(documents.length / config.batchSize) * config.epochs;
+  const sampled = groups.reduce((sum, group) => sum + group.trajectories.length + group.dropped.length, 0);
+  const episodes = counted.flat();
+  yield {
+    type: "rollouts",
+    groups,
+    summary: {
+      ...episodeStatistics(episodes, options.ranTests),
+      kept: documents.length,
+      steps,
+      dropped: sampled - episodes.length,
+      instances: groups.length,
+      instancesSolved: solved.filter((list) => list.length > 0).length,
+    },
+  };
+
+  const loop = sft({
+    policy,
+    batches: shuffledBatches(documents, config, seed),
+    schedule: {
+      peak: config.learningRate,
+      warmupSteps: Math.min(config.warmupSteps, Math.floor(steps / 4)),
+      totalSteps: steps,
+      floor: config.floor,
+    },
+    optimiser: adamwOptions(config),
+    aggregation: config.aggregation,
+    microBatchTokens: config.microBatchTokens,
+    ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
+    ...(signal ? { signal } : {}),
+  });
+  for await (const { step, metrics } of loop) yield { type: "step", step, steps, metrics };
+}

@@ -1,0 +1,127 @@
+import { describe, expect, test } from "vitest";
+import { evaluate } from "../../lib/evaluate/evaluate.ts";
+import { mean, passAtK, sem, standardDeviation } from "../../lib/evaluate/statistics.ts";
+import { episode, instance, RolloutDouble, trajectory } from "../learn/doubles.ts";
+
+describe("passAtK", () => {
+  // recipe.md section 4, n = 10; rLLM's and HumanEval's published vectors.
+  test.each([
+    [10, 1, [1, 3, 5, 10], [0.1, 0.3, 0.5, 1]],
+    [10, 2, [1, 3, 5, 10], [0.2, 0.5333, 0.7778, 1]],
+    [10, 4, [1, 3, 5, 10], [0.4, 0.8333, 0.9762, 1]],
+    [2, 0, [2], [0]],
+    [2, 2, [1], [1]],
+    [2, 1, [1, 2], [0.5, 1]],
+    [4, 1, [2], [0.5]],
+    [10, 3, [5], [0.9166667]],
+    [200, 7, [100], [0.9929911]],
+  ])("n %i, c %i, k %j", (n, c, ks, expected) => {
+    ks.forEach((k, i) => expect(passAtK(n, c, k)).toBeCloseTo(expected[i] as number, 4));
+  });
+
+  test("nothing solved is 0 also where n < k", () => {
+    expect(passAtK(3, 0, 5)).toBe(0);
+  });
+
+  test("counts that cannot be are refused", () => {
+    expect(() => passAtK(3, 4, 1)).toThrow(/passAtK\(n = 3, c = 4, k = 1\)/);
+    expect(() => passAtK(3, 1, 0)).toThrow(/k = 0/);
+  });
+});
+
+describe("standard error", () => {
+  test("ddof 1 over runs", () => {
+    expect(sem([0.1, 0.3])).toBeCloseTo(0.1, 12);
+    expect(standardDeviation([2, 4, 4, 4, 5, 5, 7, 9], 0)).toBe(2);
+    // The paper's Verified SEM .50 over 10 runs is a run deviation of 1.6 points.
+    const tenRuns = Array.from({ length: 10 }, (_, i) => (i % 2 === 0 ? 1 : -1) * 1.5);
+    expect(sem(tenRuns)).toBeCloseTo(0.5, 12);
+  });
+
+  test("one run has no known error", () => {
+    expect(sem([0.5])).toBeNull();
+    expect(mean([])).toBe(0);
+  });
+});
+
+describe("evaluate", () => {
+  const instances = [
+    instance("a", { kind: "one" }),
+    instance("b", { kind: "one" }),
+    instance("c", { kind: "two" }),
+  ];
+  /** Run 0 solves a and b, run 1 solves a. */
+  const rollouts = new RolloutDouble((one, rollout) =>
+    trajectory({
+      instanceId: one.instance_id,
+      rollout,
+      verdict: one.instance_id === "a" || (one.instance_id === "b" && rollout === 0) ? "resolved" : "failed",
+      exit: one.instance_id === "c" ? "turn_limit" : "submitted",
+      turns: [
+        { action: 3, observation: 1, formatError: one.instance_id === "c" },
+        { action: 1, observation: 0 },
+      ],
+    }),
+  );
+
+  test("run-level Pass@1 and SEM, counts by instance and kind", async () => {
+    const { groups, ...result } = await evaluate({
+      rollouts,
+      instances,
+      runs: 2,
+      purpose: "evaluate/base",
+      ranTests: (one) => one.instanceId !== "a",
+    });
+    expect(groups).toHaveLength(3);
+    expect(rollouts.requests.at(-1)).toMatchObject({ rollouts: 2, purpose: "evaluate/base", temperature: 1 });
+    expect(result.runRates).toEqual([2 / 3, 1 / 3]);
+    expect(result.pass1).toBeCloseTo(0.5, 12);
+    // s = sqrt(2 (1/6)^2 / 1), over sqrt(2).
+    expect(result.sem).toBeCloseTo(1 / 6, 12);
+    expect(result).toMatchObject({
+      instances: 3,
+      runs: 2,
+      episodes: 6,
+      solved: 3,
+      dropped: 0,
+      turns: 2,
+      tokens: 9,
+      actionTokens: 4,
+      exits: { submitted: 4, turn_limit: 2 },
+      perInstance: {
+        a: { solved: 2, episodes: 2 },
+        b: { solved: 1, episodes: 2 },
+        c: { solved: 0, episodes: 2 },
+      },
+      byKind: {
+        one: { pass1: 0.75, instances: 2, episodes: 4 },
+        two: { pass1: 0, instances: 1, episodes: 2 },
+      },
+    });
+    expect(result.formatErrorRate).toBeCloseTo(2 / 12, 12);
+    expect(result.testsRunRate).toBeCloseTo(4 / 6, 12);
+    expect(Object.keys(result.passK)).toEqual(["1"]);
+    expect(result.passK["1"]).toBeCloseTo(0.5, 12);
+  });
+
+  test("ten runs give Pass@1, 5 and 10 over the instances that kept enough episodes", async () => {
+    const ten = new RolloutDouble((one, rollout) =>
+      episode(1, rollout === 3, {
+        instanceId: one.instance_id,
+        rollout,
+        exit: one.instance_id === "c" && rollout === 0 ? "infra_failed" : "submitted",
+      }),
+    );
+    const result = await evaluate({ rollouts: ten, instances });
+    expect(result.dropped).toBe(1);
+    expect(result.episodes).toBe(29);
+    expect(result.runRates[3]).toBe(1);
+    expect(result.passK["10"]).toBe(1);
+    // Instance c has one success in nine episodes.
+    expect(result.passK["5"]).toBeCloseTo((0.5 + 0.5 + 5 / 9) / 3, 12);
+  });
+
+  test("a number of runs that is none is refused", async () => {
+    await expect(evaluate({ rollouts, instances, runs: 0 })).rejects.toThrow(/runs is 0/);
+  });
+});
