@@ -1,4 +1,5 @@
 // What an episode leaves behind: the token stream exactly as the policy saw and produced it.
+import type { Instance } from "../tasks/types.ts";
 import type { Verdict } from "../verify/types.ts";
 
 /** Where a token came from; the loss mask is made of this and of nothing else. */
@@ -63,4 +64,25 @@ export interface EpisodeLimits {
   observationChars: number;
   /** Judge the working tree of an episode that ended at a limit without `submit`. */
   autoSubmit: boolean;
+}
+
+/** One instance and its G rollouts. Trajectories that left the group (infra_failed) are in `dropped`. */
+export interface Group {
+  instance: Instance;
+  trajectories: Trajectory[];
+  dropped: Trajectory[];
+}
+
+/** How learning and evaluation get trajectories. `iteration` and the run's seed decide every draw. */
+export interface RolloutSource {
+  collect(request: {
+    instances: readonly Instance[];
+    rollouts: number;
+    /** Names the random stream, with `iteration`. */
+    purpose: string;
+    iteration: number;
+    temperature: number;
+    signal?: AbortSignal;
+    onTrajectory?: (trajectory: Trajectory) => void;
+  }): Promise<Group[]>;
 }

@@ -1,7 +1,6 @@
 // How good a policy is: several independent runs over the same instances.
-import type { Trajectory } from "../agent/types.ts";
+import type { Group, RolloutSource, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
-import type { Group, RolloutSource } from "../learn/types.ts";
 import type { Instance } from "../tasks/types.ts";
 import { counts, type EpisodeStatistics, episodeStatistics } from "./episodes.ts";
 import { mean, passAtK, sem } from "./statistics.ts";

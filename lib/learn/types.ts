@@ -1,27 +1,5 @@
 // What the two loops report, step by step.
-import type { Trajectory } from "../agent/types.ts";
-import type { Instance } from "../tasks/types.ts";
-
-/** One instance and its G rollouts. Trajectories that left the group (infra_failed) are in `dropped`. */
-export interface Group {
-  instance: Instance;
-  trajectories: Trajectory[];
-  dropped: Trajectory[];
-}
-
-/** How the loops get trajectories. `iteration` and the run's seed decide every draw. */
-export interface RolloutSource {
-  collect(request: {
-    instances: readonly Instance[];
-    rollouts: number;
-    /** Names the random stream, with `iteration`. */
-    purpose: string;
-    iteration: number;
-    temperature: number;
-    signal?: AbortSignal;
-    onTrajectory?: (trajectory: Trajectory) => void;
-  }): Promise<Group[]>;
-}
+export type { Group, RolloutSource } from "../agent/types.ts";
 
 /** Metrics of one optimiser step, means over the step's action tokens where not said otherwise. */
 export interface StepMetrics {

@@ -16,7 +16,7 @@ describe("passAtK", () => {
     [10, 3, [5], [0.9166667]],
     [200, 7, [100], [0.9929911]],
   ])("n %i, c %i, k %j", (n, c, ks, expected) => {
-    ks.forEach((k, i) => expect(passAtK(n, c, k)).toBeCloseTo(expected[i] as number, 4));
+    for (const [i, k] of ks.entries()) expect(passAtK(n, c, k)).toBeCloseTo(expected[i] as number, 4);
   });
 
   test("nothing solved is 0 also where n < k", () => {

@@ -18,7 +18,7 @@ function aggregate(values: number[][], masks: number[][], aggregation: Aggregati
     // One unpredicted token in front, as every document has.
     const full = [0, ...mask];
     return {
-      id: `d${i}`,
+      id: `d${rows.length}`,
       tokens: new Int32Array(full.length),
       provenance: new Uint8Array(full.length),
       mask: Float32Array.from(full),
@@ -130,11 +130,11 @@ const documents = fc.array(
       minLength: 2,
       maxLength: 40,
     })
-    .map((rows, i): TrainingDocument => {
+    .map((rows): TrainingDocument => {
       const provenance = Uint8Array.from(rows, (row) => row.from);
       provenance[1] = ACTION;
       const document = demonstrationDocument(
-        `d${i}`,
+        `d${rows.length}`,
         Int32Array.from(rows, (row) => row.token),
         provenance,
         {
