@@ -67,8 +67,11 @@ async function checkAddon(): Promise<{ check: Check; binding: Binding | null }> 
     return { check: { name: "addon", status: "ok", found, cure: null }, binding };
   } catch (error) {
     if (!isTokenringError(error)) throw error;
-    const cure = "npm run build, in the checkout or in node_modules/tokenring";
-    return { check: { name: "addon", status: "fail", found: error.message, cure }, binding: null };
+    // The message of the loader ends in the cure that fits its cause.
+    return {
+      check: { name: "addon", status: "fail", found: "not usable", cure: error.message },
+      binding: null,
+    };
   }
 }
 

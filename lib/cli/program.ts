@@ -12,11 +12,11 @@ const commands: readonly ((program: Command) => void)[] = [registerDoctor];
 export function createProgram(): Command {
   const program = new Command("tokenring")
     .description(
-      "Trains multi-turn, tool-using agents with reinforcement learning: rejection fine-tuning, then DAPO,\n" +
+      "Trains multi-turn, tool-using agents with reinforcement learning: rejection fine-tuning, then DAPO, " +
         "against real sandboxes and an inference engine.",
     )
     .version(packageVersion())
-    .option("--verbose", "print the stack of an error, not only its message (also: TOKENRING_DEBUG=1)")
+    .option("--verbose", "show the stack of an error (also: TOKENRING_DEBUG=1)")
     .showHelpAfterError("(tokenring --help shows what there is)")
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
