@@ -66,6 +66,8 @@ class Parser {
       json.kind = Json::Kind::boolean;
     } else if (!take("null")) {
       json.kind = Json::Kind::number;
+      const size_t digit = at_ + (text_.substr(at_, 1) == "-");  // from_chars would take "nan" and "inf"
+      if (digit >= text_.size() || text_[digit] < '0' || text_[digit] > '9') wrong("a value");
       const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), json.number);
       if (error != std::errc{}) wrong("a value");
       at_ = static_cast<size_t>(end - text_.data());

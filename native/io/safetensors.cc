@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <sstream>
 
 #include "io/convert.h"
 #include "io/json.h"
@@ -167,23 +168,26 @@ void SafetensorsReader::read(const std::string& name, float* out) const {
 SafetensorsWriter::SafetensorsWriter(std::string path, std::vector<SafetensorsTensor> tensors,
                                      const std::map<std::string, std::string>& metadata)
     : path_(std::move(path)), temporary_(path_ + ".tmp-" + std::to_string(getpid())), tensors_(std::move(tensors)) {
-  std::string header = "{\"__metadata__\":{";
+  std::ostringstream json;
+  json << "{\"__metadata__\":{";
+  const char* separator = "";
   for (const auto& [key, value] : metadata) {
-    if (header.back() != '{') header += ',';
-    header += quote_json(key) + ":" + quote_json(value);
+    json << separator << quote_json(key) << ':' << quote_json(value);
+    separator = ",";
   }
-  header += '}';
+  json << '}';
   uint64_t offset = 0;
   for (const SafetensorsTensor& tensor : tensors_) {
     require(tensor.dtype == DType::f32 || tensor.dtype == DType::bf16, "checkpoints are written in f32 or bf16");
     uint64_t bytes = size_of(tensor.dtype);
     for (const int64_t n : tensor.shape) bytes *= static_cast<uint64_t>(n);
-    header += "," + quote_json(tensor.name) + ":{\"dtype\":\"" + (tensor.dtype == DType::f32 ? "F32" : "BF16") +
-              "\",\"shape\":" + shape_text(tensor.shape) + ",\"data_offsets\":[" + std::to_string(offset) + "," +
-              std::to_string(offset + bytes) + "]}";
+    json << ',' << quote_json(tensor.name) << ":{\"dtype\":\"" << (tensor.dtype == DType::f32 ? "F32" : "BF16")
+         << "\",\"shape\":" << shape_text(tensor.shape) << ",\"data_offsets\":[" << offset << ',' << offset + bytes
+         << "]}";
     offset += bytes;
   }
-  header += '}';
+  json << '}';
+  std::string header = json.str();
   header.append((8 - header.size() % 8) % 8, ' ');  // so that the data is aligned
 
   file_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
