@@ -1,0 +1,82 @@
+// The table of ops on the CPU: checks on the caller's thread, then a job on the stream that shares its rows or tiles
+// among the pool's threads.
+#pragma once
+
+#include "core/ops.h"
+#include "cpu/kernels.h"
+#include "cpu/pool.h"
+
+namespace tokenring::cpu {
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(const Kernels& kernels, ThreadPool& pool) : k_(kernels), pool_(pool) {}
+
+  size_t weight_bytes(int64_t n, int64_t k) const override;
+  void prepare_weight(Stream&, Tensor master, Weight out) const override;
+  void linear_forward(Stream&, Tensor x, Weight w, Tensor bias, Tensor y) const override;
+  void linear_dgrad(Stream&, Tensor dy, Weight w, Tensor dx, bool accumulate) const override;
+  void linear_wgrad(Stream&, Tensor dy, Tensor x, Tensor dw, Tensor db) const override;
+
+  void embedding_forward(Stream&, Tensor tokens, Tensor table, Tensor y) const override;
+  void embedding_backward(Stream&, Tensor tokens, Tensor dy, Tensor dtable) const override;
+  void rmsnorm_forward(Stream&, Tensor x, Tensor r, Tensor w, float eps, Tensor sum, Tensor y,
+                       Tensor rstd) const override;
+  void rmsnorm_backward(Stream&, Tensor dy, Tensor s, Tensor w, Tensor rstd, Tensor ds, bool accumulate,
+                        Tensor dw) const override;
+  void rope(Stream&, Tensor qkv, Tensor positions, RopeTable table, int heads, int kv_heads, int head_dim,
+            bool backward) const override;
+
+  size_t attention_workspace(int64_t rows, int heads, int kv_heads, int head_dim) const override;
+  void attention_forward(Stream&, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads, int kv_heads,
+                         int head_dim, float scale, Tensor out, Tensor lse, Tensor workspace) const override;
+  void attention_backward(Stream&, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                          const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim, float scale,
+                          Tensor dqkv, Tensor workspace) const override;
+  size_t page_bytes(int kv_heads, int head_dim) const override;
+  void kv_append(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
+                 int head_dim, void* pool) const override;
+  void attention_paged(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
+                       int head_dim, float scale, const void* pool, Tensor out) const override;
+  void copy_page(Stream&, void* pool, size_t page_bytes, int32_t from, int32_t to) const override;
+
+  void swiglu_forward(Stream&, Tensor gate_up, Tensor y) const override;
+  void swiglu_backward(Stream&, Tensor dy, Tensor gate_up, Tensor dgate_up) const override;
+
+  void gather_rows(Stream&, Tensor x, Tensor index, Tensor y) const override;
+  void scatter_rows_add(Stream&, Tensor y, Tensor index, Tensor x) const override;
+  void logits_statistics(Stream&, Tensor logits, Tensor targets, float inv_temperature, Tensor lse, Tensor logprob,
+                         Tensor entropy) const override;
+  void policy_scalars(Stream&, PolicyScalars, Tensor logprob, Tensor old, Tensor advantage, Tensor weight, Tensor g,
+                      Tensor loss, Tensor flags) const override;
+  void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g,
+                       float inv_temperature) const override;
+  void sample(Stream&, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens,
+              Tensor logprob) const override;
+
+  void zero(Stream&, Tensor x) const override;
+  void sum_of_squares(Stream&, Tensor x, Tensor out, Tensor workspace) const override;
+  size_t sum_of_squares_workspace(int64_t elements) const override;
+  void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const override;
+
+ private:
+  // Rough nanoseconds of work that a chunk should hold, so that sharing pays.
+  static constexpr int64_t kChunkNanoseconds = 8000;
+
+  // body(begin, end) over n items that cost about `nanoseconds` each; alone when the whole is small.
+  template <class Body>
+  void share(int64_t n, double nanoseconds, const Body& body) const {
+    int64_t grain = static_cast<int64_t>(static_cast<double>(kChunkNanoseconds) / nanoseconds) + 1;
+    // At most some chunks a thread: what is left to balance at the end is small, and so is the cost of claiming.
+    const int64_t fair = n / (8 * pool_.threads());
+    pool_.run(n, grain > fair ? grain : fair, body);
+  }
+
+  const Kernels& k_;
+  ThreadPool& pool_;
+};
+
+// This thread's scratch, at least `floats` long, 64-byte aligned. Grows, is never given back before the thread ends.
+float* scratch(size_t floats);
+
+}  // namespace tokenring::cpu

@@ -1,0 +1,246 @@
+// Linear layers and the rows around them: embedding, gather, scatter.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/check.h"
+#include "cpu/ops.h"
+#include "cpu/stream.h"
+
+namespace tokenring::cpu {
+namespace {
+
+int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+// The two layouts inside a Weight. Columns of W^T serve the forward product, columns of W the backward one.
+struct Panels {
+  float* forward;   // [ceil(n / 32)][k][32], zero beyond n
+  float* backward;  // [ceil(k / 32)][n][32], zero beyond k
+};
+
+Panels panels_of(const Weight& w) {
+  float* data = static_cast<float*>(w.data);
+  return {data, data + panels(w.n) * kPanel * w.k};
+}
+
+void check_weight(const char* op, const Weight& w) {
+  require(w.data && w.n > 0 && w.k > 0, op, ": the weight [", w.n, ", ", w.k, "] has no memory or no size");
+}
+
+// Sizes of the block of C that one task computes. A task should be worth some microseconds, and there should be
+// several per thread; neither changes a bit of the result.
+struct Blocks {
+  int64_t rows, cols, across;
+  int64_t count;
+};
+
+Blocks blocks_of(int64_t rows, int64_t cols, int64_t depth, int threads) {
+  int64_t r = std::min<int64_t>(rows, 96), c = std::min<int64_t>(panels(cols), 4) * kPanel;
+  const auto count = [&] { return ((rows + r - 1) / r) * ((cols + c - 1) / c); };
+  const auto worth = [&] { return r * c * depth > 400'000; };  // multiply-adds, about 5 microseconds
+  while (count() < 4 * threads && worth()) {
+    if (c > kPanel) {
+      c = std::max<int64_t>(c / 2 / kPanel, 1) * kPanel;
+    } else if (r > 24) {
+      r = (r / 2 + 11) / 12 * 12;
+    } else {
+      break;
+    }
+  }
+  const int64_t across = (cols + c - 1) / c;
+  return {r, c, across, ((rows + r - 1) / r) * across};
+}
+
+}  // namespace
+
+size_t CpuOps::weight_bytes(int64_t n, int64_t k) const {
+  require(n > 0 && k > 0, "weight_bytes: [", n, ", ", k, "] must be positive");
+  return static_cast<size_t>(panels(n) * k + panels(k) * n) * kPanel * sizeof(float);
+}
+
+void CpuOps::prepare_weight(Stream& stream, Tensor master, Weight out) const {
+  check_weight("prepare_weight", out);
+  check("prepare_weight", "master", master, DType::f32, {out.n, out.k});
+  cpu_stream(stream).enqueue([=, this] {
+    const int64_t n = out.n, k = out.k;
+    const Panels to = panels_of(out);
+    share(panels(n), static_cast<double>(k * kPanel) * 0.5, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t rows = std::min(kPanel, n - p * kPanel);
+        float* panel = to.forward + p * k * kPanel;
+        if (rows < kPanel) std::fill_n(panel, k * kPanel, 0.0f);
+        k_.transpose(rows, k, master.f32() + p * kPanel * k, k, panel, kPanel);
+      }
+    });
+    share(panels(k), static_cast<double>(n * kPanel) * 0.1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const int64_t cols = std::min(kPanel, k - p * kPanel);
+        for (int64_t i = 0; i < n; ++i) {
+          float* row = to.backward + (p * n + i) * kPanel;
+          std::memcpy(row, master.f32() + i * k + p * kPanel, static_cast<size_t>(cols) * sizeof(float));
+          std::fill(row + cols, row + kPanel, 0.0f);
+        }
+      }
+    });
+  });
+}
+
+void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Tensor y) const {
+  check_weight("linear_forward", w);
+  check_matrix("linear_forward", "x", x);
+  const int64_t m = x.shape[0];
+  check("linear_forward", "x", x, DType::f32, {m, w.k});
+  check("linear_forward", "y", y, DType::f32, {m, w.n});
+  if (bias) check("linear_forward", "bias", bias, DType::f32, {w.n});
+  cpu_stream(stream).enqueue([=, this] {
+    const float* panel = panels_of(w).forward;
+    const Blocks b = blocks_of(m, w.n, w.k, pool_.threads());
+    share(b.count, static_cast<double>(b.rows * b.cols * w.k) / 80.0, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
+        k_.gemm({.rows = std::min(b.rows, m - r),
+                 .cols = std::min(b.cols, w.n - c),
+                 .depth = w.k,
+                 .a = x.f32() + r * w.k,
+                 .lda = w.k,
+                 .a_transposed = false,
+                 .b = panel + c * w.k,
+                 .ldb = kPanel,
+                 .b_panel = w.k * kPanel,
+                 .c = y.f32() + r * w.n + c,
+                 .ldc = w.n,
+                 .accumulate = false,
+                 .bias = bias ? bias.f32() + c : nullptr});
+      }
+    });
+  });
+}
+
+void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool accumulate) const {
+  check_weight("linear_dgrad", w);
+  check_matrix("linear_dgrad", "dy", dy);
+  const int64_t m = dy.shape[0];
+  check("linear_dgrad", "dy", dy, DType::f32, {m, w.n});
+  check("linear_dgrad", "dx", dx, DType::f32, {m, w.k});
+  cpu_stream(stream).enqueue([=, this] {
+    const float* panel = panels_of(w).backward;
+    const Blocks b = blocks_of(m, w.k, w.n, pool_.threads());
+    share(b.count, static_cast<double>(b.rows * b.cols * w.n) / 80.0, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
+        k_.gemm({.rows = std::min(b.rows, m - r),
+                 .cols = std::min(b.cols, w.k - c),
+                 .depth = w.n,
+                 .a = dy.f32() + r * w.n,
+                 .lda = w.n,
+                 .a_transposed = false,
+                 .b = panel + c * w.n,
+                 .ldb = kPanel,
+                 .b_panel = w.n * kPanel,
+                 .c = dx.f32() + r * w.k + c,
+                 .ldc = w.k,
+                 .accumulate = accumulate,
+                 .bias = nullptr});
+      }
+    });
+  });
+}
+
+void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {
+  check_matrix("linear_wgrad", "dy", dy);
+  check_matrix("linear_wgrad", "x", x);
+  const int64_t m = dy.shape[0], n = dy.shape[1], k = x.shape[1];
+  check("linear_wgrad", "x", x, DType::f32, {m, k});
+  check("linear_wgrad", "dw", dw, DType::f32, {n, k});
+  if (db) check("linear_wgrad", "db", db, DType::f32, {n});
+  if (m == 0) return;
+  cpu_stream(stream).enqueue([=, this] {
+    const Blocks b = blocks_of(n, k, m, pool_.threads());
+    share(b.count, static_cast<double>(b.rows * b.cols * m) / 80.0, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
+        k_.gemm({.rows = std::min(b.rows, n - r),
+                 .cols = std::min(b.cols, k - c),
+                 .depth = m,
+                 .a = dy.f32() + r,
+                 .lda = n,
+                 .a_transposed = true,
+                 .b = x.f32() + c,
+                 .ldb = k,
+                 .b_panel = kPanel,
+                 .c = dw.f32() + r * k + c,
+                 .ldc = k,
+                 .accumulate = true,
+                 .bias = nullptr});
+      }
+    });
+    if (!db) return;
+    const int64_t columns = 64;
+    share((n + columns - 1) / columns, static_cast<double>(m * columns) * 0.1, [&](int64_t begin, int64_t end) {
+      const int64_t c = begin * columns, to = std::min(end * columns, n);
+      k_.column_sum(m, to - c, dy.f32() + c, n, db.f32() + c);
+    });
+  });
+}
+
+void CpuOps::embedding_forward(Stream& stream, Tensor tokens, Tensor table, Tensor y) const {
+  check_matrix("embedding_forward", "table", table);
+  check_matrix("embedding_forward", "y", y);
+  const int64_t m = y.shape[0], v = table.shape[0], h = table.shape[1];
+  check("embedding_forward", "tokens", tokens, DType::i32, {m});
+  check("embedding_forward", "y", y, DType::f32, {m, h});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("embedding_forward", "tokens", tokens.i32(), m, v);
+    share(m, static_cast<double>(h) * 0.1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        std::memcpy(y.f32() + i * h, table.f32() + tokens.i32()[i] * h, static_cast<size_t>(h) * sizeof(float));
+    });
+  });
+}
+
+void CpuOps::embedding_backward(Stream& stream, Tensor tokens, Tensor dy, Tensor dtable) const {
+  check_matrix("embedding_backward", "dy", dy);
+  check_matrix("embedding_backward", "dtable", dtable);
+  const int64_t m = dy.shape[0], v = dtable.shape[0], h = dy.shape[1];
+  check("embedding_backward", "tokens", tokens, DType::i32, {m});
+  check("embedding_backward", "dtable", dtable, DType::f32, {v, h});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("embedding_backward", "tokens", tokens.i32(), m, v);
+    // Each thread has its own columns, so that every element sums its rows in order.
+    const int64_t columns = 32;
+    share((h + columns - 1) / columns, static_cast<double>(m) * 6.0, [&](int64_t begin, int64_t end) {
+      const int64_t c = begin * columns, n = std::min(end * columns, h) - c;
+      for (int64_t i = 0; i < m; ++i) k_.add(n, dy.f32() + i * h + c, dtable.f32() + tokens.i32()[i] * h + c);
+    });
+  });
+}
+
+void CpuOps::gather_rows(Stream& stream, Tensor x, Tensor index, Tensor y) const {
+  check_matrix("gather_rows", "x", x);
+  check_matrix("gather_rows", "y", y);
+  const int64_t r = y.shape[0], h = x.shape[1];
+  check("gather_rows", "index", index, DType::i32, {r});
+  check("gather_rows", "y", y, DType::f32, {r, h});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("gather_rows", "index", index.i32(), r, x.shape[0]);
+    share(r, static_cast<double>(h) * 0.1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        std::memcpy(y.f32() + i * h, x.f32() + index.i32()[i] * h, static_cast<size_t>(h) * sizeof(float));
+    });
+  });
+}
+
+void CpuOps::scatter_rows_add(Stream& stream, Tensor y, Tensor index, Tensor x) const {
+  check_matrix("scatter_rows_add", "x", x);
+  check_matrix("scatter_rows_add", "y", y);
+  const int64_t r = y.shape[0], h = x.shape[1];
+  check("scatter_rows_add", "index", index, DType::i32, {r});
+  check("scatter_rows_add", "y", y, DType::f32, {r, h});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("scatter_rows_add", "index", index.i32(), r, x.shape[0]);
+    share(r, static_cast<double>(h) * 0.2, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) k_.add(h, y.f32() + i * h, x.f32() + index.i32()[i] * h);
+    });
+  });
+}
+
+}  // namespace tokenring::cpu

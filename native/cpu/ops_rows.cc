@@ -1,0 +1,236 @@
+// Normalisation, rotary embedding, gated MLP, loss head, optimiser: ops whose rows or elements are independent.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/check.h"
+#include "cpu/ops.h"
+#include "cpu/stream.h"
+
+namespace tokenring::cpu {
+namespace {
+
+constexpr int64_t kSquaresBlock = 4096;
+
+// Elements of a flat buffer that threads share in blocks.
+constexpr int64_t kFlatBlock = 4096;
+
+}  // namespace
+
+void CpuOps::rmsnorm_forward(Stream& stream, Tensor x, Tensor r, Tensor w, float eps, Tensor sum, Tensor y,
+                             Tensor rstd) const {
+  check_matrix("rmsnorm_forward", "x", x);
+  const int64_t m = x.shape[0], h = x.shape[1];
+  if (r) check("rmsnorm_forward", "r", r, DType::f32, {m, h});
+  check("rmsnorm_forward", "w", w, DType::f32, {h});
+  require(sum || !r, "rmsnorm_forward: sum must not be null when r is given");
+  if (sum) check("rmsnorm_forward", "sum", sum, DType::f32, {m, h});
+  check("rmsnorm_forward", "y", y, DType::f32, {m, h});
+  check("rmsnorm_forward", "rstd", rstd, DType::f32, {m});
+  cpu_stream(stream).enqueue([=, this] {
+    float* s = sum && (r || sum.data != x.data) ? sum.f32() : nullptr;
+    share(m, static_cast<double>(h) * 0.3 + 10.0, [&](int64_t begin, int64_t end) {
+      const int64_t at = begin * h;
+      k_.rmsnorm(end - begin, h, x.f32() + at, r ? r.f32() + at : nullptr, w.f32(), eps, s ? s + at : nullptr,
+                 y.f32() + at, rstd.f32() + begin);
+    });
+  });
+}
+
+void CpuOps::rmsnorm_backward(Stream& stream, Tensor dy, Tensor s, Tensor w, Tensor rstd, Tensor ds, bool accumulate,
+                              Tensor dw) const {
+  check_matrix("rmsnorm_backward", "dy", dy);
+  const int64_t m = dy.shape[0], h = dy.shape[1];
+  check("rmsnorm_backward", "s", s, DType::f32, {m, h});
+  check("rmsnorm_backward", "w", w, DType::f32, {h});
+  check("rmsnorm_backward", "rstd", rstd, DType::f32, {m});
+  check("rmsnorm_backward", "ds", ds, DType::f32, {m, h});
+  check("rmsnorm_backward", "dw", dw, DType::f32, {h});
+  require(ds.data != dy.data && ds.data != s.data, "rmsnorm_backward: ds must not alias dy or s");
+  cpu_stream(stream).enqueue([=, this] {
+    share(m, static_cast<double>(h) * 0.4 + 10.0, [&](int64_t begin, int64_t end) {
+      const int64_t at = begin * h;
+      k_.rmsnorm_dx(end - begin, h, dy.f32() + at, s.f32() + at, w.f32(), rstd.f32() + begin, ds.f32() + at,
+                    accumulate);
+    });
+    const int64_t columns = 64;
+    share((h + columns - 1) / columns, static_cast<double>(m * columns) * 0.15, [&](int64_t begin, int64_t end) {
+      const int64_t c = begin * columns, to = std::min(end * columns, h);
+      k_.rmsnorm_dw(m, to - c, h, dy.f32() + c, s.f32() + c, rstd.f32(), dw.f32() + c);
+    });
+  });
+}
+
+void CpuOps::rope(Stream& stream, Tensor qkv, Tensor positions, RopeTable table, int heads, int kv_heads, int head_dim,
+                  bool backward) const {
+  check_matrix("rope", "qkv", qkv);
+  require(heads > 0 && kv_heads > 0 && head_dim > 0 && head_dim % 2 == 0, "rope: ", heads, " heads, ", kv_heads,
+          " kv heads of dimension ", head_dim, ": all must be positive and the dimension even");
+  const int64_t m = qkv.shape[0], ld = static_cast<int64_t>(heads + 2 * kv_heads) * head_dim;
+  check("rope", "qkv", qkv, DType::f32, {m, ld});
+  check("rope", "positions", positions, DType::i32, {m});
+  check_matrix("rope", "cos", table.cos);
+  const int64_t length = table.cos.shape[0];
+  check("rope", "cos", table.cos, DType::f32, {length, head_dim / 2});
+  check("rope", "sin", table.sin, DType::f32, {length, head_dim / 2});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("rope", "positions", positions.i32(), m, length);
+    share(m, static_cast<double>((heads + kv_heads) * head_dim) * 0.2, [&](int64_t begin, int64_t end) {
+      k_.rope(end - begin, ld, heads + kv_heads, head_dim, positions.i32() + begin, table.cos.f32(), table.sin.f32(),
+              backward, qkv.f32() + begin * ld);
+    });
+  });
+}
+
+void CpuOps::swiglu_forward(Stream& stream, Tensor gate_up, Tensor y) const {
+  check_matrix("swiglu_forward", "y", y);
+  const int64_t m = y.shape[0], f = y.shape[1];
+  check("swiglu_forward", "gate_up", gate_up, DType::f32, {m, 2 * f});
+  cpu_stream(stream).enqueue([=, this] {
+    share(m, static_cast<double>(f) * 0.6, [&](int64_t begin, int64_t end) {
+      k_.swiglu(end - begin, f, gate_up.f32() + begin * 2 * f, y.f32() + begin * f);
+    });
+  });
+}
+
+void CpuOps::swiglu_backward(Stream& stream, Tensor dy, Tensor gate_up, Tensor dgate_up) const {
+  check_matrix("swiglu_backward", "dy", dy);
+  const int64_t m = dy.shape[0], f = dy.shape[1];
+  check("swiglu_backward", "gate_up", gate_up, DType::f32, {m, 2 * f});
+  check("swiglu_backward", "dgate_up", dgate_up, DType::f32, {m, 2 * f});
+  cpu_stream(stream).enqueue([=, this] {
+    share(m, static_cast<double>(f) * 0.9, [&](int64_t begin, int64_t end) {
+      k_.swiglu_backward(end - begin, f, dy.f32() + begin * f, gate_up.f32() + begin * 2 * f,
+                         dgate_up.f32() + begin * 2 * f);
+    });
+  });
+}
+
+void CpuOps::logits_statistics(Stream& stream, Tensor logits, Tensor targets, float inv_temperature, Tensor lse,
+                               Tensor logprob, Tensor entropy) const {
+  check_matrix("logits_statistics", "logits", logits);
+  const int64_t r = logits.shape[0], v = logits.shape[1];
+  check("logits_statistics", "targets", targets, DType::i32, {r});
+  check("logits_statistics", "lse", lse, DType::f32, {r});
+  check("logits_statistics", "logprob", logprob, DType::f32, {r});
+  check("logits_statistics", "entropy", entropy, DType::f32, {r});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("logits_statistics", "targets", targets.i32(), r, v);
+    share(r, static_cast<double>(v) * 0.8, [&](int64_t begin, int64_t end) {
+      k_.statistics(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, inv_temperature,
+                    lse.f32() + begin, logprob.f32() + begin, entropy.f32() + begin);
+    });
+  });
+}
+
+void CpuOps::policy_scalars(Stream& stream, PolicyScalars p, Tensor logprob, Tensor old, Tensor advantage,
+                            Tensor weight, Tensor g, Tensor loss, Tensor flags) const {
+  require(logprob.rank == 1, "policy_scalars: logprob is ", shape_text(logprob), ", must be a vector");
+  const int64_t r = logprob.shape[0];
+  check("policy_scalars", "logprob", logprob, DType::f32, {r});
+  check("policy_scalars", "weight", weight, DType::f32, {r});
+  check("policy_scalars", "g", g, DType::f32, {r});
+  check("policy_scalars", "loss", loss, DType::f32, {r});
+  check("policy_scalars", "flags", flags, DType::i32, {r});
+  const bool clip = p.objective == PolicyObjective::ppo_clip;
+  require(clip || p.objective == PolicyObjective::nll, "policy_scalars: objective ", static_cast<int>(p.objective),
+          " is unknown");
+  if (clip) {
+    check("policy_scalars", "old", old, DType::f32, {r});
+    check("policy_scalars", "advantage", advantage, DType::f32, {r});
+    require(p.clip_low >= 0.0f && p.clip_low < 1.0f && p.clip_high >= 0.0f, "policy_scalars: clip_low ", p.clip_low,
+            " must be in [0, 1) and clip_high ", p.clip_high, " at least 0");
+  }
+  cpu_stream(stream).enqueue([=, this] {
+    const PolicyConstants constants{clip, 1.0f - p.clip_low, 1.0f + p.clip_high};
+    k_.policy(r, constants, logprob.f32(), old.f32(), advantage.f32(), weight.f32(), g.f32(), loss.f32(), flags.i32());
+  });
+}
+
+void CpuOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Tensor lse, Tensor g,
+                             float inv_temperature) const {
+  check_matrix("logits_gradient", "logits", logits);
+  const int64_t r = logits.shape[0], v = logits.shape[1];
+  check("logits_gradient", "targets", targets, DType::i32, {r});
+  check("logits_gradient", "lse", lse, DType::f32, {r});
+  check("logits_gradient", "g", g, DType::f32, {r});
+  cpu_stream(stream).enqueue([=, this] {
+    check_range("logits_gradient", "targets", targets.i32(), r, v);
+    share(r, static_cast<double>(v) * 0.4, [&](int64_t begin, int64_t end) {
+      k_.logits_gradient(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, lse.f32() + begin,
+                         g.f32() + begin, inv_temperature);
+    });
+  });
+}
+
+void CpuOps::sample(Stream& stream, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens,
+                    Tensor logprob) const {
+  check_matrix("sample", "logits", logits);
+  const int64_t r = logits.shape[0], v = logits.shape[1];
+  require(v > 0, "sample: logits ", shape_text(logits), " have no columns");
+  check("sample", "inv_temperature", inv_temperature, DType::f32, {r});
+  check("sample", "uniforms", uniforms, DType::f32, {r});
+  check("sample", "tokens", tokens, DType::i32, {r});
+  check("sample", "logprob", logprob, DType::f32, {r});
+  cpu_stream(stream).enqueue([=, this] {
+    share(r, static_cast<double>(v) * 2.0, [&](int64_t begin, int64_t end) {
+      k_.sample(end - begin, v, logits.f32() + begin * v, inv_temperature.f32() + begin, uniforms.f32() + begin,
+                tokens.i32() + begin, logprob.f32() + begin, scratch(static_cast<size_t>(v) + 16));
+    });
+  });
+}
+
+void CpuOps::zero(Stream& stream, Tensor x) const {
+  require(x.data || x.elements() == 0, "zero: the tensor ", shape_text(x), " has no memory");
+  cpu_stream(stream).enqueue([=] {
+    if (x.bytes()) std::memset(x.data, 0, x.bytes());
+  });
+}
+
+size_t CpuOps::sum_of_squares_workspace(int64_t elements) const {
+  return static_cast<size_t>((elements + kSquaresBlock - 1) / kSquaresBlock) * sizeof(double);
+}
+
+void CpuOps::sum_of_squares(Stream& stream, Tensor x, Tensor out, Tensor workspace) const {
+  require(x.dtype == DType::f32 && (x.data || x.elements() == 0), "sum_of_squares: x is ", shape_text(x),
+          ", must be f32 with memory");
+  check("sum_of_squares", "out", out, DType::f32, {1});
+  check_bytes("sum_of_squares", "workspace", workspace, sum_of_squares_workspace(x.elements()));
+  cpu_stream(stream).enqueue([=, this] {
+    const int64_t n = x.elements(), blocks = (n + kSquaresBlock - 1) / kSquaresBlock;
+    double* partial = static_cast<double*>(workspace.data);
+    share(blocks, kSquaresBlock * 0.2, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        partial[b] = k_.sum_of_squares(std::min(kSquaresBlock, n - b * kSquaresBlock), x.f32() + b * kSquaresBlock);
+    });
+    double total = 0.0;
+    for (int64_t b = 0; b < blocks; ++b) total += partial[b];
+    out.f32()[0] = static_cast<float>(total);
+  });
+}
+
+void CpuOps::adamw(Stream& stream, AdamWStep step, Tensor w, Tensor g, Tensor m, Tensor v) const {
+  const int64_t n = w.elements();
+  for (const auto& [name, t] : {std::pair{"w", w}, {"g", g}, {"m", m}, {"v", v}})
+    require(t.dtype == DType::f32 && t.elements() == n && (t.data || n == 0), "adamw: ", name, " is ", shape_text(t),
+            ", must be f32 with ", n, " elements");
+  require(step.step >= 1, "adamw: step is ", step.step, "; it counts from 1");
+  const double t = static_cast<double>(step.step);
+  const AdamWConstants c{.decay = static_cast<float>(1.0 - double{step.learning_rate} * double{step.weight_decay}),
+                         .beta1 = step.beta1,
+                         .one_minus_beta1 = static_cast<float>(1.0 - double{step.beta1}),
+                         .beta2 = step.beta2,
+                         .one_minus_beta2 = static_cast<float>(1.0 - double{step.beta2}),
+                         .step_size = static_cast<float>(double{step.learning_rate} / (1.0 - std::pow(double{step.beta1}, t))),
+                         .root_correction = static_cast<float>(std::sqrt(1.0 - std::pow(double{step.beta2}, t))),
+                         .epsilon = step.epsilon,
+                         .gradient_scale = step.gradient_scale};
+  cpu_stream(stream).enqueue([=, this] {
+    share((n + kFlatBlock - 1) / kFlatBlock, kFlatBlock * 0.7, [&](int64_t begin, int64_t end) {
+      const int64_t i = begin * kFlatBlock, to = std::min(end * kFlatBlock, n);
+      k_.adamw(to - i, c, w.f32() + i, g.f32() + i, m.f32() + i, v.f32() + i);
+    });
+  });
+}
+
+}  // namespace tokenring::cpu

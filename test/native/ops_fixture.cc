@@ -1,0 +1,168 @@
+#include "ops_fixture.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <map>
+
+#include "cpu/kernels.h"
+#include "harness.h"
+
+namespace fixture {
+
+namespace {
+
+std::unique_ptr<Device> make(const std::string& isa, int threads) {
+  if (isa.empty()) return tokenring::make_cpu_device(threads);
+  const char* before = std::getenv("TOKENRING_ISA");
+  const std::string kept = before ? before : "";
+  setenv("TOKENRING_ISA", isa.c_str(), 1);
+  std::unique_ptr<Device> device = tokenring::make_cpu_device(threads);
+  if (before)
+    setenv("TOKENRING_ISA", kept.c_str(), 1);
+  else
+    unsetenv("TOKENRING_ISA");
+  return device;
+}
+
+}  // namespace
+
+Device& device(const std::string& isa, int threads) {
+  static std::map<std::pair<std::string, int>, std::unique_ptr<Device>> devices;
+  std::unique_ptr<Device>& d = devices[{isa, threads}];
+  if (!d) d = make(isa, threads);
+  return *d;
+}
+
+const std::vector<std::string>& isas() {
+  static const std::vector<std::string> found = [] {
+    std::vector<std::string> list;
+    for (const char* isa : {"avx512", "avx2", "scalar"}) {
+      try {
+        device(isa, 1);
+        list.push_back(isa);
+      } catch (const tokenring::Failure&) {
+        std::cout << "  (this CPU has no " << isa << ")\n";
+      }
+    }
+    return list;
+  }();
+  return found;
+}
+
+std::vector<float> random_floats(size_t n, uint64_t seed, float low, float high) {
+  Random random(seed);
+  std::vector<float> values(n);
+  for (float& v : values) v = random.uniform(low, high);
+  return values;
+}
+
+std::vector<int32_t> random_ids(size_t n, uint64_t seed, int bound) {
+  Random random(seed);
+  std::vector<int32_t> values(n);
+  for (int32_t& v : values) v = random.below(bound);
+  return values;
+}
+
+Bench::~Bench() {
+  try {
+    stream_->synchronize();
+  } catch (const tokenring::Failure&) {
+    // The test that caused it has seen it or failed; here only the queue must be empty before memory goes.
+  }
+}
+
+Tensor Bench::f32(std::initializer_list<int64_t> shape, const std::vector<float>& values) {
+  Tensor t = f32(shape);
+  if (static_cast<int64_t>(values.size()) != t.elements())
+    tokenring::fail("INVALID_ARGUMENT", values.size(), " values for ", t.elements(), " elements");
+  std::copy(values.begin(), values.end(), t.f32());
+  return t;
+}
+
+Tensor Bench::f32(std::initializer_list<int64_t> shape) {
+  Tensor t = tokenring::tensor(nullptr, DType::f32, shape);
+  buffers_.emplace_back(device_, t.bytes());
+  t.data = buffers_.back().data();
+  std::fill_n(t.f32(), t.elements(), std::numeric_limits<float>::quiet_NaN());
+  return t;
+}
+
+Tensor Bench::i32(std::initializer_list<int64_t> shape, const std::vector<int32_t>& values) {
+  Tensor t = i32(shape);
+  std::copy(values.begin(), values.end(), t.i32());
+  return t;
+}
+
+Tensor Bench::i32(std::initializer_list<int64_t> shape) {
+  Tensor t = tokenring::tensor(nullptr, DType::i32, shape);
+  buffers_.emplace_back(device_, t.bytes());
+  t.data = buffers_.back().data();
+  std::fill_n(t.i32(), t.elements(), -1);
+  return t;
+}
+
+Tensor Bench::bytes(size_t n) {
+  Tensor t = tokenring::tensor(nullptr, DType::u8, {static_cast<int64_t>(n)});
+  buffers_.emplace_back(device_, n);
+  t.data = buffers_.back().data();
+  std::memset(t.data, 0xff, n);  // as float32: NaN
+  return t;
+}
+
+tokenring::Weight Bench::weight(const std::vector<float>& master, int64_t n, int64_t k) {
+  const Tensor rows = f32({n, k}, master);
+  const tokenring::Weight w{n, k, bytes(ops().weight_bytes(n, k)).data};
+  ops().prepare_weight(stream(), rows, w);
+  return w;
+}
+
+std::vector<float> Bench::read(const Tensor& t) {
+  std::vector<float> values(static_cast<size_t>(t.elements()));
+  if (!values.empty()) stream().copy_to_host(values.data(), t.data, t.bytes());
+  stream().synchronize();
+  return values;
+}
+
+std::vector<int32_t> Bench::read_ids(const Tensor& t) {
+  std::vector<int32_t> values(static_cast<size_t>(t.elements()));
+  if (!values.empty()) stream().copy_to_host(values.data(), t.data, t.bytes());
+  stream().synchronize();
+  return values;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+double error(const std::vector<float>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
+  double scale = 1.0, worst = 0.0;
+  for (double x : b) scale = std::max(scale, std::abs(x));
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double e = std::abs(static_cast<double>(a[i]) - b[i]);
+    if (!(e <= worst)) worst = e;  // NaN stays
+    if (std::isnan(worst)) return std::numeric_limits<double>::infinity();
+  }
+  return worst / scale;
+}
+
+void same_everywhere(const char* what, const std::function<std::vector<float>(Bench&)>& work) {
+  std::vector<float> expected;
+  for (const std::string& isa : isas())
+    for (int threads : {1, 2}) {
+      Bench bench(isa, threads);
+      const std::vector<float> got = work(bench);
+      if (expected.empty()) {
+        expected = got;
+      } else if (!same_bits(expected, got)) {
+        size_t at = 0;
+        while (at < got.size() && std::memcmp(&got[at], &expected[at], sizeof(float)) == 0) ++at;
+        harness::report(__FILE__, __LINE__, what, " differs with ", isa, " and ", threads, " threads at ", at, ": ",
+                        got[at], " against ", expected[at]);
+      }
+    }
+}
+
+}  // namespace fixture
