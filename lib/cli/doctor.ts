@@ -99,7 +99,7 @@ function checkCuda(binding: Binding | null): Check {
     name,
     status: "limited",
     found: found === "" ? reason : `${found}; ${reason}`,
-    cure: "none needed for the CPU",
+    cure: 'needed for device "cuda" alone',
   };
 }
 

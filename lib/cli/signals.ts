@@ -1,10 +1,12 @@
 // Ctrl-C and SIGTERM, for the command alone: as a library tokenring installs no handlers.
+import { TokenringError } from "../errors.ts";
 
 let controller: AbortController | undefined;
 let received: NodeJS.Signals | undefined;
 
 /**
- * The signal of this process's command: it fires at the first SIGINT or SIGTERM, with a reason that says which.
+ * The signal of this process's command: it fires at the first SIGINT or SIGTERM; its reason is an
+ * ERR_TOKENRING_ABORTED that says which.
  * The command then ends what it holds and comes back; a second signal ends the process at once.
  */
 export function commandSignal(): AbortSignal {
@@ -19,7 +21,7 @@ function interrupt(name: NodeJS.Signals): void {
   if (received !== undefined) process.exit(exitCodeOf(name));
   received = name;
   process.stderr.write(`\ntokenring: ${name}: stopping; once more to end at once\n`);
-  controller?.abort(new Error(`stopped by ${name}`));
+  controller?.abort(new TokenringError("ERR_TOKENRING_ABORTED", `stopped by ${name}`));
 }
 
 /** 128 + the signal's number, as a shell gives it; undefined while no signal has come. */

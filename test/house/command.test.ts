@@ -133,6 +133,13 @@ describe("signals", () => {
     expect(said()).toContain("rft: stopped");
   });
 
+  test("an error that is the signal's own reason counts as stopped too", async () => {
+    const { child, said } = await start("clearInterval(alive); reject(signal.reason);");
+    child.kill("SIGTERM");
+    expect(await once(child, "close")).toEqual([143, null]);
+    expect(said()).toContain("tokenring: stopped by SIGTERM\n");
+  });
+
   test("a second signal ends a command that does not come back", async () => {
     const { child, said } = await start('process.stderr.write("still here\\n");');
     child.kill("SIGINT");
