@@ -18,7 +18,7 @@ function aggregate(values: number[][], masks: number[][], aggregation: Aggregati
     // One unpredicted token in front, as every document has.
     const full = [0, ...mask];
     return {
-      id: `d${rows.length}`,
+      id: `d${i}`,
       tokens: new Int32Array(full.length),
       provenance: new Uint8Array(full.length),
       mask: Float32Array.from(full),

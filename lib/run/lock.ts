@@ -1,0 +1,99 @@
+// One writer per run directory: a lock file that names its owner and is taken over when the owner is dead.
+import { link, readFile, rename, rm, unlink, writeFile } from "node:fs/promises";
+import { hostname } from "node:os";
+import path from "node:path";
+import { TokenringError } from "../errors.ts";
+
+interface Owner {
+  pid: number;
+  host: string;
+  /** Start time of the process in clock ticks since boot, so that a reused pid is not mistaken for the owner. */
+  started: string | null;
+}
+
+/** Field 22 of /proc/<pid>/stat; null where there is no such process or no /proc. */
+async function startTime(pid: number): Promise<string | null> {
+  try {
+    const stat = await readFile(`/proc/${pid}/stat`, "utf8");
+    // The second field is the command in parentheses and may hold anything, so count from its end.
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? null;
+  } catch {
+    return null;
+  }
+}
+
+async function alive(owner: Owner): Promise<boolean> {
+  try {
+    process.kill(owner.pid, 0);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ESRCH") return false;
+  }
+  const started = await startTime(owner.pid);
+  return owner.started === null || started === null || started === owner.started;
+}
+
+function parse(text: string): Owner | null {
+  try {
+    const owner = JSON.parse(text) as Partial<Owner>;
+    if (typeof owner.pid !== "number" || typeof owner.host !== "string") return null;
+    return { pid: owner.pid, host: owner.host, started: owner.started ?? null };
+  } catch {
+    return null;
+  }
+}
+
+let attempts = 0;
+
+/**
+ * Takes the lock `file`. Returns the function that gives it back. Throws ERR_TOKENRING_RUN_DIRECTORY when a living
+ * process holds it, or one on another host, of which nobody here can know.
+ */
+export async function takeLock(file: string): Promise<() => Promise<void>> {
+  const mine: Owner = { pid: process.pid, host: hostname(), started: await startTime(process.pid) };
+  const text = JSON.stringify(mine);
+  const own = `${file}.${process.pid}.${attempts++}`;
+  const directory = path.dirname(file);
+  await writeFile(own, text);
+  try {
+    for (;;) {
+      try {
+        // A link appears whole or not at all, and fails when the name is taken.
+        await link(own, file);
+        return async () => {
+          if ((await readFile(file, "utf8").catch(() => "")) === text) await rm(file, { force: true });
+        };
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      }
+      const held = await readFile(file, "utf8").catch(() => null);
+      if (held === null) continue;
+      const owner = parse(held);
+      if (owner !== null && (owner.host !== mine.host || (await alive(owner)))) {
+        const cure =
+          owner.host === mine.host
+            ? "wait for it or stop it, or use another directory"
+            : `if that process is gone, delete ${file}`;
+        throw new TokenringError(
+          "ERR_TOKENRING_RUN_DIRECTORY",
+          `${directory}: locked by process ${owner.pid} on ${owner.host}; ${cure}`,
+          { details: { ...owner, file } },
+        );
+      }
+      await removeStale(file, held, `${own}.stale`);
+    }
+  } finally {
+    await unlink(own);
+  }
+}
+
+/** Moves the stale lock away; if another process was quicker and its lock came along, that one is put back. */
+async function removeStale(file: string, seen: string, aside: string): Promise<void> {
+  try {
+    await rename(file, aside);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+    throw error;
+  }
+  if ((await readFile(aside, "utf8")) !== seen) await link(aside, file).catch(() => {});
+  await rm(aside, { force: true });
+}

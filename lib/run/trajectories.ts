@@ -1,0 +1,158 @@
+// Trajectories on disk: index.jsonl says what happened, safetensors shards hold the token lanes.
+import { open, rename } from "node:fs/promises";
+import path from "node:path";
+import type { Exit, Trajectory, Turn } from "../agent/types.ts";
+import { TokenringError } from "../errors.ts";
+import type { Verdict } from "../verify/types.ts";
+import { AppendLog, readLog } from "./metrics.ts";
+import { encodeSafetensors, type Lane, SafetensorsFile } from "./safetensors.ts";
+
+/** One line of index.jsonl. */
+export interface TrajectoryEntry {
+  id: string;
+  stage: string;
+  iteration: number;
+  instanceId: string;
+  rollout: number;
+  /** File in trajectories/, and which of its tokens are this trajectory's. */
+  shard: string;
+  offset: number;
+  length: number;
+  turns: Turn[];
+  exit: Exit;
+  verdict: Verdict;
+  reason: string | null;
+  patch: string;
+  verifyMs: number;
+  /** Infrastructure broke it: it counted nowhere. */
+  dropped?: true;
+  /** What learning made of it, where it did. */
+  reward?: number;
+  advantage?: number;
+}
+
+/** A trajectory with what learning made of it. */
+export interface StoredTrajectory {
+  trajectory: Trajectory;
+  dropped?: boolean;
+  reward?: number;
+  advantage?: number;
+}
+
+function concatenate<T extends Lane>(lanes: readonly T[], out: T): T {
+  let at = 0;
+  for (const lane of lanes) {
+    out.set(lane, at);
+    at += lane.length;
+  }
+  return out;
+}
+
+/** The writing side; belongs to a RunDirectory. */
+export class TrajectoryStore {
+  readonly #directory: string;
+  readonly #index: AppendLog;
+
+  private constructor(directory: string, index: AppendLog) {
+    this.#directory = directory;
+    this.#index = index;
+  }
+
+  static async open(directory: string, indexBytes: number): Promise<TrajectoryStore> {
+    return new TrajectoryStore(
+      directory,
+      await AppendLog.open(path.join(directory, "index.jsonl"), indexBytes),
+    );
+  }
+
+  /**
+   * Writes one shard, <stage>-<iteration>.safetensors with the lanes tokens (I32), logprobs (F32) and provenance
+   * (U8), and its lines of the index. The same stage and iteration written again replaces the shard.
+   */
+  async write(stage: string, iteration: number, stored: readonly StoredTrajectory[]): Promise<void> {
+    if (!/^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(stage)) {
+      throw new TokenringError(
+        "ERR_TOKENRING_INVALID_ARGUMENT",
+        `trajectories of stage ${JSON.stringify(stage)}: use letters, digits, ".", "_" and "-"`,
+      );
+    }
+    const all = stored.map((one) => one.trajectory);
+    const total = all.reduce((sum, one) => sum + one.tokens.length, 0);
+    const bytes = encodeSafetensors({
+      tokens: concatenate(
+        all.map((one) => one.tokens),
+        new Int32Array(total),
+      ),
+      logprobs: concatenate(
+        all.map((one) => one.logprobs),
+        new Float32Array(total),
+      ),
+      provenance: concatenate(
+        all.map((one) => one.provenance),
+        new Uint8Array(total),
+      ),
+    });
+    const shard = `${stage}-${String(iteration).padStart(4, "0")}.safetensors`;
+    const file = path.join(this.#directory, shard);
+    {
+      await using handle = await open(`${file}.tmp`, "w");
+      await handle.writeFile(bytes);
+      await handle.datasync();
+    }
+    await rename(`${file}.tmp`, file);
+    let offset = 0;
+    const lines: Promise<void>[] = [];
+    for (const { trajectory, dropped, reward, advantage } of stored) {
+      const { tokens, provenance: _, logprobs: __, ...text } = trajectory;
+      const entry: TrajectoryEntry = {
+        ...text,
+        stage,
+        iteration,
+        shard,
+        offset,
+        length: tokens.length,
+        ...(dropped ? { dropped: true } : {}),
+        ...(reward === undefined ? {} : { reward }),
+        ...(advantage === undefined ? {} : { advantage }),
+      };
+      lines.push(this.#index.append(entry));
+      offset += tokens.length;
+    }
+    await Promise.all(lines);
+  }
+
+  /** Makes the index durable; returns its length in bytes. */
+  sync(): Promise<number> {
+    return this.#index.sync();
+  }
+
+  close(): Promise<void> {
+    return this.#index.close();
+  }
+}
+
+/** The index of a run, line by line. `directory` is the run's. */
+export async function* readIndex(directory: string): AsyncGenerator<TrajectoryEntry, void, undefined> {
+  for await (const line of readLog(path.join(directory, "trajectories", "index.jsonl")))
+    yield line as TrajectoryEntry;
+}
+
+/** The whole trajectory of an entry, its lanes read from the shard. */
+export async function loadTrajectory(directory: string, entry: TrajectoryEntry): Promise<Trajectory> {
+  const file = await SafetensorsFile.open(path.join(directory, "trajectories", entry.shard));
+  const end = entry.offset + entry.length;
+  return {
+    id: entry.id,
+    instanceId: entry.instanceId,
+    rollout: entry.rollout,
+    tokens: (await file.read("tokens", entry.offset, end)) as Int32Array,
+    provenance: (await file.read("provenance", entry.offset, end)) as Uint8Array,
+    logprobs: (await file.read("logprobs", entry.offset, end)) as Float32Array,
+    turns: entry.turns,
+    exit: entry.exit,
+    verdict: entry.verdict,
+    reason: entry.reason,
+    patch: entry.patch,
+    verifyMs: entry.verifyMs,
+  };
+}
