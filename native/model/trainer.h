@@ -33,11 +33,13 @@ class Trainer {
  public:
   Trainer(Device&, Parameters&);
   ~Trainer();
-  // Adds the batch's gradients to what is accumulated. Failure NON_FINITE names the first tensor that is not finite.
+  // Adds the batch's gradients to what is accumulated. Any failure after the checks of its arguments drops all
+  // gradients: ABORTED (seen between two layers), or NON_FINITE, which names the lane, tensor or token at fault.
   LossResult accumulate(const PackedBatch&, const PolicyLoss&, const std::atomic<bool>& aborted);
-  // Logprob and entropy of every token that has a prediction; no gradients.
+  // Logprob and entropy of every token that has a prediction, in the bits that accumulate gives; no gradients.
   LossResult score(const PackedBatch&, float temperature, const std::atomic<bool>& aborted);
   // One AdamW step from the accumulated gradients, which become zero; new compute copies; version + 1.
+  // NON_FINITE names the first gradient that is not finite; then the gradients are dropped, the weights as before.
   OptimiserResult optimise(const AdamW&);
   void drop_gradients();
 

@@ -20,7 +20,6 @@ void AdamW::check() const {
 AdamWOptimiser::AdamWOptimiser(Device& device, std::vector<OptimiserSegment> segments, int64_t elements)
     : ops_(device.ops()),
       segments_(std::move(segments)),
-      elements_(elements),
       workspace_(device, ops_.sum_of_squares_workspace(elements)),
       sum_(device, sizeof(float)) {}
 

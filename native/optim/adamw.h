@@ -31,7 +31,7 @@ struct OptimiserState {
 
 class AdamWOptimiser {
  public:
-  // segments cover `elements` in order.
+  // `elements`: length of the flat buffers. What no segment covers (the zeros between tensors) stays as it is.
   AdamWOptimiser(Device&, std::vector<OptimiserSegment> segments, int64_t elements);
 
   // Square root of the sum of squares of `gradient`. Waits for the stream.
@@ -44,7 +44,6 @@ class AdamWOptimiser {
  private:
   const Ops& ops_;
   std::vector<OptimiserSegment> segments_;
-  int64_t elements_;
   Buffer workspace_, sum_;
 };
 

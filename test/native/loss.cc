@@ -125,6 +125,33 @@ TEST(loss_not_finite_names_the_culprit_and_drops_the_gradients) {
   CHECK(zero_gradient());
 }
 
+TEST(loss_that_overflows_names_the_token) {
+  Case c;
+  std::vector<float> master = c.rig.read(c.rig.parameters.master());
+  for (const NamedSlice& slice : c.rig.parameters.slices()) {
+    if (slice.name != "model.norm.weight") continue;
+    for (int64_t i = 0; i < slice.elements(); ++i) master[slice.offset + i] = 3e38f;  // finite, but logits are not
+  }
+  c.rig.write(c.rig.parameters.master(), master);
+  c.rig.parameters.publish(*c.rig.stream);
+  c.rig.stream->synchronize();
+  size_t token = 0;
+  while (c.batch.weight[token] == 0) ++token;
+  const std::string message = failure_of([&] { c.rig.trainer.accumulate(c.batch, ppo(8), c.rig.never); });
+  CHECK(contains(message, "NON_FINITE: the loss of token " + std::to_string(token) + " of the batch"));
+}
+
+TEST(loss_nll_needs_no_policy_lanes) {
+  Case c;
+  PolicyLoss nll = ppo(8);
+  nll.scalars.objective = PolicyObjective::nll;
+  const double expected = c.rig.trainer.accumulate(c.batch, nll, c.rig.never).loss;
+  c.batch.advantage.clear();
+  c.batch.old_logprob.clear();
+  CHECK(c.rig.trainer.accumulate(c.batch, nll, c.rig.never).loss == expected);
+  CHECK(expected > 0);
+}
+
 TEST(loss_abort_ends_with_aborted_and_no_gradients) {
   Case c;
   c.rig.trainer.accumulate(c.batch, ppo(8), c.rig.never);
