@@ -212,9 +212,13 @@ async function installPackages() {
     const args = ["ci", "--include=dev", "--ignore-scripts", "--no-audit", "--no-fund"];
     const result = await run("npm-ci", "npm", args, { deadline: 15 * minute });
     if (result.ok) return;
+    const errors = result.output.split("\n").filter((line) => /^npm (error|ERR!) \S/.test(line));
+    const cure = /EUSAGE/.test(result.output)
+      ? "package.json and package-lock.json disagree: npm install brings them together"
+      : "Check that this machine reaches the npm registry (npm ping; behind a proxy: npm config set proxy URL), " +
+        "then start the command again";
     throw new SetupFault(
-      `npm ci failed:\n${tail(result.output, 12)}\nCheck that this machine reaches the npm registry ` +
-        "(npm ping; behind a proxy: npm config set proxy URL), then start the command again",
+      `npm ci failed:\n${tail(errors.slice(0, 10).join("\n") || result.output, 12)}\n${cure}`,
     );
   });
 }

@@ -12,7 +12,10 @@ interface Manifest {
 }
 
 interface Lockfile {
-  packages: Record<string, { version?: string; resolved?: string } & Partial<Manifest>>;
+  packages: Record<
+    string,
+    { version?: string; resolved?: string; optionalDependencies?: Record<string, string> }
+  >;
 }
 
 const manifest = JSON.parse(readFileSync("package.json", "utf8")) as Manifest;
@@ -30,6 +33,17 @@ describe("dependencies", () => {
     const hosts = Object.values(lockfile.packages).filter(({ resolved }) => resolved !== undefined);
     expect(hosts).toEqual([]);
   });
+});
+
+test("the lockfile has every package that another one may want, or npm ci would refuse it", () => {
+  const names = new Set(
+    Object.keys(lockfile.packages).map((place) => place.replace(/^.*node_modules\//, "")),
+  );
+  const wanted = Object.values(lockfile.packages).flatMap(({ optionalDependencies = {} }) =>
+    Object.keys(optionalDependencies),
+  );
+  expect(wanted.length).toBeGreaterThan(10);
+  expect(wanted.filter((name) => !names.has(name))).toEqual([]);
 });
 
 describe("the tarball", () => {
