@@ -41,7 +41,8 @@ TOKENRING_INLINE void softmax_row(float* scores, int lo, int seen, float scale, 
   const int groups = (seen + kLanes - 1) / kLanes;
   V s[kGroups], high = minus_infinity;
   for (int g = 0; g < groups; ++g) {
-    s[g] = select(lanes(lo - g * kLanes, seen - g * kLanes), mul(load(scores + g * kLanes), set1(scale)), minus_infinity);
+    s[g] =
+        select(lanes(lo - g * kLanes, seen - g * kLanes), mul(load(scores + g * kLanes), set1(scale)), minus_infinity);
     high = max(s[g], high);
   }
   const float tile_max = maximum(high);

@@ -38,8 +38,8 @@ struct QueryBlock {
 struct AttentionPlan {
   std::vector<QuerySpan> queries;
   std::vector<KeySpan> keys;
-  bool paired;         // every query span has one key span and the other way round
-  int64_t total_cost;  // tiles seen by all blocks
+  bool paired;                             // every query span has one key span and the other way round
+  int64_t total_cost;                      // tiles seen by all blocks
   std::vector<QueryBlock> blocks() const;  // the costliest first
 };
 

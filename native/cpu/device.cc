@@ -34,11 +34,13 @@ class CpuDevice final : public Device {
   const Ops& ops() const override { return ops_; }
 
   void* allocate(size_t bytes) override {
-    void* data = ::operator new(bytes, std::align_val_t{256}, std::nothrow);
-    if (!data) fail("OUT_OF_MEMORY", "the CPU backend could not allocate ", bytes, " bytes; make the model, the batch or the cache smaller");
+    void* data = ::operator new (bytes, std::align_val_t{256}, std::nothrow);
+    if (!data)
+      fail("OUT_OF_MEMORY", "the CPU backend could not allocate ", bytes,
+           " bytes; make the model, the batch or the cache smaller");
     return data;
   }
-  void free(void* data) noexcept override { ::operator delete(data, std::align_val_t{256}); }
+  void free(void* data) noexcept override { ::operator delete (data, std::align_val_t{256}); }
 
  private:
   const cpu::Kernels& kernels_;

@@ -61,22 +61,12 @@ using Micro = void (*)(int64_t, const float*, int64_t, const float*, int64_t, fl
 template <int NV, bool T>
 struct Micros {
   static constexpr Micro by_rows[13] = {
-      nullptr,
-      micro<1, NV, T>,
-      micro<2, NV, T>,
-      micro<3, NV, T>,
-      micro<4, NV, T>,
+      nullptr,         micro<1, NV, T>, micro<2, NV, T>, micro<3, NV, T>,  micro<4, NV, T>,
 #if defined(TOKENRING_ISA_AVX512) || defined(TOKENRING_ISA_AVX2)
-      micro<5, NV, T>,
-      micro<6, NV, T>,
+      micro<5, NV, T>, micro<6, NV, T>,
 #endif
 #if defined(TOKENRING_ISA_AVX512)
-      micro<7, NV, T>,
-      micro<8, NV, T>,
-      micro<9, NV, T>,
-      micro<10, NV, T>,
-      micro<11, NV, T>,
-      micro<12, NV, T>,
+      micro<7, NV, T>, micro<8, NV, T>, micro<9, NV, T>, micro<10, NV, T>, micro<11, NV, T>, micro<12, NV, T>,
 #endif
   };
 };

@@ -1,5 +1,6 @@
 // What one thread does: plain functions on raw float32 memory, compiled once for each instruction set and reached
-// through a table. All versions give the same bits. Sizes in elements; a leading dimension (ld*) is the distance between rows.
+// through a table. All versions give the same bits. Sizes in elements; a leading dimension (ld*) is the distance
+// between rows.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +40,7 @@ struct SoftmaxState {
 // to query token i when j < visible + i, that is when its position is at most the query's.
 struct AttendTile {
   int tokens, heads, head_dim;
-  const float* q;     // token stride ldq, head stride head_dim
+  const float* q;  // token stride ldq, head stride head_dim
   int64_t ldq;
   const float* keys;  // [head_dim][kTile], lanes outside [lo, hi) never contribute
   const float* v;     // key j at v + (j - lo) * ldv
@@ -57,7 +58,7 @@ struct AttendTileBackward {
   int tokens, heads, head_dim;
   const float* q;
   int64_t ldq;
-  const float* dout;   // token stride ldo, head stride head_dim
+  const float* dout;  // token stride ldo, head stride head_dim
   int64_t ldo;
   const float* lse;    // token stride lds, head stride 1
   const float* delta;  // token stride lds, head stride 1
@@ -76,15 +77,15 @@ struct AttendTileBackward {
 };
 
 struct AdamWConstants {
-  float decay;      // 1 - learning_rate * weight_decay
+  float decay;  // 1 - learning_rate * weight_decay
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float step_size;  // learning_rate / (1 - beta1^t)
+  float step_size;        // learning_rate / (1 - beta1^t)
   float root_correction;  // sqrt(1 - beta2^t)
   float epsilon, gradient_scale;
 };
 
 struct PolicyConstants {
-  bool clip;  // ppo_clip, else nll
+  bool clip;        // ppo_clip, else nll
   float low, high;  // 1 - clip_low, 1 + clip_high
 };
 

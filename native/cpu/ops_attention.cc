@@ -200,9 +200,8 @@ void CpuOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor 
     if (plan->paired && (alone || static_cast<double>(largest) <= 1.4 * each)) {
       std::vector<int> order(plan->keys.size());
       for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-        return cost[plan->keys[a].queries[0]] > cost[plan->keys[b].queries[0]];
-      });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int a, int b) { return cost[plan->keys[a].queries[0]] > cost[plan->keys[b].queries[0]]; });
       const int64_t tasks = static_cast<int64_t>(order.size()) * kv_heads;
       pool_.run(tasks, alone ? tasks : 1, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {

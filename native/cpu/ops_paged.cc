@@ -47,8 +47,8 @@ size_t CpuOps::page_bytes(int kv_heads, int head_dim) const {
   return static_cast<size_t>(kv_heads) * 2 * kTile * head_dim * sizeof(float);
 }
 
-void CpuOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
-                       int kv_heads, int head_dim, void* pool) const {
+void CpuOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
+                       int head_dim, void* pool) const {
   const int64_t ld = check_qkv("kv_append", qkv, heads, kv_heads, head_dim);
   check_sequences("kv_append", sequences, qkv.shape[0], pool);
   auto list = std::make_shared<const std::vector<PagedSequence>>(sequences);
@@ -117,8 +117,7 @@ void CpuOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Paged
         const int64_t row = s.q.row + b.at, position = int64_t{s.q.position} + b.at;
         k_.attend_start(per_kv, b.tokens, head_dim, state, acc);
         for (int i = 0; i < b.tiles; ++i) {
-          const float* keys =
-              static_cast<const float*>(pool) + s.pages[i] * page_floats + kv * 2 * kTile * head_dim;
+          const float* keys = static_cast<const float*>(pool) + s.pages[i] * page_floats + kv * 2 * kTile * head_dim;
           k_.attend({.tokens = b.tokens,
                      .heads = per_kv,
                      .head_dim = head_dim,
@@ -146,8 +145,7 @@ void CpuOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Paged
 }
 
 void CpuOps::copy_page(Stream& stream, void* pool, size_t page_bytes, int32_t from, int32_t to) const {
-  require(pool && from >= 0 && to >= 0, "copy_page: from page ", from, " to page ", to,
-          " needs a pool and two pages");
+  require(pool && from >= 0 && to >= 0, "copy_page: from page ", from, " to page ", to, " needs a pool and two pages");
   cpu_stream(stream).enqueue([=] {
     std::byte* pages = static_cast<std::byte*>(pool);
     std::memmove(pages + static_cast<size_t>(to) * page_bytes, pages + static_cast<size_t>(from) * page_bytes,

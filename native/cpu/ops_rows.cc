@@ -117,8 +117,8 @@ void CpuOps::logits_statistics(Stream& stream, Tensor logits, Tensor targets, fl
   cpu_stream(stream).enqueue([=, this] {
     check_range("logits_statistics", "targets", targets.i32(), r, v);
     share(r, static_cast<double>(v) * 0.8, [&](int64_t begin, int64_t end) {
-      k_.statistics(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, inv_temperature,
-                    lse.f32() + begin, logprob.f32() + begin, entropy.f32() + begin);
+      k_.statistics(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, inv_temperature, lse.f32() + begin,
+                    logprob.f32() + begin, entropy.f32() + begin);
     });
   });
 }
@@ -216,15 +216,16 @@ void CpuOps::adamw(Stream& stream, AdamWStep step, Tensor w, Tensor g, Tensor m,
             ", must be f32 with ", n, " elements");
   require(step.step >= 1, "adamw: step is ", step.step, "; it counts from 1");
   const double t = static_cast<double>(step.step);
-  const AdamWConstants c{.decay = static_cast<float>(1.0 - double{step.learning_rate} * double{step.weight_decay}),
-                         .beta1 = step.beta1,
-                         .one_minus_beta1 = static_cast<float>(1.0 - double{step.beta1}),
-                         .beta2 = step.beta2,
-                         .one_minus_beta2 = static_cast<float>(1.0 - double{step.beta2}),
-                         .step_size = static_cast<float>(double{step.learning_rate} / (1.0 - std::pow(double{step.beta1}, t))),
-                         .root_correction = static_cast<float>(std::sqrt(1.0 - std::pow(double{step.beta2}, t))),
-                         .epsilon = step.epsilon,
-                         .gradient_scale = step.gradient_scale};
+  const AdamWConstants c{
+      .decay = static_cast<float>(1.0 - double{step.learning_rate} * double{step.weight_decay}),
+      .beta1 = step.beta1,
+      .one_minus_beta1 = static_cast<float>(1.0 - double{step.beta1}),
+      .beta2 = step.beta2,
+      .one_minus_beta2 = static_cast<float>(1.0 - double{step.beta2}),
+      .step_size = static_cast<float>(double{step.learning_rate} / (1.0 - std::pow(double{step.beta1}, t))),
+      .root_correction = static_cast<float>(std::sqrt(1.0 - std::pow(double{step.beta2}, t))),
+      .epsilon = step.epsilon,
+      .gradient_scale = step.gradient_scale};
   cpu_stream(stream).enqueue([=, this] {
     share((n + kFlatBlock - 1) / kFlatBlock, kFlatBlock * 0.7, [&](int64_t begin, int64_t end) {
       const int64_t i = begin * kFlatBlock, to = std::min(end * kFlatBlock, n);

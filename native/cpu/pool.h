@@ -24,9 +24,10 @@ class ThreadPool {
   // A second stream that arrives while a loop runs, runs its own loop alone.
   template <class Body>
   void run(int64_t n, int64_t grain, const Body& body) {
-    run_chunks(n, grain, [](const void* context, int64_t begin, int64_t end) {
-      (*static_cast<const Body*>(context))(begin, end);
-    }, &body);
+    run_chunks(
+        n, grain,
+        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+        &body);
   }
 
  private:

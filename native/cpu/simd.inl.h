@@ -61,8 +61,8 @@ TOKENRING_INLINE V load_n(const float* p, int n, float fill = 0.0f) {
 TOKENRING_INLINE void store_n(float* p, V a, int n) { _mm512_mask_storeu_ps(p, lanes(0, n).m, a.v); }
 // p * 2^k where k stands in the low mantissa bits of t = 1.5 * 2^23 + k
 TOKENRING_INLINE V scale_by_power(V p, V t) {
-  return {_mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(p.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
+  return {
+      _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), _mm512_slli_epi32(_mm512_castps_si512(t.v), 23)))};
 }
 TOKENRING_INLINE __m256 fold_low(V a) { return _mm512_castps512_ps256(a.v); }
 TOKENRING_INLINE __m256 fold_high(V a) { return _mm512_extractf32x8_ps(a.v, 1); }
@@ -102,9 +102,7 @@ TOKENRING_INLINE V mul(V x, V y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_p
 TOKENRING_INLINE V div(V x, V y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 TOKENRING_INLINE V sqrt(V x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 TOKENRING_INLINE V fma(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
-TOKENRING_INLINE V fnma(V x, V y, V z) {
-  return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
-}
+TOKENRING_INLINE V fnma(V x, V y, V z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
 TOKENRING_INLINE V max(V x, V y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 TOKENRING_INLINE V min(V x, V y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 TOKENRING_INLINE Mask less(V x, V y) {
@@ -163,8 +161,8 @@ struct V {
 struct Mask {
   bool m[kLanes];
 };
-#define TOKENRING_LANES(expression)                  \
-  V o;                                               \
+#define TOKENRING_LANES(expression)                     \
+  V o;                                                  \
   for (int i = 0; i < kLanes; ++i) o.v[i] = expression; \
   return o
 TOKENRING_INLINE V load(const float* p) { TOKENRING_LANES(p[i]); }
@@ -273,8 +271,9 @@ TOKENRING_INLINE double sum(const Squares& s) {
 TOKENRING_INLINE V zero() { return set1(0.0f); }
 
 // For loops over a row: whole vectors, then one partial one. body(offset, lanes).
-#define TOKENRING_FOR_LANES(i, n, count) \
-  for (int64_t i = 0, count = (n) < kLanes ? (n) : kLanes; i < (n); i += kLanes, count = (n) - i < kLanes ? (n) - i : kLanes)
+#define TOKENRING_FOR_LANES(i, n, count)                            \
+  for (int64_t i = 0, count = (n) < kLanes ? (n) : kLanes; i < (n); \
+       i += kLanes, count = (n)-i < kLanes ? (n)-i : kLanes)
 
 }  // namespace
 }  // namespace tokenring

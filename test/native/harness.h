@@ -45,33 +45,33 @@ inline bool near(double a, double b, double tolerance) { return std::abs(a - b) 
 
 }  // namespace harness
 
-#define TEST(name)                                                      \
-  static void test_##name();                                            \
+#define TEST(name)                                                            \
+  static void test_##name();                                                  \
   static const harness::Registration registration_##name(#name, test_##name); \
   static void test_##name()
 
-#define CHECK(condition)                                                   \
-  do {                                                                     \
+#define CHECK(condition)                                                          \
+  do {                                                                            \
     if (!(condition)) harness::report(__FILE__, __LINE__, "not so: " #condition); \
   } while (0)
 
 // Further arguments say which case it was.
-#define CHECK_NEAR(a, b, tolerance, ...)                                                                         \
-  do {                                                                                                           \
-    const double near_a = (a), near_b = (b), near_t = (tolerance);                                               \
-    if (!harness::near(near_a, near_b, near_t))                                                                  \
-      harness::report(__FILE__, __LINE__, #a " is ", near_a, ", not ", near_b, " +- ", near_t __VA_OPT__(, " ", ) \
-                          __VA_ARGS__);                                                                          \
+#define CHECK_NEAR(a, b, tolerance, ...)                                               \
+  do {                                                                                 \
+    const double near_a = (a), near_b = (b), near_t = (tolerance);                     \
+    if (!harness::near(near_a, near_b, near_t))                                        \
+      harness::report(__FILE__, __LINE__, #a " is ", near_a, ", not ", near_b, " +- ", \
+                      near_t __VA_OPT__(, " ", ) __VA_ARGS__);                         \
   } while (0)
 
 // The statement throws a Failure of this code.
-#define CHECK_FAILS(expected, statement)                                                                        \
-  do {                                                                                                          \
-    std::string got = "nothing";                                                                                \
-    try {                                                                                                       \
-      statement;                                                                                                \
-    } catch (const tokenring::Failure& failure) {                                                               \
-      got = failure.code();                                                                                     \
-    }                                                                                                           \
+#define CHECK_FAILS(expected, statement)                                                                         \
+  do {                                                                                                           \
+    std::string got = "nothing";                                                                                 \
+    try {                                                                                                        \
+      statement;                                                                                                 \
+    } catch (const tokenring::Failure& failure) {                                                                \
+      got = failure.code();                                                                                      \
+    }                                                                                                            \
     if (got != (expected)) harness::report(__FILE__, __LINE__, #statement " threw ", got, ", not ", (expected)); \
   } while (0)

@@ -13,17 +13,31 @@ namespace fixture {
 
 namespace {
 
+// Sets TOKENRING_ISA while it lives.
+class ForcedIsa {
+ public:
+  explicit ForcedIsa(const std::string& isa) {
+    const char* before = std::getenv("TOKENRING_ISA");
+    was_set_ = before != nullptr;
+    if (before) before_ = before;
+    setenv("TOKENRING_ISA", isa.c_str(), 1);
+  }
+  ~ForcedIsa() {
+    if (was_set_)
+      setenv("TOKENRING_ISA", before_.c_str(), 1);
+    else
+      unsetenv("TOKENRING_ISA");
+  }
+
+ private:
+  bool was_set_ = false;
+  std::string before_;
+};
+
 std::unique_ptr<Device> make(const std::string& isa, int threads) {
   if (isa.empty()) return tokenring::make_cpu_device(threads);
-  const char* before = std::getenv("TOKENRING_ISA");
-  const std::string kept = before ? before : "";
-  setenv("TOKENRING_ISA", isa.c_str(), 1);
-  std::unique_ptr<Device> device = tokenring::make_cpu_device(threads);
-  if (before)
-    setenv("TOKENRING_ISA", kept.c_str(), 1);
-  else
-    unsetenv("TOKENRING_ISA");
-  return device;
+  const ForcedIsa forced(isa);
+  return tokenring::make_cpu_device(threads);
 }
 
 }  // namespace

@@ -48,7 +48,8 @@ std::vector<int32_t> random_ids(size_t n, uint64_t seed, int bound);
 // One device, one stream, and tensors that live as long as it does.
 class Bench {
  public:
-  explicit Bench(const std::string& isa = "", int threads = 2) : device_(device(isa, threads)), stream_(device_.stream()) {}
+  explicit Bench(const std::string& isa = "", int threads = 2)
+      : device_(device(isa, threads)), stream_(device_.stream()) {}
   ~Bench();
   Device& dev() { return device_; }
   const Ops& ops() { return device_.ops(); }

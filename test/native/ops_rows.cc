@@ -1,0 +1,286 @@
+// RMSNorm, rotary embedding, gated MLP, AdamW, sums: against float64, and equal bits however rows are split.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "harness.h"
+#include "ops_fixture.h"
+
+using fixture::Bench;
+using fixture::random_floats;
+using tokenring::RopeTable;
+using tokenring::Tensor;
+
+namespace {
+
+constexpr int64_t kRows = 21;
+const int64_t kWidths[] = {1, 16, 37, 128};
+
+// d f / d x_i by central differences of a float64 function.
+template <class Function>
+std::vector<double> differences(std::vector<double> x, const Function& f) {
+  std::vector<double> slope(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double at = x[i], step = 1e-5;
+    x[i] = at + step;
+    const double up = f(x);
+    x[i] = at - step;
+    slope[i] = (up - f(x)) / (2 * step);
+    x[i] = at;
+  }
+  return slope;
+}
+
+std::vector<double> rmsnorm(const std::vector<double>& s, const std::vector<double>& w, double eps) {
+  const size_t h = w.size();
+  std::vector<double> y(s.size());
+  for (size_t i = 0; i < s.size() / h; ++i) {
+    double squares = 0;
+    for (size_t j = 0; j < h; ++j) squares += s[i * h + j] * s[i * h + j];
+    for (size_t j = 0; j < h; ++j) y[i * h + j] = s[i * h + j] / std::sqrt(squares / h + eps) * w[j];
+  }
+  return y;
+}
+
+std::vector<double> swiglu(const std::vector<double>& x, size_t f) {
+  std::vector<double> y(x.size() / 2);
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double g = x[i / f * 2 * f + i % f], u = x[i / f * 2 * f + f + i % f];
+    y[i] = g / (1 + std::exp(-g)) * u;
+  }
+  return y;
+}
+
+double dot(const std::vector<double>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+std::vector<double> wide(const std::vector<float>& x) { return {x.begin(), x.end()}; }
+
+RopeTable rope_table(Bench& b, int64_t positions, int head_dim) {
+  std::vector<float> cos, sin;
+  for (int64_t p = 0; p < positions; ++p)
+    for (int i = 0; i < head_dim / 2; ++i) {
+      const double angle = p * std::pow(10000.0, -2.0 * i / head_dim);
+      cos.push_back(static_cast<float>(std::cos(angle)));
+      sin.push_back(static_cast<float>(std::sin(angle)));
+    }
+  return {b.f32({positions, head_dim / 2}, cos), b.f32({positions, head_dim / 2}, sin)};
+}
+
+}  // namespace
+
+TEST(exp_and_log_are_within_two_ulp) {
+  const tokenring::cpu::Kernels& k = tokenring::cpu::choose_kernels();
+  const float infinity = std::numeric_limits<float>::infinity();
+  const auto ulps = [](float got, double exact) {
+    const float nearest = static_cast<float>(exact);
+    return std::abs(got - exact) /
+           (std::nextafter(std::abs(nearest), std::numeric_limits<float>::infinity()) - std::abs(nearest));
+  };
+  double worst_exp = 0, worst_log = 0;
+  fixture::Random random(1);
+  for (int i = 0; i < 200000; ++i) {
+    const float x = random.uniform(-87.3f, 88.7f), y = random.uniform(-1, 1);
+    worst_exp = std::max({worst_exp, ulps(k.exp(x), std::exp(double{x})), ulps(k.exp(y), std::exp(double{y}))});
+    const float a = std::exp2(random.uniform(-126, 127)), c = random.uniform(0.5f, 2.0f);
+    worst_log = std::max({worst_log, ulps(k.log(a), std::log(double{a})), ulps(k.log(c), std::log(double{c}))});
+  }
+  CHECK_NEAR(worst_exp, 0, 2.0);
+  CHECK_NEAR(worst_log, 0, 2.0);
+  CHECK(k.exp(0.0f) == 1.0f && k.exp(-infinity) == 0.0f && k.exp(-100.0f) == 0.0f && k.exp(infinity) == infinity);
+  CHECK(k.exp(88.73f) == infinity && std::isnan(k.exp(NAN)) && k.exp(88.7228f) < infinity && k.exp(-87.336f) > 0.0f);
+  CHECK(k.log(1.0f) == 0.0f && k.log(0.0f) == -infinity && k.log(infinity) == infinity && std::isnan(k.log(-1.0f)));
+  CHECK(std::isnan(k.log(NAN)));
+}
+
+TEST(rmsnorm_matches_float64) {
+  for (int64_t h : kWidths) {
+    const auto x = random_floats(kRows * h, 1, -3, 3), r = random_floats(kRows * h, 2), w = random_floats(h, 3, 0.5, 2),
+               dy = random_floats(kRows * h, 4), ds0 = random_floats(kRows * h, 5), dw0 = random_floats(h, 6);
+    Bench b;
+    const Tensor s = b.f32({kRows, h}), y = b.f32({kRows, h}), rstd = b.f32({kRows}), tw = b.f32({h}, w);
+    b.ops().rmsnorm_forward(b.stream(), b.f32({kRows, h}, x), b.f32({kRows, h}, r), tw, 1e-6f, s, y, rstd);
+    const auto sum = b.read(s);
+    for (size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == x[i] + r[i]);
+    CHECK_NEAR(fixture::error(b.read(y), rmsnorm(wide(sum), wide(w), 1e-6)), 0, 1e-6);
+
+    const Tensor ds = b.f32({kRows, h}), added = b.f32({kRows, h}, ds0), dw = b.f32({h}, dw0),
+                 tdy = b.f32({kRows, h}, dy);
+    b.ops().rmsnorm_backward(b.stream(), tdy, s, tw, rstd, ds, false, dw);
+    b.ops().rmsnorm_backward(b.stream(), tdy, s, tw, rstd, added, true, b.f32({h}, dw0));
+    const auto expected = differences(wide(sum), [&](const auto& v) { return dot(rmsnorm(v, wide(w), 1e-6), dy); });
+    auto expected_w = differences(wide(w), [&](const auto& v) { return dot(rmsnorm(wide(sum), v, 1e-6), dy); });
+    for (int64_t j = 0; j < h; ++j) expected_w[j] += dw0[j];
+    // Central differences in float64 are good to about 1e-9 here (h = 1 has rstd up to 1e3 near 0, hence no tighter).
+    CHECK_NEAR(fixture::error(b.read(ds), expected), 0, 2e-6, "width ", h);
+    CHECK_NEAR(fixture::error(b.read(dw), expected_w), 0, 2e-6, "width ", h);
+    const auto plain = b.read(ds), more = b.read(added);
+    for (size_t i = 0; i < plain.size(); ++i) CHECK(more[i] == ds0[i] + plain[i]);
+
+    // Without a residual: the sum is x itself, in place or copied.
+    const Tensor in = b.f32({kRows, h}, x), y2 = b.f32({kRows, h}), y3 = b.f32({kRows, h}), copy = b.f32({kRows, h});
+    b.ops().rmsnorm_forward(b.stream(), in, {}, tw, 1e-6f, in, y2, rstd);
+    b.ops().rmsnorm_forward(b.stream(), in, {}, tw, 1e-6f, copy, y3, rstd);
+    CHECK(fixture::same_bits(b.read(in), x) && fixture::same_bits(b.read(copy), x));
+    CHECK(fixture::same_bits(b.read(y2), b.read(y3)));
+    CHECK_NEAR(fixture::error(b.read(y2), rmsnorm(wide(x), wide(w), 1e-6)), 0, 1e-6);
+  }
+}
+
+TEST(rope_rotates_and_turns_back) {
+  for (int head_dim : {16, 48, 64}) {
+    const int heads = 3, kv_heads = 2, half = head_dim / 2;
+    const int64_t ld = (heads + 2 * kv_heads) * head_dim;
+    const auto x = random_floats(kRows * ld, 1);
+    const auto positions = fixture::random_ids(kRows, 2, 500);
+    Bench b;
+    const RopeTable table = rope_table(b, 500, head_dim);
+    const Tensor qkv = b.f32({kRows, ld}, x), ids = b.i32({kRows}, positions);
+    b.ops().rope(b.stream(), qkv, ids, table, heads, kv_heads, head_dim, false);
+    std::vector<double> expected = wide(x);
+    for (int64_t i = 0; i < kRows; ++i)
+      for (int head = 0; head < heads + kv_heads; ++head)
+        for (int j = 0; j < half; ++j) {
+          const double c = table.cos.f32()[positions[i] * half + j], s = table.sin.f32()[positions[i] * half + j];
+          const int64_t low = i * ld + head * head_dim + j, high = low + half;
+          expected[low] = x[low] * c - x[high] * s;
+          expected[high] = x[high] * c + x[low] * s;
+        }
+    CHECK_NEAR(fixture::error(b.read(qkv), expected), 0, 2e-7);  // two roundings
+    b.ops().rope(b.stream(), qkv, ids, table, heads, kv_heads, head_dim, true);
+    CHECK_NEAR(fixture::error(b.read(qkv), wide(x)), 0, 5e-7);  // cos and sin are rounded: c^2 + s^2 is not quite 1
+    CHECK_FAILS("INVALID_ARGUMENT", b.ops().rope(b.stream(), qkv, ids, table, heads, kv_heads + 1, head_dim, false));
+    b.ops().rope(b.stream(), qkv, b.i32({kRows}, std::vector<int32_t>(kRows, 500)), table, heads, kv_heads, head_dim,
+                 false);
+    CHECK_FAILS("INVALID_ARGUMENT", b.stream().synchronize());
+  }
+}
+
+TEST(swiglu_matches_float64) {
+  for (int64_t f : kWidths) {
+    const auto x = random_floats(kRows * 2 * f, 1, -6, 6), dy = random_floats(kRows * f, 2);
+    Bench b;
+    const Tensor in = b.f32({kRows, 2 * f}, x), y = b.f32({kRows, f}), dx = b.f32({kRows, 2 * f});
+    b.ops().swiglu_forward(b.stream(), in, y);
+    b.ops().swiglu_backward(b.stream(), b.f32({kRows, f}, dy), in, dx);
+    CHECK_NEAR(fixture::error(b.read(y), swiglu(wide(x), f)), 0, 3e-7);
+    const auto expected = differences(wide(x), [&](const auto& v) { return dot(swiglu(v, f), dy); });
+    CHECK_NEAR(fixture::error(b.read(dx), expected), 0, 5e-7);
+    CHECK_FAILS("INVALID_ARGUMENT", b.ops().swiglu_forward(b.stream(), y, in));
+  }
+  // Far out the gate is 0 or itself, never NaN.
+  Bench b;
+  const Tensor y = b.f32({3, 1});
+  b.ops().swiglu_forward(b.stream(), b.f32({3, 2}, {-200, 1, 200, 1, -87, 2}), y);
+  const auto got = b.read(y);
+  CHECK(got[0] == 0.0f && got[1] == 200.0f && std::abs(got[2]) < 1e-30f);
+}
+
+TEST(sum_of_squares_matches_float64) {
+  for (int64_t n : {1, 15, 4096, 4097, 50000}) {
+    const auto x = random_floats(n, 1);
+    double expected = 0;
+    for (float v : x) expected += double{v} * v;
+    Bench b;
+    const Tensor out = b.f32({1}), work = b.bytes(b.ops().sum_of_squares_workspace(n));
+    b.ops().sum_of_squares(b.stream(), b.f32({n}, x), out, work);
+    CHECK_NEAR(b.read(out)[0], expected, 1e-7 * expected);  // one rounding to float32
+    CHECK_FAILS("INVALID_ARGUMENT", b.ops().sum_of_squares(b.stream(), b.f32({n}, x), out, {}));
+  }
+}
+
+TEST(adamw_matches_float64_over_steps) {
+  const int64_t n = 5000;
+  const auto w0 = random_floats(n, 1);
+  std::vector<double> w = wide(w0), m(n), v(n);
+  Bench b;
+  const Tensor tw = b.f32({n}, w0), tm = b.f32({n}), tv = b.f32({n});
+  b.ops().zero(b.stream(), tm);
+  b.ops().zero(b.stream(), tv);
+  for (int step = 1; step <= 5; ++step) {
+    const auto g = random_floats(n, 10 + step);
+    const double lr = 0.01, b1 = 0.9f, b2 = 0.99f, eps = 1e-8f, decay = 0.1f, scale = 0.5;
+    b.ops().adamw(b.stream(), {0.01f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.5f, step}, tw, b.f32({n}, g), tm, tv);
+    for (int64_t i = 0; i < n; ++i) {
+      const double gi = g[i] * scale;
+      w[i] *= 1 - lr * decay;
+      m[i] = b1 * m[i] + (1 - b1) * gi;
+      v[i] = b2 * v[i] + (1 - b2) * gi * gi;
+      w[i] -= lr / (1 - std::pow(b1, step)) * m[i] / (std::sqrt(v[i] / (1 - std::pow(b2, step))) + eps);
+    }
+  }
+  CHECK_NEAR(fixture::error(b.read(tw), w), 0, 5e-7);
+  CHECK_NEAR(fixture::error(b.read(tm), m), 0, 5e-7);
+  CHECK_NEAR(fixture::error(b.read(tv), v), 0, 5e-7);
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().adamw(b.stream(), {1, 0.9f, 0.9f, 0, 0, 1, 0}, tw, tw, tm, tv));
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().adamw(b.stream(), {1, 0.9f, 0.9f, 0, 0, 1, 1}, tw, b.f32({3}), tm, tv));
+}
+
+TEST(rows_do_not_depend_on_the_batch) {
+  const int64_t h = 70, m = 300;
+  const auto x = random_floats(m * 2 * h, 1, -3, 3), w = random_floats(h, 2), dy = random_floats(m * h, 3);
+  Bench b;
+  const Tensor tw = b.f32({h}, w);
+  // y, ds, swiglu and its gradient of rows [from, from + rows)
+  const auto run = [&](int64_t from, int64_t rows) {
+    const auto part = [&](const std::vector<float>& v, int64_t width) {
+      return std::vector<float>(v.begin() + from * width, v.begin() + (from + rows) * width);
+    };
+    const Tensor in = b.f32({rows, 2 * h}, part(x, 2 * h)), tdy = b.f32({rows, h}, part(dy, h)), y = b.f32({rows, h}),
+                 norm = b.f32({rows, h}), rstd = b.f32({rows}), ds = b.f32({rows, h}), dx = b.f32({rows, 2 * h});
+    b.ops().swiglu_forward(b.stream(), in, y);
+    b.ops().swiglu_backward(b.stream(), tdy, in, dx);
+    b.ops().rmsnorm_forward(b.stream(), y, {}, tw, 1e-6f, y, norm, rstd);
+    b.ops().rmsnorm_backward(b.stream(), tdy, y, tw, rstd, ds, false, b.f32({h}, w));
+    return std::vector<std::vector<float>>{b.read(y), b.read(dx), b.read(norm), b.read(ds)};
+  };
+  const auto all = run(0, m);
+  for (int64_t i : {0, 1, 150, 299}) {
+    const auto one = run(i, 1);
+    for (size_t t = 0; t < all.size(); ++t) {
+      const int64_t width = static_cast<int64_t>(one[t].size());
+      CHECK(fixture::same_bits(one[t], {all[t].begin() + i * width, all[t].begin() + (i + 1) * width}));
+    }
+  }
+}
+
+TEST(rows_have_the_same_bits_everywhere) {
+  const int64_t m = 65, h = 150;
+  const auto x = random_floats(m * 2 * h, 1, -8, 8), w = random_floats(h, 2), dy = random_floats(m * h, 3);
+  const auto positions = fixture::random_ids(m, 4, 99);
+  fixture::same_everywhere("rows", [&](Bench& b) {
+    const Tensor in = b.f32({m, 2 * h}, x), tdy = b.f32({m, h}, dy), tw = b.f32({h}, w), y = b.f32({m, h}),
+                 dx = b.f32({m, 2 * h}), s = b.f32({m, h}), norm = b.f32({m, h}), rstd = b.f32({m}), ds = b.f32({m, h}),
+                 dw = b.f32({h}, w), qkv = b.f32({m, 2 * h}, x), sum = b.f32({1});
+    b.ops().swiglu_forward(b.stream(), in, y);
+    b.ops().swiglu_backward(b.stream(), tdy, in, dx);
+    b.ops().rmsnorm_forward(b.stream(), y, tdy, tw, 1e-6f, s, norm, rstd);
+    b.ops().rmsnorm_backward(b.stream(), tdy, s, tw, rstd, ds, false, dw);
+    b.ops().rope(b.stream(), qkv, b.i32({m}, positions), rope_table(b, 99, 50), 2, 2, 50, false);
+    b.ops().sum_of_squares(b.stream(), in, sum, b.bytes(b.ops().sum_of_squares_workspace(m * 2 * h)));
+    const Tensor m1 = b.f32({m, h}, dy), m2 = b.f32({m, h}, std::vector<float>(m * h, 0.5f)),
+                 params = b.f32({m, h}, dy);
+    b.ops().adamw(b.stream(), {0.01f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.5f, 3}, params, y, m1, m2);
+    std::vector<float> all;
+    for (const Tensor& t : {y, dx, s, norm, rstd, ds, dw, qkv, sum, m1, m2, params}) {
+      const auto v = b.read(t);
+      all.insert(all.end(), v.begin(), v.end());
+    }
+    return all;
+  });
+}
+
+TEST(rows_refuse_wrong_shapes) {
+  Bench b;
+  const Tensor x = b.f32({3, 4}), w = b.f32({4}), rstd = b.f32({3}), wrong = b.f32({3, 5});
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().rmsnorm_forward(b.stream(), x, wrong, w, 0, x, x, rstd));
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().rmsnorm_forward(b.stream(), x, {}, rstd, 0, x, x, rstd));
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().rmsnorm_forward(b.stream(), x, x, w, 0, {}, x, rstd));
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().rmsnorm_backward(b.stream(), x, x, w, rstd, wrong, false, w));
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().rmsnorm_backward(b.stream(), x, x, w, rstd, x, false, w));
+  CHECK_FAILS("INVALID_ARGUMENT", b.ops().zero(b.stream(), tokenring::tensor(nullptr, tokenring::DType::f32, {2})));
+}
