@@ -1,5 +1,7 @@
 // The whole native surface as TypeScript: what native/addon exports, and nothing else. lib/ops/native.ts loads it.
 
+import type { ErrorCode } from "../errors.ts";
+
 /** Raised with every incompatible change of this file; the addon exports its own number as `abi`. */
 export const EXPECTED_ABI = 1;
 
@@ -121,7 +123,7 @@ export interface Binding {
   readonly cores: number;
   readonly Rank: new (options: NativeRankOptions) => NativeRank;
   /** Called once by the loader with the class that native failures are thrown as. */
-  setErrorClass(errorClass: new (code: string, message: string) => Error): void;
+  setErrorClass(errorClass: new (code: ErrorCode, message: string) => Error): void;
   /** What the CUDA driver says; never throws. */
   cuda(): { compiled: boolean; devices: { name: string; memoryBytes: number }[]; reason: string | null };
 }

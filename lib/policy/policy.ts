@@ -1,0 +1,176 @@
+// The policy on one rank of the addon: weights, gradients and optimiser state live there; JavaScript holds a handle.
+import { TokenringError } from "../errors.ts";
+import type { NativeBatch, NativeRank } from "../ops/binding.ts";
+import { withSignal } from "../ops/jobs.ts";
+import { loadBinding } from "../ops/native.ts";
+import { readConfig, writeConfig } from "./config.ts";
+import type {
+  AdamWOptions,
+  CallOptions,
+  DecoderConfig,
+  LossResult,
+  OptimiserResult,
+  PackedBatch,
+  PolicyLoss,
+  Policy as PolicyShape,
+  SaveOptions,
+} from "./types.ts";
+
+/** Where and how a policy runs. */
+export interface RankOptions {
+  device?: "cpu" | "cuda";
+  /** Threads of the CPU backend; 0 = all cores (default). Results do not depend on it. */
+  threads?: number;
+  /** Tokens that one forward pass of the embedded sampler packs (default 512). */
+  maxBatchTokens?: number;
+  /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
+  maxPages?: number;
+}
+
+export interface CreateOptions extends RankOptions {
+  /** Decides every initial weight (default 0). */
+  seed?: number | bigint;
+  /** Standard deviation of the initial matrices (default 0.02). */
+  std?: number;
+  /** Amplitude of the query and key biases that make layer 0's heads attend to fixed offsets; 0 = off (default). */
+  previousTokenBias?: number;
+}
+
+export interface LoadOptions extends RankOptions {
+  /** Also read optimizer.safetensors, so that training continues exactly. */
+  optimiser?: boolean;
+}
+
+/** Rows of logits alive at once in the loss head. */
+const CHUNK_ROWS = 1024;
+
+export class Policy implements PolicyShape {
+  readonly config: DecoderConfig;
+  /** The native rank, for the embedded engine. @internal */
+  readonly rank: NativeRank;
+  #version = 0;
+
+  private constructor(config: DecoderConfig, options: RankOptions) {
+    this.config = Object.freeze({ ...config });
+    this.rank = new (loadBinding().Rank)({
+      config: this.config,
+      device: options.device ?? "cpu",
+      threads: options.threads ?? 0,
+      maxBatchTokens: options.maxBatchTokens ?? 512,
+      maxPages: options.maxPages ?? 0,
+    });
+  }
+
+  /** A policy with random weights: normal(0, std) matrices, ones for norms, zeros for biases. */
+  static async create(config: DecoderConfig, options: CreateOptions = {}): Promise<Policy> {
+    const policy = new Policy(config, options);
+    return policy.#begin(async () => {
+      await withSignal(
+        policy.rank.initialise({
+          std: options.std ?? 0.02,
+          seed: BigInt.asUintN(64, BigInt(options.seed ?? 0)),
+          previousTokenBias: options.previousTokenBias ?? 0,
+        }),
+      );
+      policy.#version = await withSignal(policy.rank.version());
+    });
+  }
+
+  /**
+   * The policy of a Hugging Face checkpoint directory: config.json and model.safetensors (or its shards).
+   * @throws ERR_TOKENRING_CHECKPOINT naming the file, and the field or tensor, that does not fit.
+   */
+  static async load(directory: string, options: LoadOptions = {}): Promise<Policy> {
+    const policy = new Policy(await readConfig(directory), options);
+    return policy.#begin(() => policy.load(directory, { optimiser: options.optimiser ?? false }));
+  }
+
+  /** Gives the rank back if the first steps fail. */
+  async #begin(steps: () => Promise<void>): Promise<Policy> {
+    try {
+      await steps();
+    } catch (error) {
+      await this.dispose();
+      throw error;
+    }
+    return this;
+  }
+
+  get disposed(): boolean {
+    return this.rank.disposed;
+  }
+
+  get version(): number {
+    return this.#version;
+  }
+
+  async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
+    const job = this.rank.accumulate(nativeBatch(batch), {
+      objective: loss.objective,
+      clipLow: loss.clipLow ?? 0.2,
+      clipHigh: loss.clipHigh ?? 0.28,
+      temperature: loss.temperature ?? 1,
+      chunkRows: CHUNK_ROWS,
+    });
+    return withSignal(job, options.signal);
+  }
+
+  async score(
+    batch: Pick<PackedBatch, "tokens" | "lengths">,
+    options: CallOptions & { temperature?: number } = {},
+  ): Promise<LossResult> {
+    const lanes = { tokens: batch.tokens, lengths: batch.lengths };
+    return withSignal(this.rank.score(lanes, options.temperature ?? 1), options.signal);
+  }
+
+  /** Betas 0.9 and 0.999, epsilon 1e-8, weight decay 0.1 and clipping at norm 1 where not given: the paper's. */
+  async optimise(options: AdamWOptions): Promise<OptimiserResult> {
+    const job = this.rank.optimise({
+      learningRate: options.learningRate,
+      beta1: options.beta1 ?? 0.9,
+      beta2: options.beta2 ?? 0.999,
+      epsilon: options.epsilon ?? 1e-8,
+      weightDecay: options.weightDecay ?? 0.1,
+      clipNorm: options.clipNorm ?? 1,
+    });
+    const result = await withSignal(job);
+    this.#version = result.version;
+    return result;
+  }
+
+  async dropGradients(): Promise<void> {
+    await withSignal(this.rank.dropGradients());
+  }
+
+  async save(directory: string, options: SaveOptions = {}): Promise<void> {
+    if (this.disposed)
+      throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");
+    const dtype = options.dtype ?? "f32";
+    await writeConfig(directory, this.config, dtype);
+    await withSignal(this.rank.save(directory, { dtype, optimiser: options.optimiser ?? false }));
+  }
+
+  async load(directory: string, options: { optimiser?: boolean } = {}): Promise<void> {
+    const job = this.rank.load(directory, { optimiser: options.optimiser ?? false });
+    this.#version = (await withSignal(job)).version;
+  }
+
+  /** Idempotent. Waits for the call that runs; queued ones and turns being sampled end with ERR_TOKENRING_DISPOSED. */
+  async dispose(): Promise<void> {
+    await this.rank.dispose();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+}
+
+function nativeBatch(batch: PackedBatch): NativeBatch {
+  return {
+    tokens: batch.tokens,
+    lengths: batch.lengths,
+    weight: batch.weight,
+    ...(batch.advantage && { advantage: batch.advantage }),
+    ...(batch.oldLogprob && { oldLogprob: batch.oldLogprob }),
+  };
+}

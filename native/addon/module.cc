@@ -1,0 +1,59 @@
+// What require("tokenring.node") returns: the Binding of lib/ops/binding.ts.
+#include <napi.h>
+
+#include <thread>
+
+#include "addon/rank.h"
+#include "addon/state.h"
+#include "cpu/kernels.h"
+#include "cuda/probe.h"
+
+namespace tokenring::addon {
+namespace {
+
+constexpr int kAbi = 1;  // EXPECTED_ABI of lib/ops/binding.ts
+
+Napi::Value set_error_class(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    require(info[0].IsFunction(), "errorClass must be a class");
+    state_of(info.Env()).error_class = Napi::Persistent(info[0].As<Napi::Function>());
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value cuda(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const CudaProbe probe = probe_cuda();
+  Napi::Array devices = Napi::Array::New(env, probe.devices.size());
+  for (size_t i = 0; i < probe.devices.size(); ++i) {
+    Napi::Object device = Napi::Object::New(env);
+    device.Set("name", Napi::String::New(env, probe.devices[i].name));
+    device.Set("memoryBytes", Napi::Number::New(env, static_cast<double>(probe.devices[i].memory_bytes)));
+    devices.Set(static_cast<uint32_t>(i), device);
+  }
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("compiled", Napi::Boolean::New(env, probe.compiled));
+  result.Set("devices", devices);
+  result.Set("reason", probe.reason.empty() ? env.Null() : Napi::Value(Napi::String::New(env, probe.reason)));
+  return result;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* state = new State;
+  env.SetInstanceData(state);
+  state->channel = Channel::open(env);
+  exports.Set("abi", Napi::Number::New(env, kAbi));
+  exports.Set("isa", guarded(env, [&] { return Napi::String::New(env, cpu::choose_kernels().isa); }));
+  exports.Set("cores", Napi::Number::New(env, std::thread::hardware_concurrency()));
+  exports.Set("Rank", RankObject::define(env));
+  exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env, "setErrorClass"));
+  exports.Set("cuda", Napi::Function::New<cuda>(env, "cuda"));
+  return exports;
+}
+
+}  // namespace
+
+Napi::Object init_module(Napi::Env env, Napi::Object exports) { return init(env, exports); }
+NODE_API_MODULE(tokenring, init_module)
+
+}  // namespace tokenring::addon

@@ -1,0 +1,405 @@
+#include "addon/rank.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "addon/arguments.h"
+#include "addon/results.h"
+#include "model/checkpoint.h"
+#include "model/parameters.h"
+
+namespace tokenring::addon {
+namespace {
+
+// Random, so that no other addon's objects carry it.
+constexpr napi_type_tag kRankTag = {0x6d3fb1f0a8c94e57, 0x9e0c51d27b64f813};
+constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+constexpr double kUnbounded = std::numeric_limits<double>::infinity();
+
+DecoderConfig read_config(const Arguments& from) {
+  DecoderConfig config;
+  config.vocab_size = from.integer("vocab_size", 1, kMost);
+  config.hidden_size = from.integer("hidden_size", 1, kMost);
+  config.intermediate_size = from.integer("intermediate_size", 1, kMost);
+  config.num_hidden_layers = from.integer("num_hidden_layers", 1, kMost);
+  config.num_attention_heads = from.integer("num_attention_heads", 1, kMost);
+  config.num_key_value_heads = from.integer("num_key_value_heads", 1, kMost);
+  config.head_dim = from.integer("head_dim", 1, kMost);
+  config.max_position_embeddings = from.integer("max_position_embeddings", 1, kMost);
+  config.rope_theta = from.real("rope_theta", 0, 1e30);
+  config.rms_norm_eps = from.real("rms_norm_eps", 0, 1);
+  config.tie_word_embeddings = from.boolean("tie_word_embeddings");
+  config.attention_bias = from.boolean("attention_bias");
+  return config;
+}
+
+RankOptions read_rank_options(const Arguments& from) {
+  RankOptions options;
+  options.config = read_config(from.object("config"));
+  options.device = from.text("device");
+  options.threads = from.integer("threads", 0, 4096);
+  options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
+  options.sampler.max_pages = from.integer("maxPages", 0, kMost);
+  return options;
+}
+
+PackedBatch read_batch(const Arguments& from) {
+  PackedBatch batch;
+  batch.tokens = from.integers("tokens");
+  batch.lengths = from.integers("lengths");
+  batch.weight = from.reals("weight");
+  batch.advantage = from.reals("advantage");
+  batch.old_logprob = from.reals("oldLogprob");
+  return batch;
+}
+
+double check_temperature(double temperature) {
+  require(temperature > 0, "temperature must be greater than 0");
+  return temperature;
+}
+
+PolicyLoss read_loss(const Arguments& from) {
+  PolicyLoss loss;
+  const std::string objective = from.text("objective");
+  require(objective == "nll" || objective == "ppo_clip", "loss.objective must be \"nll\" or \"ppo_clip\", got \"",
+          objective, "\"");
+  loss.scalars.objective = objective == "nll" ? PolicyObjective::nll : PolicyObjective::ppo_clip;
+  loss.scalars.clip_low = from.real("clipLow", 0, 1);
+  loss.scalars.clip_high = from.real("clipHigh", 0, 1e6);
+  loss.temperature = static_cast<float>(check_temperature(from.number("temperature", 0, 1e3)));
+  loss.chunk_rows = from.integer("chunkRows", 1, kMost);
+  return loss;
+}
+
+AdamW read_adamw(const Arguments& from) {
+  AdamW options;
+  options.learning_rate = from.real("learningRate", 0, kUnbounded);
+  options.beta1 = from.real("beta1", 0, 1);
+  options.beta2 = from.real("beta2", 0, 1);
+  options.epsilon = from.real("epsilon", 0, kUnbounded);
+  options.weight_decay = from.real("weightDecay", 0, kUnbounded);
+  options.clip_norm = from.real("clipNorm", 0, kUnbounded);
+  options.check();
+  return options;
+}
+
+SampleRequest read_request(const Arguments& from) {
+  SampleRequest request;
+  request.max_tokens = from.integer("maxTokens", 1, kMost);
+  request.stop = from.integers("stop");
+  request.temperature = from.real("temperature", 0, 1e3);
+  request.seed = from.bits("seed");
+  require(request.temperature == 0 || request.temperature >= 1e-3f,
+          "request.temperature must be 0 (greedy) or at least 0.001, got ", request.temperature);
+  return request;
+}
+
+}  // namespace
+
+// --- construction and end ------------------------------------------------------------------------------
+
+Napi::Function RankObject::define(Napi::Env env) {
+  return DefineClass(
+      env, "Rank",
+      {
+          InstanceAccessor<&RankObject::guard<&RankObject::disposed>>("disposed"),
+          InstanceMethod<&RankObject::guard<&RankObject::initialise>>("initialise"),
+          InstanceMethod<&RankObject::guard<&RankObject::accumulate>>("accumulate"),
+          InstanceMethod<&RankObject::guard<&RankObject::score>>("score"),
+          InstanceMethod<&RankObject::guard<&RankObject::optimise>>("optimise"),
+          InstanceMethod<&RankObject::guard<&RankObject::drop_gradients>>("dropGradients"),
+          InstanceMethod<&RankObject::guard<&RankObject::save>>("save"),
+          InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
+          InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
+          InstanceMethod<&RankObject::guard<&RankObject::open_session>>("openSession"),
+          InstanceMethod<&RankObject::guard<&RankObject::fork_session>>("forkSession"),
+          InstanceMethod<&RankObject::guard<&RankObject::extend_session>>("extendSession"),
+          InstanceMethod<&RankObject::guard<&RankObject::close_session>>("closeSession"),
+          InstanceMethod<&RankObject::guard<&RankObject::sample_session>>("sampleSession"),
+          InstanceMethod<&RankObject::guard<&RankObject::usage>>("usage"),
+          InstanceMethod<&RankObject::guard<&RankObject::dispose>>("dispose"),
+      });
+}
+
+template <Napi::Value (RankObject::*method)(const Napi::CallbackInfo&)>
+Napi::Value RankObject::guard(const Napi::CallbackInfo& info) {
+  if (!info.This().As<Napi::Object>().CheckTypeTag(&kRankTag)) {
+    throw Napi::TypeError::New(info.Env(), "Illegal invocation: the receiver is not a Rank");
+  }
+  return guarded(info.Env(), [&] { return (this->*method)(info); });
+}
+
+RankObject::RankObject(const Napi::CallbackInfo& info)
+    : Napi::ObjectWrap<RankObject>(info), channel_(state_of(info.Env()).channel) {
+  guarded(info.Env(), [&] {
+    RankOptions options = read_rank_options(Arguments(info[0], "options"));
+    config_ = options.config;
+    rank_ = std::make_unique<Rank>(std::move(options));
+  });
+  info.This().As<Napi::Object>().TypeTag(&kRankTag);
+  channel_->add(this);
+}
+
+RankObject::~RankObject() { close_now(); }
+
+// The environment ends, or the object was collected undisposed: nobody is left to hear of results.
+void RankObject::close_now() {
+  for (const auto& call : calls_) call->aborted = true;
+  rank_.reset();
+  if (closer_.joinable()) closer_.join();
+  channel_->remove(this);
+}
+
+Napi::Value RankObject::dispose(const Napi::CallbackInfo& info) {
+  if (!disposal_.IsEmpty()) return disposal_.Value();
+  const auto call = std::make_shared<Call>(info.Env());
+  call->settled = [this] { closer_.join(); };
+  disposal_ = Napi::Persistent(call->deferred.Promise());
+  sessions_.clear();
+  closer_ = std::thread([completion = begin<Nothing>(call), rank = std::move(rank_)]() mutable {
+    rank.reset();
+    completion->succeed({});
+  });
+  return disposal_.Value();
+}
+
+Napi::Value RankObject::disposed(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), !rank_); }
+
+// --- guards and calls ----------------------------------------------------------------------------------
+
+Rank& RankObject::live() const {
+  if (!rank_) fail("DISPOSED", "the policy was disposed; create or load another one");
+  return *rank_;
+}
+
+RankObject::Session& RankObject::session(int64_t id) {
+  live();
+  const auto at = sessions_.find(id);
+  require(at != sessions_.end(), "there is no session ", id, "; it was closed or never opened");
+  return at->second;
+}
+
+RankObject::Session& RankObject::idle_session(int64_t id, const char* what) {
+  Session& of = session(id);
+  require(!of.sampling, "session ", id, " is sampling; wait for its result before it can be ", what);
+  return of;
+}
+
+template <class Result>
+std::shared_ptr<Completion<Result>> RankObject::begin(const std::shared_ptr<Call>& call) {
+  calls_.insert(call);
+  if (calls_.size() == 1) Ref();
+  channel_->begin();
+  call->settled = [this, call = call.get(), also = std::move(call->settled)] {
+    if (also) also();
+    calls_.erase(std::find_if(calls_.begin(), calls_.end(), [&](const auto& held) { return held.get() == call; }));
+    if (calls_.empty()) Unref();
+  };
+  using ToJavaScript = typename Completion<Result>::ToJavaScript;
+  return std::make_shared<Completion<Result>>(channel_, call, static_cast<ToJavaScript>(to_js));
+}
+
+Napi::Value RankObject::handle(Napi::Env env, const std::shared_ptr<Call>& call, std::function<void()> on_abort) {
+  Napi::Object handle = Napi::Object::New(env);
+  handle.Set("promise", call->deferred.Promise());
+  handle.Set("abort", Napi::Function::New(
+                          env,
+                          [call, on_abort = std::move(on_abort)](const Napi::CallbackInfo& info) {
+                            if (!call->aborted.exchange(true) && on_abort) guarded(info.Env(), on_abort);
+                          },
+                          "abort"));
+  return handle;
+}
+
+template <class Result, class Work>
+Napi::Value RankObject::submit(Napi::Env env, Work work) {
+  Rank& rank = live();
+  const auto call = std::make_shared<Call>(env);
+  rank.post([&rank, work = std::move(work), completion = begin<Result>(call)] {
+    completion->run([&] { return work(rank, completion->aborted()); });
+  });
+  return handle(env, call);
+}
+
+// --- training ------------------------------------------------------------------------------------------
+
+Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
+  const Arguments options(info[0], "options");
+  Initialisation how;
+  how.std = options.real("std", 0, kUnbounded);
+  how.seed = options.bits("seed");
+  how.previous_token_bias = options.real("previousTokenBias", 0, kUnbounded);
+  return submit<Nothing>(info.Env(), [how](Rank& rank, const std::atomic<bool>&) {
+    const auto stream = rank.device().stream();
+    tokenring::initialise(rank.parameters(), *stream, how);
+    stream->synchronize();
+    return Nothing{};
+  });
+}
+
+Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
+  PackedBatch batch = read_batch(Arguments(info[0], "batch"));
+  const PolicyLoss loss = read_loss(Arguments(info[1], "loss"));
+  batch.check(config_.vocab_size, config_.max_position_embeddings);
+  return submit<LossResult>(info.Env(), [batch = std::move(batch), loss](Rank& rank, const std::atomic<bool>& aborted) {
+    return rank.trainer().accumulate(batch, loss, aborted);
+  });
+}
+
+Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
+  PackedBatch batch = read_batch(Arguments(info[0], "batch"));
+  const float temperature = static_cast<float>(check_temperature(number_argument(info[1], "temperature", 0, 1e3)));
+  batch.check(config_.vocab_size, config_.max_position_embeddings);
+  return submit<LossResult>(info.Env(),
+                            [batch = std::move(batch), temperature](Rank& rank, const std::atomic<bool>& aborted) {
+                              return rank.trainer().score(batch, temperature, aborted);
+                            });
+}
+
+Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
+  const AdamW options = read_adamw(Arguments(info[0], "options"));
+  return submit<OptimiserResult>(info.Env(), [options](Rank& rank, const std::atomic<bool>&) {
+    return rank.trainer().optimise(options);
+  });
+}
+
+Napi::Value RankObject::drop_gradients(const Napi::CallbackInfo& info) {
+  return submit<Nothing>(info.Env(), [](Rank& rank, const std::atomic<bool>&) {
+    rank.trainer().drop_gradients();
+    return Nothing{};
+  });
+}
+
+Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
+  const std::string directory = text_argument(info[0], "directory");
+  const Arguments options(info[1], "options");
+  const std::string dtype = options.text("dtype");
+  require(dtype == "f32" || dtype == "bf16", "options.dtype must be \"f32\" or \"bf16\", got \"", dtype, "\"");
+  const bool optimiser = options.boolean("optimiser");
+  return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
+    const auto stream = rank.device().stream();
+    save_parameters(rank.parameters(), *stream, directory, dtype == "f32" ? DType::f32 : DType::bf16);
+    if (optimiser) save_optimiser(rank.parameters(), *stream, directory);
+    return Nothing{};
+  });
+}
+
+Napi::Value RankObject::load(const Napi::CallbackInfo& info) {
+  const std::string directory = text_argument(info[0], "directory");
+  const bool optimiser = Arguments(info[1], "options").boolean("optimiser");
+  return submit<Version>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
+    const auto stream = rank.device().stream();
+    load_parameters(rank.parameters(), *stream, directory);
+    if (optimiser) load_optimiser(rank.parameters(), *stream, directory);
+    stream->synchronize();
+    return Version{rank.parameters().version()};
+  });
+}
+
+Napi::Value RankObject::version(const Napi::CallbackInfo& info) {
+  return submit<int64_t>(info.Env(),
+                         [](Rank& rank, const std::atomic<bool>&) { return rank.parameters().version(); });
+}
+
+// --- sessions ------------------------------------------------------------------------------------------
+
+Napi::Value RankObject::open_session(const Napi::CallbackInfo& info) {
+  Rank& rank = live();
+  const int64_t id = next_session_++;
+  rank.post([&rank, id, table = table_] { (*table)[id] = rank.sampler().open(); });
+  sessions_[id] = {};
+  return to_js(info.Env(), id);
+}
+
+Napi::Value RankObject::fork_session(const Napi::CallbackInfo& info) {
+  const int64_t parent = session_id(info[0]);
+  const Session copy = idle_session(parent, "forked");
+  Rank& rank = live();
+  const int64_t id = next_session_++;
+  rank.post([&rank, parent, id, table = table_] { (*table)[id] = rank.sampler().fork(table->at(parent)); });
+  sessions_[id] = copy;
+  return to_js(info.Env(), id);
+}
+
+Napi::Value RankObject::extend_session(const Napi::CallbackInfo& info) {
+  const int64_t id = session_id(info[0]);
+  std::vector<int32_t> tokens = integers_argument(info[1], "tokens");
+  Session& to = idle_session(id, "extended");
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    require(tokens[i] >= 0 && tokens[i] < config_.vocab_size, "tokens[", i, "] is ", tokens[i],
+            ", outside the vocabulary of ", config_.vocab_size);
+  }
+  const int64_t length = to.length + static_cast<int64_t>(tokens.size());
+  require(length <= config_.max_position_embeddings, "session ", id, " of ", to.length, " tokens cannot take ",
+          tokens.size(), " more: max_position_embeddings is ", config_.max_position_embeddings);
+  Rank& rank = live();
+  rank.post([&rank, id, tokens = std::move(tokens), table = table_] {
+    rank.sampler().extend(table->at(id), tokens.data(), tokens.size());
+  });
+  to.length = length;
+  return info.Env().Undefined();
+}
+
+Napi::Value RankObject::close_session(const Napi::CallbackInfo& info) {
+  if (!rank_) return info.Env().Undefined();  // disposing the rank closed it
+  const int64_t id = session_id(info[0]);
+  session(id);
+  Rank& rank = live();
+  rank.post([&rank, id, table = table_] {
+    rank.sampler().close(table->at(id));
+    table->erase(id);
+  });
+  sessions_.erase(id);
+  return info.Env().Undefined();
+}
+
+Napi::Value RankObject::sample_session(const Napi::CallbackInfo& info) {
+  const int64_t id = session_id(info[0]);
+  SampleRequest request = read_request(Arguments(info[1], "request"));
+  Session& from = idle_session(id, "sampled again");
+  require(from.length > 0, "session ", id, " holds no tokens; extend it before sampling");
+  require(from.length < config_.max_position_embeddings, "session ", id, " is full: max_position_embeddings is ",
+          config_.max_position_embeddings);
+  Rank& rank = live();
+  const auto call = std::make_shared<Call>(info.Env());
+  // Filled on the engine thread before the call settles, read after it on this one.
+  const auto sampled = std::make_shared<int64_t>(0);
+  call->settled = [this, id, sampled] {
+    const auto at = sessions_.find(id);
+    if (at == sessions_.end()) return;
+    at->second.sampling = false;
+    at->second.length += *sampled;
+  };
+  const auto completion = begin<SampleResult>(call);
+  from.sampling = true;
+  rank.post([&rank, id, request = std::move(request), completion, sampled, table = table_] {
+    const auto done = [completion, sampled](SampleResult result, std::exception_ptr error) {
+      if (error) return completion->fail(error);
+      *sampled = static_cast<int64_t>(result.tokens.size());
+      completion->succeed(std::move(result));
+    };
+    try {
+      if (completion->aborted()) throw Failure("ABORTED", "sampling was aborted by its caller before it began");
+      rank.sampler().sample(table->at(id), request, done);
+    } catch (...) {
+      completion->fail(std::current_exception());
+    }
+  });
+  const auto cancel = [this, call, id] {
+    // Nothing to cancel in a settled call (which also keeps this object alive no longer), a disposed rank or a
+    // closed session.
+    if (call->over || !rank_ || !sessions_.contains(id)) return;
+    rank_->post([rank = rank_.get(), id, table = table_] { rank->sampler().cancel(table->at(id)); });
+  };
+  return handle(info.Env(), call, cancel);
+}
+
+Napi::Value RankObject::usage(const Napi::CallbackInfo& info) {
+  return submit<Sampler::Usage>(info.Env(),
+                                [](Rank& rank, const std::atomic<bool>&) { return rank.sampler().usage(); });
+}
+
+}  // namespace tokenring::addon

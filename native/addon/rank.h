@@ -1,0 +1,80 @@
+// The class Rank of JavaScript around model/rank.h. See lib/ops/binding.ts for what each method does.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <thread>
+#include <unordered_map>
+
+#include "addon/call.h"
+#include "model/rank.h"
+
+namespace tokenring::addon {
+
+// JavaScript's ids of sessions -> the sampler's. Engine thread only.
+using SessionTable = std::unordered_map<int64_t, int64_t>;
+
+class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
+ public:
+  static Napi::Function define(Napi::Env);
+  explicit RankObject(const Napi::CallbackInfo&);
+  ~RankObject() override;
+
+  void close_now() override;
+
+ private:
+  // What is known on JavaScript's side about a session, so that wrong use throws at once.
+  struct Session {
+    int64_t length = 0;
+    bool sampling = false;
+  };
+
+  Napi::Value disposed(const Napi::CallbackInfo&);
+  Napi::Value initialise(const Napi::CallbackInfo&);
+  Napi::Value accumulate(const Napi::CallbackInfo&);
+  Napi::Value score(const Napi::CallbackInfo&);
+  Napi::Value optimise(const Napi::CallbackInfo&);
+  Napi::Value drop_gradients(const Napi::CallbackInfo&);
+  Napi::Value save(const Napi::CallbackInfo&);
+  Napi::Value load(const Napi::CallbackInfo&);
+  Napi::Value version(const Napi::CallbackInfo&);
+  Napi::Value open_session(const Napi::CallbackInfo&);
+  Napi::Value fork_session(const Napi::CallbackInfo&);
+  Napi::Value extend_session(const Napi::CallbackInfo&);
+  Napi::Value close_session(const Napi::CallbackInfo&);
+  Napi::Value sample_session(const Napi::CallbackInfo&);
+  Napi::Value usage(const Napi::CallbackInfo&);
+  Napi::Value dispose(const Napi::CallbackInfo&);
+
+  // The method with its guards: the receiver is a Rank, and failures become TokenringErrors.
+  template <Napi::Value (RankObject::*method)(const Napi::CallbackInfo&)>
+  Napi::Value guard(const Napi::CallbackInfo&);
+
+  Rank& live() const;  // Failure DISPOSED after dispose()
+  Session& session(int64_t id);
+  Session& idle_session(int64_t id, const char* what);
+
+  // Registers a call: its completion goes to an engine thread.
+  template <class Result>
+  std::shared_ptr<Completion<Result>> begin(const std::shared_ptr<Call>&);
+  // { promise, abort() } of a call; `on_abort` runs after its flag was set.
+  Napi::Value handle(Napi::Env, const std::shared_ptr<Call>&, std::function<void()> on_abort = nullptr);
+  // Queues work(rank, aborted) -> Result as a job.
+  template <class Result, class Work>
+  Napi::Value submit(Napi::Env, Work);
+
+  DecoderConfig config_;
+  std::shared_ptr<Channel> channel_;
+  std::unique_ptr<Rank> rank_;  // null after dispose()
+  std::shared_ptr<SessionTable> table_ = std::make_shared<SessionTable>();
+  std::unordered_map<int64_t, Session> sessions_;
+  int64_t next_session_ = 1;
+  std::set<std::shared_ptr<Call>> calls_;  // under way; the object is kept alive while there are any
+  std::thread closer_;                     // waits for the engine thread after dispose()
+  Napi::Reference<Napi::Promise> disposal_;
+};
+
+}  // namespace tokenring::addon

@@ -1,0 +1,117 @@
+#include "model/rank.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <future>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cpu/device.h"
+#include "cuda/probe.h"
+#include "model/parameters.h"
+
+namespace tokenring {
+namespace {
+
+std::unique_ptr<Device> make_device(const RankOptions& options) {
+  require(options.threads >= 0, "threads must be 0 (all cores) or positive, got ", options.threads);
+  if (options.device == "cpu") return make_cpu_device(options.threads);
+  if (options.device == "cuda") fail("INVALID_ARGUMENT", "device \"cuda\" cannot be used: ", probe_cuda().reason);
+  fail("INVALID_ARGUMENT", "device must be \"cpu\" or \"cuda\", got \"", options.device, "\"");
+}
+
+// What lives on the engine thread, in the order of construction.
+struct Engine {
+  explicit Engine(const RankOptions& options)
+      : device(make_device(options)),
+        parameters(*device, options.config),
+        trainer(*device, parameters),
+        sampler(*device, parameters, options.sampler) {}
+
+  std::unique_ptr<Device> device;
+  Parameters parameters;
+  Trainer trainer;
+  Sampler sampler;
+};
+
+}  // namespace
+
+struct Rank::Impl {
+  // Runs until stopping: all queued jobs, then one tick of the sampler, so that neither holds up the other for
+  // more than one round.
+  void loop() {
+    while (true) {
+      std::deque<std::function<void()>> round;
+      {
+        std::unique_lock lock(mutex);
+        wake.wait(lock, [&] { return stopping || !jobs.empty() || engine->sampler.busy(); });
+        if (stopping) return;
+        round.swap(jobs);
+      }
+      for (std::function<void()>& job : round) {
+        if (stopping) return;
+        job();
+        job = nullptr;  // what the job holds is freed before the next one starts
+      }
+      engine->sampler.tick();
+    }
+  }
+
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::deque<std::function<void()>> jobs;
+  std::atomic<bool> stopping = false;
+  std::unique_ptr<Engine> engine;
+  std::thread thread;
+};
+
+Rank::Rank(RankOptions options) : impl_(std::make_unique<Impl>()) {
+  options.config.check();
+  std::promise<void> built;
+  impl_->thread = std::thread([&built, options, impl = impl_.get()] {
+    try {
+      impl->engine = std::make_unique<Engine>(options);
+    } catch (...) {
+      built.set_exception(std::current_exception());
+      return;
+    }
+    built.set_value();
+    impl->loop();
+    impl->engine.reset();
+  });
+  try {
+    built.get_future().get();
+  } catch (...) {
+    impl_->thread.join();
+    throw;
+  }
+}
+
+Rank::~Rank() {
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->stopping = true;
+  }
+  impl_->wake.notify_all();
+  impl_->thread.join();
+  impl_->jobs.clear();
+}
+
+void Rank::post(std::function<void()> job) {
+  {
+    std::lock_guard lock(impl_->mutex);
+    if (impl_->stopping) fail("DISPOSED", "the rank was disposed");
+    impl_->jobs.push_back(std::move(job));
+  }
+  impl_->wake.notify_all();
+}
+
+Device& Rank::device() { return *impl_->engine->device; }
+Parameters& Rank::parameters() { return impl_->engine->parameters; }
+Trainer& Rank::trainer() { return impl_->engine->trainer; }
+Sampler& Rank::sampler() { return impl_->engine->sampler; }
+
+}  // namespace tokenring

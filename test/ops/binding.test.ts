@@ -1,0 +1,46 @@
+// The addon exports what lib/ops/binding.ts declares, no more and no less.
+import { readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { EXPECTED_ABI } from "../../lib/ops/binding.ts";
+import { loadBinding } from "../../lib/ops/native.ts";
+
+const source = readFileSync(new URL("../../lib/ops/binding.ts", import.meta.url), "utf8");
+
+/** Names of the members of an interface that binding.ts declares. */
+function declared(name: string): string[] {
+  const body = new RegExp(`export interface ${name} \\{\\n([\\s\\S]*?)\\n\\}`).exec(source)?.[1] ?? "";
+  return [...body.matchAll(/^ {2}(?:readonly )?(\w+)[(:]/gm)].map((match) => match[1] as string).sort();
+}
+
+describe("the addon", () => {
+  const binding = loadBinding();
+
+  it("exports the members of Binding", () => {
+    expect(declared("Binding")).toContain("setErrorClass");
+    expect(Object.keys(binding).sort()).toEqual(declared("Binding"));
+  });
+
+  it("has the members of NativeRank on Rank.prototype", () => {
+    expect(declared("NativeRank")).toContain("sampleSession");
+    const members = Object.getOwnPropertyNames(binding.Rank.prototype).filter(
+      (name) => name !== "constructor",
+    );
+    expect(members.sort()).toEqual(declared("NativeRank"));
+  });
+
+  it("describes itself", () => {
+    expect(binding.abi).toBe(EXPECTED_ABI);
+    expect(["avx512", "avx2", "scalar"]).toContain(binding.isa);
+    expect(binding.cores).toBeGreaterThanOrEqual(1);
+  });
+
+  it("says what the CUDA driver knows, or why it knows nothing", () => {
+    const cuda = binding.cuda();
+    expect(cuda.compiled).toBe(false);
+    for (const device of cuda.devices) {
+      expect(device.name).toMatch(/\w/);
+      expect(device.memoryBytes).toBeGreaterThan(2 ** 28);
+    }
+    expect(cuda.reason).toMatch(cuda.devices.length > 0 ? /no CUDA backend/ : /driver|libcuda/);
+  });
+});
