@@ -152,18 +152,10 @@ export function checkBubblewrap(path = process.env.PATH || "") {
       fault: { what: "bubblewrap is not installed", cure: installCommand(["bubblewrap"], path) },
     };
   }
-  const args = [
-    "--ro-bind",
-    "/",
-    "/",
-    "--dev",
-    "/dev",
-    "--proc",
-    "/proc",
-    "--unshare-all",
-    "--die-with-parent",
-    "true",
-  ];
+  // Every namespace and mount that the sandbox of lib/sandbox asks for.
+  const namespaces = ["user", "pid", "ipc", "uts", "net"].map((name) => `--unshare-${name}`);
+  const mounts = "--ro-bind / / --dev /dev --proc /proc".split(" ");
+  const args = [...mounts, ...namespaces, "--die-with-parent", "--new-session", "true"];
   const result = spawnSync(bwrap, args, { encoding: "utf8", timeout: 10_000 });
   if (result.status === 0) return { path: bwrap, fault: null };
   const said = (result.stderr || result.error?.message || `exit code ${result.status}`).trim().split("\n")[0];
