@@ -1,0 +1,105 @@
+// test.py of a tiny repository: the calls and the program that makes them. For people and agents it prints what
+// fails; with -v it prints lines in pytest's style, for verification.
+import type { Value } from "./language.ts";
+import { repr } from "./language.ts";
+
+/** A call that a test makes and what it must return. */
+export interface TestCall {
+  /** File that defines the function, without `.py`. */
+  module: string;
+  name: string;
+  args: readonly Value[];
+  expected: Value;
+}
+
+/** What agents run. */
+export const TEST_COMMAND = "python test.py";
+
+/** What verification runs: isolated from the environment, no site packages, no bytecode written. */
+export const VERIFY_COMMAND = "python3 -I -S -B test.py -v";
+
+/** Source text of a call: `tepa(True, False)`. */
+export function printCall(call: Pick<TestCall, "name" | "args">): string {
+  return `${call.name}(${call.args.map(repr).join(", ")})`;
+}
+
+/** Name of a test as a log parser finds it: no spaces. */
+export function testId(call: TestCall): string {
+  return `test.py::${printCall(call).replaceAll(" ", "")}`;
+}
+
+// A call may take STEPS lines: an endless loop is a failed test on every machine at the same point. What happens
+// between two lines (10 ** 10 ** 9) or on import is left to the sandbox's limit of CPU time.
+const PROGRAM = `]
+
+import sys
+
+STEPS = 10000
+
+
+def run(module, call):
+    left = STEPS
+
+    def trace(frame, event, argument):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TimeoutError
+        return trace
+
+    try:
+        scope = vars(__import__(module))
+        sys.settrace(trace)
+        return True, repr(eval(call, scope))
+    except BaseException as error:
+        return False, type(error).__name__
+    finally:
+        sys.settrace(None)
+
+
+def main(verbose):
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, __file__.rpartition("/")[0])
+    output = sys.stdout
+    if verbose:
+        sys.stdout = None
+    failed = 0
+    for module, call, expected in CALLS:
+        result = run(module, call)
+        got = result[1]
+        if result == (True, repr(expected)):
+            line = f"PASSED test.py::{call.replace(' ', '')}" if verbose else None
+        else:
+            failed += 1
+            line = f"FAIL {call}: got {got}, expected {expected!r}"
+            if verbose:
+                line = f"FAILED test.py::{call.replace(' ', '')} - got {got}, expected {expected!r}"
+        if line:
+            print(line, file=output)
+    print(f"{failed} failed" if failed else "OK", file=output)
+    sys.exit(failed > 0)
+
+
+main("-v" in sys.argv)
+`;
+
+/** Content of test.py. */
+export function testFile(calls: readonly TestCall[]): string {
+  const lines = calls.map((call) => {
+    return `    ("${call.module}", "${printCall(call)}", ${repr(call.expected)}),\n`;
+  });
+  return `CALLS = [\n${lines.join("")}${PROGRAM}`;
+}
+
+/** What `python test.py` prints and its exit code, given what each call returned (as test.py shows it). */
+export function runOutput(results: readonly { call: TestCall; got: string }[]): {
+  output: string;
+  exitCode: number;
+} {
+  const failures = results.filter(({ call, got }) => got !== repr(call.expected));
+  const lines = failures.map(({ call, got }) => {
+    return `FAIL ${printCall(call)}: got ${got}, expected ${repr(call.expected)}\n`;
+  });
+  const last = failures.length > 0 ? `${failures.length} failed\n` : "OK\n";
+  return { output: lines.join("") + last, exitCode: failures.length > 0 ? 1 : 0 };
+}
