@@ -165,6 +165,29 @@ describe("a small checkout", () => {
     expect({ status, stdout, stderr }).toEqual({ status: 0, stdout: "", stderr: "" });
   });
 
+  test("without bubblewrap it tries once where it may, then says the command and goes on", () => {
+    const folder = path.join(root, "path");
+    mkdirSync(folder);
+    for (const name of ["npm", "git", "make", "python3", "g++"])
+      symlinkSync("/bin/true", path.join(folder, name));
+    writeFileSync(path.join(folder, "apt-get"), "#!/bin/sh\nexit 100\n", { mode: 0o755 });
+    const demo = () =>
+      spawnSync(process.execPath, ["scripts/setup.mjs", "--for", "demo"], {
+        cwd: root,
+        env: { PATH: folder },
+        encoding: "utf8",
+        timeout: 30_000,
+      });
+    const first = demo();
+    expect(first.status).toBe(0);
+    expect(first.stderr).toMatch(/bubblewrap is missing.* (sudo )?apt-get install -y bubblewrap/);
+    expect(first.stderr.includes("installing bubblewrap")).toBe(machine.isRoot());
+    const second = demo();
+    expect(second.status).toBe(0);
+    expect(second.stderr).toMatch(/bubblewrap is missing/);
+    expect(second.stderr).not.toContain("installing");
+  });
+
   test("a changed source is built, and a removed one leaves dist", () => {
     write("native/core/answer.cc", '#include "core/answer.h"\nint answer() { return 42; }\n');
     write("lib/other.ts", "export const other: number = 1;\n");
