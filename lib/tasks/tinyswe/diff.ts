@@ -28,7 +28,7 @@ export function gitDiff(before: ReadonlyMap<string, string>, after: ReadonlyMap<
 const linesOf = (content: string): string[] => content.split("\n").slice(0, -1);
 
 function hunks(old: readonly string[], now: readonly string[]): string {
-  const script = edits(old, now);
+  const script = trimmedEdits(old, now);
   let out = "";
   let at = 0;
   let [oldLine, newLine] = [1, 1];
@@ -60,6 +60,21 @@ function hunks(old: readonly string[], now: readonly string[]): string {
     out += part.map((edit) => `${edit.sign}${edit.text}\n`).join("");
     skip(part.length);
   }
+}
+
+/** Like `edits`, which is quadratic, without the lines that both sides begin and end with. */
+function trimmedEdits(old: readonly string[], now: readonly string[]): Edit[] {
+  const most = Math.min(old.length, now.length);
+  let head = 0;
+  while (head < most && old[head] === now[head]) head++;
+  let tail = 0;
+  while (tail < most - head && old.at(-1 - tail) === now.at(-1 - tail)) tail++;
+  const keep = (lines: readonly string[]): Edit[] => lines.map((text) => ({ sign: " ", text }));
+  return [
+    ...keep(old.slice(0, head)),
+    ...edits(old.slice(head, old.length - tail), now.slice(head, now.length - tail)),
+    ...keep(old.slice(old.length - tail)),
+  ];
 }
 
 /**

@@ -53,6 +53,8 @@ export function writeRepository(directory: string, files: ReadonlyMap<string, st
   const head = all[0] as GitObject;
   const { pack, index, name } = packOf(all);
   const building = `${directory}.${process.pid}.part`;
+  // Left by a process that died and had the same number.
+  rmSync(building, { recursive: true, force: true });
   const git = join(building, ".git");
   mkdirSync(join(git, "objects", "pack"), { recursive: true });
   mkdirSync(join(git, "refs"));

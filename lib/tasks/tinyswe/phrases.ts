@@ -51,7 +51,7 @@ const TOOLS = [
   "Error: ",
   "there is no file ",
   "no file is open; use open FILE first.",
-  "line ",
+  "Error: line ",
   " is outside the file, which has ",
   " lines.",
   " is no line range; write START:END, as in 3:5.",
@@ -73,7 +73,7 @@ const ACTIONS = [
   ".py",
 ];
 
-const TESTS = ["FAIL ", ": got ", " failed", "OK"];
+const TESTS = ["FAIL ", "): got ", " failed", "OK"];
 
 const ERRORS = [
   "IndentationError",
@@ -93,10 +93,8 @@ const PYTHON = [
   "):",
   ":    return ",
   "\n    return ",
-  ":        return ",
   ":        ",
   ":    for ",
-  "\n    for ",
   ":    ",
   "\n    ",
   " in ",

@@ -6,7 +6,8 @@ import { results } from "./model.ts";
 import { runOutput, TEST_COMMAND } from "./runner.ts";
 import type { TinyTask } from "./task.ts";
 
-const WORKDIR = "/repo";
+/** Where a sandbox shows the repository unless told otherwise. */
+export const WORKDIR = "/repo";
 
 /** Result of a command; the shape of the sandbox contract. */
 export interface SimulatedResult {

@@ -8,6 +8,7 @@ import { parseLogPytest } from "../log-parsers.ts";
 import type { Instance, PromptTemplate, TaskSet, TestStatus } from "../types.ts";
 import { writeRepository } from "./git.ts";
 import { VERIFY_COMMAND } from "./runner.ts";
+import { WORKDIR } from "./simulator.ts";
 import { makeTask, type Stream, type TinyTask } from "./task.ts";
 
 export interface TinysweOptions {
@@ -32,7 +33,7 @@ export interface TinysweTaskSet extends TaskSet {
 export const COMPACT_TEMPLATE: PromptTemplate = {
   name: "compact",
   opening: (instance) =>
-    `${instance.problem_statement}\n(Current directory: /repo, current file: none) bash-$`,
+    `${instance.problem_statement}\n(Current directory: ${WORKDIR}, current file: none) bash-$`,
 };
 
 /**
