@@ -1,0 +1,142 @@
+// The commit that a sandbox starts from, kept where no agent can write, so that a diff means the same whatever became
+// of the sandbox's own .git.
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { TokenringError } from "../errors.ts";
+import { copyTree, removeTree } from "./tree.ts";
+
+export interface Base {
+  /** Below the store's directory; a git directory with the base's objects, its index and nothing else. */
+  readonly name: string;
+  readonly directory: string;
+  readonly commit: string;
+  /** Paths in the index, or null where there is none that we can read. */
+  readonly tracked: ReadonlySet<string> | null;
+}
+
+const KEPT_BASES = 256;
+
+/** Bases by repository and commit, since many sandboxes open the same instance. */
+export class BaseStore {
+  readonly #parent: string;
+  readonly #bases = new Map<string, Base>();
+  readonly #users = new Map<Base, number>();
+  /** The bases of snapshots, by the snapshot's directory. */
+  readonly #origins = new Map<string, Base>();
+  #count = 0;
+
+  constructor(parent: string) {
+    this.#parent = parent;
+  }
+
+  /**
+   * The base of `repository` as it is now; give it back by `release`.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT when it is no git repository with a commit of its own.
+   */
+  acquire(repository: string): Base {
+    const base = this.#origins.get(repository) ?? this.#lookUp(repository);
+    this.#users.set(base, (this.#users.get(base) ?? 0) + 1);
+    return base;
+  }
+
+  release(base: Base): void {
+    this.#users.set(base, (this.#users.get(base) ?? 1) - 1);
+    for (const [key, old] of this.#bases) {
+      if (this.#bases.size <= KEPT_BASES) return;
+      if (this.#users.get(old)) continue;
+      this.#bases.delete(key);
+      this.#users.delete(old);
+      void removeTree(old.directory);
+    }
+  }
+
+  /** Lets sandboxes that open `snapshot` start from `base`. */
+  remember(snapshot: string, base: Base): void {
+    this.#origins.set(snapshot, base);
+    this.#users.set(base, (this.#users.get(base) ?? 0) + 1);
+  }
+
+  forget(snapshot: string): void {
+    const base = this.#origins.get(snapshot);
+    if (base && this.#origins.delete(snapshot)) this.release(base);
+  }
+
+  #lookUp(repository: string): Base {
+    const commit = readHead(repository);
+    const key = `${repository}\0${commit}`;
+    const base = this.#bases.get(key) ?? this.#make(repository, commit);
+    // The most recently used stands last.
+    this.#bases.delete(key);
+    this.#bases.set(key, base);
+    return base;
+  }
+
+  #make(repository: string, commit: string): Base {
+    const name = String(this.#count++);
+    const directory = join(this.#parent, name);
+    const git = join(repository, ".git");
+    mkdirSync(join(directory, "refs"), { recursive: true });
+    mkdirSync(join(directory, "info"));
+    for (const path of [directory, join(directory, "refs"), join(directory, "info")]) chmodSync(path, 0o755);
+    copyTree(join(git, "objects"), join(directory, "objects"));
+    writeFileSync(join(directory, "HEAD"), `${commit}\n`);
+    writeFileSync(join(directory, "config"), "[core]\n\trepositoryformatversion = 0\n\tbare = false\n");
+    for (const file of ["index", "info/exclude", "shallow"]) {
+      if (!existsSync(join(git, file))) continue;
+      copyFileSync(join(git, file), join(directory, file));
+      chmodSync(join(directory, file), 0o644);
+    }
+    const index = join(directory, "index");
+    return { name, directory, commit, tracked: existsSync(index) ? readIndex(readFileSync(index)) : null };
+  }
+}
+
+/** The commit that HEAD of a repository names, read without starting git. */
+export function readHead(repository: string): string {
+  const refuse = (why: string): TokenringError =>
+    new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `Cannot open a sandbox on ${repository}: ${why}.`);
+  const read = (name: string): string | null => {
+    try {
+      return readFileSync(join(repository, ".git", name), "utf8");
+    } catch {
+      return null;
+    }
+  };
+  const head = read("HEAD")?.trim();
+  if (head === undefined) throw refuse("it has no .git folder; make it a git repository with one commit");
+  if (read("objects/info/alternates") !== null) {
+    throw refuse(
+      "it borrows objects of another repository; run `git repack -a -d` and remove its alternates",
+    );
+  }
+  const branch = /^ref: (refs\/\S+)$/.exec(head)?.[1];
+  const commit = branch
+    ? (read(branch)?.trim() ??
+      read("packed-refs")
+        ?.split("\n")
+        .find((line) => line.endsWith(` ${branch}`))
+        ?.slice(0, 40))
+    : head;
+  if (!commit || !/^[0-9a-f]{40}$/.test(commit)) throw refuse("its HEAD names no (SHA-1) commit");
+  return commit;
+}
+
+/** Paths in a git index of version 2 or 3 (Documentation/gitformat-index), else null. */
+export function readIndex(index: Buffer): Set<string> | null {
+  if (index.length < 12 || index.toString("latin1", 0, 4) !== "DIRC") return null;
+  const version = index.readUInt32BE(4);
+  if (version !== 2 && version !== 3) return null;
+  const paths = new Set<string>();
+  let offset = 12;
+  for (let left = index.readUInt32BE(8); left > 0; left--) {
+    if (offset + 62 > index.length) return null;
+    const extended = (index.readUInt16BE(offset + 60) & 0x4000) !== 0;
+    const start = offset + (extended ? 64 : 62);
+    const end = index.indexOf(0, start);
+    if (end < 0) return null;
+    paths.add(index.toString("utf8", start, end));
+    // Each entry is padded with one to eight NULs to a multiple of eight bytes.
+    offset += (end - offset + 8) & ~7;
+  }
+  return paths;
+}

@@ -1,0 +1,130 @@
+// What the host offers to sandboxes: programs, an interpreter, and the few files of /etc that programs look for.
+import { execFile } from "node:child_process";
+import {
+  accessSync,
+  chmodSync,
+  constants,
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readlinkSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
+
+const PROGRAM_PATH = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+export const SANDBOX_PATH = "/usr/local/bin:/usr/bin:/bin";
+
+/** Full path of a program of the system (never of a user's PATH), or null. */
+export function findProgram(name: string): string | null {
+  return PROGRAM_PATH.map((directory) => join(directory, name)).find(isExecutable) ?? null;
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export interface Python {
+  executable: string;
+  /** Installation outside the system's folders that a sandbox needs to see, or null. */
+  prefix: string | null;
+}
+
+/** The system's python3; else the one on the PATH, with the installation that it belongs to. */
+export async function findPython(): Promise<Python | null> {
+  const system = findProgram("python3");
+  if (system) return { executable: system, prefix: null };
+  try {
+    const { stdout } = await promisify(execFile)(
+      "python3",
+      ["-I", "-c", "import os, sys; print(os.path.realpath(sys.executable)); print(sys.base_prefix)"],
+      { timeout: 10_000, killSignal: "SIGKILL" },
+    );
+    const [executable, prefix] = stdout.split("\n");
+    return executable && prefix ? { executable, prefix } : null;
+  } catch {
+    return null;
+  }
+}
+
+/** The system's folders as bubblewrap arguments: what is a link on the host is a link inside. */
+export function systemMounts(): string[] {
+  const mounts = ["--ro-bind", "/usr", "/usr"];
+  for (const name of ["bin", "sbin", "lib", "lib32", "lib64", "libx32"]) {
+    const path = `/${name}`;
+    const stat = lstatSync(path, { throwIfNoEntry: false });
+    if (stat?.isSymbolicLink()) mounts.push("--symlink", readlinkSync(path), path);
+    else if (stat?.isDirectory()) mounts.push("--ro-bind", path, path);
+  }
+  return mounts;
+}
+
+/** Fills `directory` with an /etc that names one user and no host. */
+export function writeEtc(directory: string): void {
+  mkdirSync(directory);
+  const files: Record<string, string> = {
+    passwd: "root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/tmp:/bin/bash\n",
+    group: "root:x:0:\nagent:x:1000:\n",
+    hosts: "127.0.0.1 localhost sandbox\n",
+    hostname: "sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+  };
+  chmodSync(directory, 0o755);
+  for (const [name, text] of Object.entries(files)) {
+    writeFileSync(join(directory, name), text);
+    chmodSync(join(directory, name), 0o644);
+  }
+  symlinkSync("/usr/share/zoneinfo/UTC", join(directory, "localtime"));
+  // The linker's cache, and the links that stand for awk, vi and the like.
+  for (const name of ["ld.so.cache", "alternatives"]) {
+    const source = join("/etc", name);
+    if (existsSync(source))
+      cpSync(source, join(directory, name), { recursive: true, verbatimSymlinks: true });
+  }
+}
+
+/** The whole environment inside; nothing of the host's comes through. */
+export function sandboxEnvironment(path: string, home: string): Record<string, string> {
+  const identity = { NAME: "agent", EMAIL: "agent@sandbox.invalid", DATE: "2020-01-01T00:00:00Z" };
+  const git = Object.entries(identity).flatMap(([key, value]) => [
+    [`GIT_AUTHOR_${key}`, value],
+    [`GIT_COMMITTER_${key}`, value],
+  ]);
+  return {
+    PATH: path,
+    HOME: home,
+    USER: "agent",
+    LOGNAME: "agent",
+    LANG: "C.UTF-8",
+    LC_ALL: "C.UTF-8",
+    TZ: "UTC",
+    TERM: "dumb",
+    PAGER: "cat",
+    GIT_PAGER: "cat",
+    GIT_TERMINAL_PROMPT: "0",
+    GIT_CONFIG_NOSYSTEM: "1",
+    GIT_CONFIG_GLOBAL: "/dev/null",
+    GIT_CONFIG_COUNT: "2",
+    GIT_CONFIG_KEY_0: "safe.directory",
+    GIT_CONFIG_VALUE_0: "*",
+    GIT_CONFIG_KEY_1: "init.defaultBranch",
+    GIT_CONFIG_VALUE_1: "main",
+    ...Object.fromEntries(git),
+    PYTHONHASHSEED: "0",
+    PYTHONDONTWRITEBYTECODE: "1",
+  };
+}
+
+/** One word of shell text. */
+export function quote(word: string): string {
+  return `'${word.replaceAll("'", "'\\''")}'`;
+}

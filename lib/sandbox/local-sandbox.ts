@@ -1,0 +1,338 @@
+// One sandbox on this machine: a private copy of a repository and a resident shell over it.
+import { randomBytes } from "node:crypto";
+import { closeSync, constants, fchownSync, openSync, readFileSync, unlinkSync, writeSync } from "node:fs";
+import { posix } from "node:path";
+import { StringDecoder } from "node:string_decoder";
+import type { Base, BaseStore } from "./base.ts";
+import { checkBaseCommand, diffCommand } from "./diff.ts";
+import { SandboxFileError, sandboxBroken, sandboxClosed } from "./errors.ts";
+import { quote } from "./host.ts";
+import type { Launcher, Slot } from "./launcher.ts";
+import { limitCommand, TREE_ENTRIES, TREE_FILES } from "./limits.ts";
+import { ResidentShell, type ShellResult } from "./resident-shell.ts";
+import { copyTree, listFiles, measureTree, removeTree, type TreeSize } from "./tree.ts";
+import type { ExecOptions, ExecResult, Sandbox, SandboxLimits, Snapshot } from "./types.ts";
+import type { PathMapping } from "./unsafe-host.ts";
+
+/** Largest text that `read` gives and `write` takes, and largest diff. */
+export const TEXT_BYTES: number = 8 * 1024 * 1024;
+const INTERNAL_MS = 30_000;
+const DIFF_MS = 60_000;
+/** SIGXCPU: the CPU limit's warning, which kills by default. */
+const STATUS_CPU_LIMIT = 128 + 24;
+
+export interface SandboxParts {
+  launcher: Launcher;
+  slot: Slot;
+  base: Base;
+  bases: BaseStore;
+  workdir: string;
+  limits: SandboxLimits;
+  env: Readonly<Record<string, string>>;
+  /** Size of the tree as copied. */
+  start: TreeSize;
+  git: string;
+  /** Where programs inside see the tree, /tmp and the base. */
+  inside: { workdir: string; tmp: string; base: string };
+  mapping: PathMapping | null;
+  countProcesses: boolean;
+  /** A fresh host directory for a snapshot. */
+  snapshotDirectory(): string;
+  onClose(sandbox: LocalSandbox): void;
+}
+
+export class LocalSandbox implements Sandbox {
+  readonly workdir: string;
+  readonly #parts: SandboxParts;
+  #shell: ResidentShell | undefined;
+  #cwd: string;
+  #queue: Promise<unknown> = Promise.resolve();
+  #closing: Promise<void> | undefined;
+  /** Whether every shell so far is known to have gone with all its processes. */
+  #clean = true;
+
+  constructor(parts: SandboxParts) {
+    this.#parts = parts;
+    this.workdir = parts.workdir;
+    this.#cwd = parts.inside.workdir;
+  }
+
+  /** Starts the shell; part of opening. */
+  async start(signal?: AbortSignal): Promise<void> {
+    this.#shell = await this.#startShell(signal);
+  }
+
+  exec(command: string, options: ExecOptions = {}): Promise<ExecResult> {
+    return this.#inTurn(async () => {
+      const { limits, mapping } = this.#parts;
+      if (command.includes("\0")) {
+        const output = "bash: a command cannot contain a NUL character\n";
+        return { output, exitCode: 2, timedOut: false, droppedBytes: 0, cwd: this.#shown(this.#cwd) };
+      }
+      const result = await this.#run(mapping ? mapping.inward(command) : command, {
+        timeoutMs: options.timeoutMs ?? limits.commandMs,
+        keep: limits.outputBytes,
+        signal: options.signal,
+      });
+      if (result.directory !== null) this.#cwd = result.directory;
+      const cpu = result.status === STATUS_CPU_LIMIT;
+      const text = decode(result);
+      return {
+        output: mapping ? mapping.outward(text) : text,
+        exitCode: cpu ? null : result.status,
+        timedOut: result.end === "timeout" || cpu,
+        droppedBytes: result.dropped,
+        cwd: this.#shown(this.#cwd),
+      };
+    });
+  }
+
+  read(path: string): Promise<string> {
+    return this.#inTurn(async () => {
+      const file = quote(this.#resolve(path));
+      // read(1) fails at the end of a file and succeeds at a NUL, which no text has.
+      const result = await this.#run(
+        `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ ! -e ${file} ]]; then builtin exit 20; ` +
+          `elif [[ ! -f ${file} ]]; then builtin exit 22; fi; ` +
+          `IFS= builtin read -r -d '' text <${file} && builtin exit 23; ` +
+          `[[ -r ${file} ]] || builtin exit 24; builtin printf %s "$text" ) 2>/dev/null`,
+        { timeoutMs: INTERNAL_MS, keep: TEXT_BYTES },
+      );
+      const fault = FILE_FAULTS[result.status ?? -1];
+      if (fault) throw new SandboxFileError(path, fault);
+      if (result.end !== "done" || result.dropped > 0) throw new SandboxFileError(path, "File too large");
+      return result.output.toString("utf8");
+    });
+  }
+
+  write(path: string, content: string): Promise<void> {
+    return this.#inTurn(async () => {
+      if (content.includes("\0"))
+        throw new SandboxFileError(path, "A text file cannot contain a NUL character");
+      const bytes = Buffer.from(content);
+      if (bytes.length > Math.min(TEXT_BYTES, this.#parts.limits.fileBytes)) {
+        throw new SandboxFileError(path, "File too large");
+      }
+      const file = quote(this.#resolve(path));
+      await this.#withTemporary(bytes, async (inside) => {
+        const result = await this.#run(
+          `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ -e ${file} && ! -f ${file} ]]; then builtin exit 22; fi; ` +
+            `IFS= builtin read -r -d '' text <${inside}; builtin printf %s "$text" >${file} )`,
+          { timeoutMs: INTERNAL_MS, keep: 4096 },
+        );
+        if (result.end === "done" && result.status === 0) return;
+        // bash says it as "bash: line 1: a/b: No such file or directory".
+        const said = result.output.toString("utf8").trim().split(": ").at(-1);
+        throw new SandboxFileError(path, FILE_FAULTS[result.status ?? -1] ?? (said || "Cannot write"));
+      });
+    });
+  }
+
+  /**
+   * See the contract. A tree that git cannot read within the limits, or with more than 8 MiB of changes, has the empty
+   * diff: it holds no patch, and its maker knows why.
+   */
+  diff(): Promise<string> {
+    return this.#inTurn(async () => {
+      const { base, slot, inside, git } = this.#parts;
+      const at = { git, base: inside.base, workdir: inside.workdir, commit: base.commit };
+      const objects = `${inside.tmp}/.git-objects`;
+      const repo = `${slot.directory}/repo`;
+      const files = base.tracked === null ? null : listFiles(repo, base.tracked.size + TREE_ENTRIES);
+      const onlyTracked = files !== null && [...files].every((file) => base.tracked?.has(file));
+      const attempt = async (): Promise<ShellResult> => {
+        const run = (index: string | null, emptyIndex: boolean): Promise<ShellResult> =>
+          this.#run(diffCommand({ ...at, objects, index, emptyIndex }), {
+            timeoutMs: DIFF_MS,
+            keep: TEXT_BYTES,
+          });
+        if (onlyTracked) return run(null, false);
+        const index = base.tracked === null ? null : readFileSync(`${base.directory}/index`);
+        return this.#withTemporary(index, (path) => run(path, index === null));
+      };
+      let result = await attempt();
+      if (result.end !== "done" || result.status !== 0) {
+        // A shell that the agent bent, or folders it locked: a new shell, and the tree opened up.
+        await this.#dropShell();
+        await this.#run(`chmod -R u+rwX -- ${quote(inside.workdir)} 2>/dev/null`, {
+          timeoutMs: DIFF_MS,
+          keep: 0,
+        });
+        result = await attempt();
+      }
+      if (result.end === "done" && result.status === 0) {
+        return result.dropped > 0 ? "" : result.output.toString("utf8");
+      }
+      const sound = await this.#run(checkBaseCommand(at), { timeoutMs: INTERNAL_MS, keep: 0 });
+      if (sound.status !== 0) {
+        throw sandboxBroken(
+          `git cannot read commit ${base.commit} of the sandbox's repository; is it complete?`,
+        );
+      }
+      return "";
+    });
+  }
+
+  snapshot(): Promise<Snapshot> {
+    return this.#inTurn(async () => {
+      const { base, bases, slot, start } = this.#parts;
+      const repository = this.#parts.snapshotDirectory();
+      try {
+        copyTree(`${slot.directory}/repo`, repository, { limit: this.#treeLimit(start) });
+      } catch (error) {
+        await removeTree(repository);
+        throw error;
+      }
+      bases.remember(repository, base);
+      let disposing: Promise<void> | undefined;
+      return {
+        repository,
+        dispose: () => {
+          if (!disposing) {
+            bases.forget(repository);
+            disposing = removeTree(repository);
+          }
+          return disposing;
+        },
+      };
+    });
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  /** As `close`, as far as it goes at once; the directory is left to its owner. */
+  killNow(): void {
+    this.#shell?.killNow();
+  }
+
+  async #close(): Promise<void> {
+    const { launcher, slot, base, bases } = this.#parts;
+    this.#shell?.killNow();
+    // What was under way ends by that, and sees that the sandbox is closed.
+    await this.#queue;
+    await this.#dropShell();
+    await removeTree(`${slot.directory}/repo`);
+    await removeTree(`${slot.directory}/tmp`);
+    bases.release(base);
+    if (this.#clean) launcher.release(slot);
+    this.#parts.onClose(this);
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#queue.then(() => {
+      if (this.#closing) throw sandboxClosed();
+      return work();
+    });
+    this.#queue = result.catch(() => undefined);
+    return result;
+  }
+
+  /** Runs shell text, in a new shell where the last one is gone; kills the shell when the text does not end well. */
+  async #run(
+    command: string,
+    options: { timeoutMs: number; keep: number; signal?: AbortSignal | undefined },
+  ): Promise<ShellResult> {
+    const { slot, start } = this.#parts;
+    if (!this.#shell?.alive) {
+      await this.#dropShell();
+      this.#shell = await this.#startShell(options.signal);
+    }
+    const limit = this.#treeLimit(start);
+    const watch = (): boolean => {
+      const size = measureTree(`${slot.directory}/tmp`, limit, measureTree(`${slot.directory}/repo`, limit));
+      return size.bytes > limit.bytes || size.entries > limit.entries;
+    };
+    try {
+      const result = await this.#shell.run(command, { ...options, watch });
+      if (this.#closing) throw sandboxClosed();
+      if (result.end !== "done") await this.#dropShell();
+      return result;
+    } catch (error) {
+      await this.#dropShell();
+      throw error;
+    }
+  }
+
+  async #startShell(signal?: AbortSignal): Promise<ResidentShell> {
+    const { launcher, slot, base, inside, limits, env, countProcesses } = this.#parts;
+    if (this.#closing) throw sandboxClosed();
+    const exports = Object.entries(env).map(([name, value]) => `export ${name}=${quote(value)}`);
+    const prelude = [
+      limitCommand(limits, countProcesses),
+      ...exports,
+      `{ cd -- ${quote(this.#cwd)} 2>/dev/null || cd -- ${quote(inside.workdir)}; }`,
+    ].join(" && ");
+    return ResidentShell.start(launcher, slot, { base: base.name, workdir: this.workdir, prelude, signal });
+  }
+
+  async #dropShell(): Promise<void> {
+    const shell = this.#shell;
+    if (!shell) return;
+    this.#shell = undefined;
+    if (!(await shell.kill())) this.#clean = false;
+  }
+
+  /**
+   * Puts `bytes` (null: just a name that is free) where the inside can read them, for as long as `use` runs. The file's
+   * name cannot be foreseen and must not exist, and its folder is no link: nothing is followed out of the sandbox.
+   */
+  async #withTemporary<T>(bytes: Buffer | null, use: (inside: string) => Promise<T>): Promise<T> {
+    const { slot, inside } = this.#parts;
+    const name = `.${randomBytes(12).toString("hex")}`;
+    const path = `${slot.directory}/tmp/${name}`;
+    if (bytes !== null) {
+      const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
+      const file = openSync(path, flags, 0o600);
+      try {
+        for (let offset = 0; offset < bytes.length; ) offset += writeSync(file, bytes, offset);
+        if (slot.owner) fchownSync(file, slot.owner.uid, slot.owner.gid);
+      } finally {
+        closeSync(file);
+      }
+    }
+    try {
+      return await use(`${inside.tmp}/${name}`);
+    } finally {
+      try {
+        unlinkSync(path);
+      } catch {
+        // Never made, or taken away by the agent.
+      }
+    }
+  }
+
+  #treeLimit(start: TreeSize): TreeSize {
+    // The start is doubled since a file system rounds up to its blocks.
+    return {
+      bytes: 2 * start.bytes + 4096 * start.entries + TREE_FILES * this.#parts.limits.fileBytes,
+      entries: start.entries + TREE_ENTRIES,
+    };
+  }
+
+  #resolve(path: string): string {
+    if (path === "" || path.includes("\0")) throw new SandboxFileError(path, "No such file or directory");
+    const absolute = posix.isAbsolute(path) ? path : `${this.workdir}/${path}`;
+    return this.#parts.mapping ? this.#parts.mapping.inward(absolute) : absolute;
+  }
+
+  #shown(directory: string): string {
+    return this.#parts.mapping ? this.#parts.mapping.outward(directory) : directory;
+  }
+}
+
+/** Exit codes by which the shell text of `read` and `write` tells what is wrong. */
+const FILE_FAULTS: Readonly<Record<number, string>> = {
+  20: "No such file or directory",
+  21: "Is a directory",
+  22: "Not a regular file",
+  23: "Binary file",
+  24: "Permission denied",
+};
+
+/** UTF-8 with replacement; a character that the limit cut in two is left out. */
+function decode(result: ShellResult): string {
+  return result.dropped > 0 ? new StringDecoder("utf8").write(result.output) : result.output.toString("utf8");
+}

@@ -1,0 +1,63 @@
+// The weak kind: a plain shell on the host over a private copy. It keeps honest programs apart, not hostile ones.
+import { mkdirSync, symlinkSync } from "node:fs";
+import { join } from "node:path";
+import { type Python, quote, SANDBOX_PATH, sandboxEnvironment } from "./host.ts";
+import type { LaunchPlan } from "./launcher.ts";
+
+/** Ids that Debian reserves and gives to nobody. */
+const FIRST_UID = 65_000;
+const UIDS = 530;
+
+/** @param root Whether the host process may change users; then each sandbox is a user of its own. */
+export function unsafeHostPlan(options: {
+  scratch: string;
+  setpriv: string;
+  bash: string;
+  script: string;
+  python: Python | null;
+  root: boolean;
+}): LaunchPlan {
+  const { scratch, setpriv, bash, script, python, root } = options;
+  const bin = join(scratch, "bin");
+  mkdirSync(bin, { recursive: true });
+  if (python) symlinkSync(python.executable, join(bin, "python"));
+  if (python?.prefix) symlinkSync(python.executable, join(bin, "python3"));
+  const shell = `${quote(bash)} --norc --noprofile -c`;
+  const become = root
+    ? `uid=$((${FIRST_UID} + slot % ${UIDS})); exec ${quote(setpriv)} --reuid $uid --regid $uid --clear-groups`
+    : `exec ${quote(setpriv)}`;
+  return {
+    env: sandboxEnvironment(`${bin}:${SANDBOX_PATH}`, "/tmp"),
+    user: undefined,
+    slotOwner: (slot) =>
+      root ? { uid: FIRST_UID + (slot % UIDS), gid: FIRST_UID + (slot % UIDS) } : undefined,
+    command:
+      `cd "slots/$slot/repo" && export HOME="\${PWD%/repo}/tmp" TMPDIR="\${PWD%/repo}/tmp" && ` +
+      `${become} --pdeathsig KILL ${shell} ${quote(script)} bash`,
+    // kill -1 reaches every process of the sandbox's user at once, so that none can fork away.
+    sweep: root ? `( ${become} ${shell} 'kill -KILL -1' )` : null,
+    group: true,
+  };
+}
+
+/** Shows paths inside `real`, the copy's place on the host, as if it lay at `workdir`, and reads them back. */
+export class PathMapping {
+  readonly #real: string;
+  readonly #workdir: string;
+  readonly #mention: RegExp;
+
+  constructor(real: string, workdir: string) {
+    this.#real = real;
+    this.#workdir = workdir;
+    const plain = workdir.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    this.#mention = new RegExp(`(?<![\\w.~/-])${plain}(?![\\w.-])`, "g");
+  }
+
+  inward(text: string): string {
+    return text.replace(this.#mention, () => this.#real);
+  }
+
+  outward(text: string): string {
+    return text.replaceAll(this.#real, this.#workdir);
+  }
+}
