@@ -18,6 +18,7 @@ export function createProgram(): Command {
     .version(packageVersion())
     .option("--verbose", "show the stack of an error (also: TOKENRING_DEBUG=1)")
     .showHelpAfterError("(tokenring --help shows what there is)")
+    .addHelpText("after", "\nStart with: tokenring doctor. What a command takes: tokenring COMMAND --help.")
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
   for (const register of commands) register(program);
