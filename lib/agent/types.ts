@@ -51,6 +51,9 @@ export interface Trajectory {
   verifyMs: number;
 }
 
+/** A trajectory before it is judged. `cause` is the sandbox's error when the exit is infra_failed, else null. */
+export type Episode = Omit<Trajectory, "verdict" | "reason" | "verifyMs"> & { cause: unknown };
+
 /** What the agent may spend in one episode. */
 export interface EpisodeLimits {
   maxTurns: number;

@@ -1,0 +1,183 @@
+// One episode: the policy reads and samples tokens, its command runs, what came back is appended, and so on.
+import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
+import type { Engine, Session } from "../engine/types.ts";
+import { isTokenringError, TokenringError } from "../errors.ts";
+import type { Sandbox } from "../sandbox/types.ts";
+import type { Instance, PromptTemplate } from "../tasks/types.ts";
+import { type Deadline, startDeadline, withDeadline } from "./deadline.ts";
+import { formatErrorText, parseAction } from "./grammar.ts";
+import { TokenStream, unanswered } from "./stream.ts";
+import type { Episode, EpisodeLimits, Exit, Turn } from "./types.ts";
+import { Workspace, type WorkspaceOptions } from "./workspace.ts";
+
+/** The working tree's diff is taken after the episode's own time is over. */
+const DIFF_MS = 60_000;
+
+export interface EpisodeRequest {
+  instance: Instance;
+  template: PromptTemplate;
+  /** Empty, or a fork of `openRoot`. The caller disposes of it. */
+  session: Session;
+  tokenizer: Tokenizer;
+  chat: ChatFormat;
+  /** The caller closes it. */
+  sandbox: Sandbox;
+  limits: EpisodeLimits;
+  /** Tools, style and window of the agent's shell; `observationChars` comes from the limits. */
+  workspace?: Omit<WorkspaceOptions, "observationChars">;
+  /** Tokens that the session may hold, when the engine holds fewer than `limits.maxContext`. */
+  contextLimit?: number;
+  /** Decides every draw of the episode. */
+  key: bigint;
+  temperature: number;
+  id?: string;
+  rollout?: number;
+  signal?: AbortSignal;
+}
+
+/** The ids that open an instance's conversation. */
+export function promptTokens(chat: ChatFormat, template: PromptTemplate, instance: Instance): Int32Array {
+  const user = template.opening(instance);
+  return chat.opening(template.system === undefined ? { user } : { system: template.system, user });
+}
+
+/** A session that holds the prompt, to be forked once a rollout: the engine then computes the prompt once. */
+export function openRoot(engine: Engine, prompt: Int32Array): Session {
+  const root = engine.open();
+  root.extend(prompt);
+  return root;
+}
+
+/**
+ * Runs the ReAct loop to its end. A broken sandbox (ERR_TOKENRING_SANDBOX) ends it with exit infra_failed; faults of
+ * the engine and aborts by `signal` (ERR_TOKENRING_ABORTED) are thrown.
+ */
+export async function runEpisode(request: EpisodeRequest): Promise<Episode> {
+  const { instance, limits, sandbox } = request;
+  const who = {
+    id: request.id ?? instance.instance_id,
+    instanceId: instance.instance_id,
+    rollout: request.rollout ?? 0,
+  };
+  const room = Math.min(limits.maxContext, request.contextLimit ?? limits.maxContext);
+  const prompt = promptTokens(request.chat, request.template, instance);
+  if (prompt.length >= room)
+    return { ...who, ...unanswered(prompt), turns: [], exit: "context_limit", patch: "", cause: null };
+
+  const stream = new TokenStream(request.session, prompt);
+  const turns: Turn[] = [];
+  const finish = (exit: Exit, patch: string, cause: unknown = null): Episode => ({
+    ...who,
+    ...stream.lanes(),
+    turns,
+    exit,
+    patch,
+    cause,
+  });
+  const deadline = startDeadline(limits.episodeMs, `the episode of ${instance.instance_id}`, request.signal);
+  try {
+    const exit = await react(request, stream, turns, deadline, room);
+    if (exit !== "submitted" && !limits.autoSubmit) return finish(exit, "");
+    return finish(exit, await takeDiff(instance, sandbox, request.signal));
+  } catch (error) {
+    if (request.signal?.aborted) throw aborted(instance, error);
+    if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
+    return finish("infra_failed", "", error);
+  } finally {
+    deadline.release();
+  }
+}
+
+async function takeDiff(
+  instance: Instance,
+  sandbox: Sandbox,
+  signal: AbortSignal | undefined,
+): Promise<string> {
+  const what = `the diff of ${instance.instance_id}`;
+  try {
+    return await withDeadline(DIFF_MS, what, signal, () => sandbox.diff());
+  } catch (error) {
+    if (!isTokenringError(error, "ERR_TOKENRING_TIMEOUT")) throw error;
+    throw new TokenringError("ERR_TOKENRING_SANDBOX", error.message, { cause: error });
+  }
+}
+
+async function react(
+  request: EpisodeRequest,
+  stream: TokenStream,
+  turns: Turn[],
+  deadline: Deadline,
+  room: number,
+): Promise<Exclude<Exit, "infra_failed">> {
+  const { limits, chat, tokenizer, session, sandbox } = request;
+  const workspace = new Workspace(sandbox, {
+    ...request.workspace,
+    observationChars: limits.observationChars,
+  });
+  try {
+    while (turns.length < limits.maxTurns) {
+      const maxTokens = Math.min(limits.maxActionTokens, room - stream.length);
+      if (maxTokens <= 0) return "context_limit";
+      deadline.signal.throwIfAborted();
+      const asked = performance.now();
+      const sampled = await deadline.race(
+        session.sample({
+          maxTokens,
+          stop: chat.endOfTurn,
+          temperature: request.temperature,
+          seed: request.key,
+          signal: deadline.signal,
+        }),
+      );
+      const sampleMs = performance.now() - asked;
+      deadline.signal.throwIfAborted();
+      const place = stream.act(sampled, {
+        maxTokens,
+        stop: chat.endOfTurn,
+      });
+      const text = tokenizer.decode(sampled.tokens);
+      const { command, error } = parseAction(text);
+      const turn: Turn = {
+        ...place,
+        text,
+        command,
+        formatError: error,
+        observation: "",
+        finish: sampled.finish,
+        version: sampled.version,
+        sampleMs,
+        toolMs: 0,
+      };
+      turns.push(turn);
+
+      const started = performance.now();
+      let observation: string;
+      if (command === null) {
+        observation = workspace.observation(formatErrorText(error ?? "no_command", workspace.style));
+      } else {
+        const outcome = await deadline.race(workspace.run(command, deadline.signal));
+        turn.toolMs = performance.now() - started;
+        if (outcome.submitted) return "submitted";
+        observation = outcome.observation;
+      }
+      if (turns.length >= limits.maxTurns) break;
+
+      // An action that was cut lacks its end; the policy did not say it, so it belongs to what it is shown.
+      const between = chat.between(observation);
+      const tokens =
+        sampled.finish === "stop" ? between : Int32Array.of(chat.endOfTurn[0] as number, ...between);
+      if (stream.length + tokens.length >= room) return "context_limit";
+      stream.observe(tokens);
+      turn.observation = observation;
+    }
+    return "turn_limit";
+  } catch (error) {
+    if (deadline.expired) return "timeout";
+    throw error;
+  }
+}
+
+function aborted(instance: Instance, cause: unknown): TokenringError {
+  const message = `the episode of ${instance.instance_id} was aborted by its caller`;
+  return new TokenringError("ERR_TOKENRING_ABORTED", message, { cause });
+}

@@ -1,0 +1,306 @@
+// Groups of rollouts: many episodes at once, each in its own sandbox, judged, and handed back in a fixed order.
+import { setMaxListeners } from "node:events";
+import pLimit, { type LimitFunction } from "p-limit";
+import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
+import type { Engine, Session } from "../engine/types.ts";
+import { isTokenringError, TokenringError } from "../errors.ts";
+import { streamKey } from "../random.ts";
+import type { Sandbox, SandboxBackend, SandboxSpec } from "../sandbox/types.ts";
+import type { Instance, PromptTemplate } from "../tasks/types.ts";
+import type { Verification } from "../verify/types.ts";
+import { withDeadline } from "./deadline.ts";
+import { openRoot, promptTokens, runEpisode } from "./episode.ts";
+import { unanswered } from "./stream.ts";
+import type { Episode, EpisodeLimits, Group, RolloutSource, Trajectory } from "./types.ts";
+import { type Judgement, VerdictCache } from "./verdicts.ts";
+import type { WorkspaceOptions } from "./workspace.ts";
+
+/** Nets under calls that have limits of their own. */
+const OPEN_MS = 300_000;
+const CLOSE_MS = 60_000;
+const VERIFY_MS = 1_800_000;
+
+export interface RolloutOptions {
+  engine: Engine;
+  tokenizer: Tokenizer;
+  chat: ChatFormat;
+  template: PromptTemplate;
+  /** Host directory of an instance's pristine repository (`TaskSet.repository`). */
+  repository: (instance: Instance) => Promise<string>;
+  sandboxes: SandboxBackend;
+  /** Limits, environment and place of the repository in an episode's sandbox. */
+  sandbox?: Omit<SandboxSpec, "repository">;
+  /** Judges a patch in a sandbox of its own. */
+  verify: (instance: Instance, patch: string, options: { signal: AbortSignal }) => Promise<Verification>;
+  limits: EpisodeLimits;
+  workspace?: Omit<WorkspaceOptions, "observationChars">;
+  seed: number;
+  /** Episodes that sample at the same time: as many as the engine's batch takes. */
+  episodes: number;
+  /** Episode sandboxes that are open at the same time; some more than `episodes`, so that the next is ready. */
+  openSandboxes?: number;
+  /** Patches that are judged at the same time. */
+  verifications?: number;
+  /** How often a rollout is tried again after its sandbox broke, before it leaves its group. */
+  retries?: number;
+  /** Shared between stages, so that a patch is judged once in a run. */
+  verdicts?: VerdictCache;
+}
+
+type CollectRequest = Parameters<RolloutSource["collect"]>[0];
+
+/** What belongs to one `collect` call. */
+interface Collection {
+  request: CollectRequest;
+  signal: AbortSignal;
+  openSandboxes: LimitFunction;
+  episodes: LimitFunction;
+  verifications: LimitFunction;
+}
+
+export class Rollouts implements RolloutSource {
+  readonly #options: RolloutOptions;
+  readonly #verdicts: VerdictCache;
+
+  constructor(options: RolloutOptions) {
+    for (const [name, count] of [
+      ["episodes", options.episodes],
+      ["openSandboxes", options.openSandboxes ?? 1],
+      ["verifications", options.verifications ?? 1],
+    ] as const) {
+      if (Number.isInteger(count) && count > 0) continue;
+      throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `${name} must be 1 or more, got ${count}`);
+    }
+    this.#options = options;
+    this.#verdicts = options.verdicts ?? new VerdictCache();
+  }
+
+  /**
+   * Runs `rollouts` episodes of every instance. Groups come in the order of the instances and trajectories in that of
+   * their numbers, whatever finished first; every draw depends on (seed, purpose, iteration, instance's place,
+   * rollout) alone. The first fault that is no broken sandbox stops all and is thrown, when everything is closed.
+   */
+  async collect(request: CollectRequest): Promise<Group[]> {
+    const { episodes, openSandboxes, verifications } = this.#options;
+    const stop = new AbortController();
+    // Every episode under way listens: that is no leak.
+    setMaxListeners(0, stop.signal);
+    const follow = (): void => stop.abort(request.signal?.reason);
+    if (request.signal?.aborted) follow();
+    else request.signal?.addEventListener("abort", follow, { once: true });
+    const collection: Collection = {
+      request,
+      signal: stop.signal,
+      openSandboxes: pLimit(openSandboxes ?? episodes + Math.max(2, Math.ceil(episodes / 8))),
+      episodes: pLimit(episodes),
+      verifications: pLimit(verifications ?? 2),
+    };
+    let fault: unknown = null;
+    // Rollouts of an instance start side by side: they share the prompt's keys and values.
+    const groups = request.instances.map((instance, index) => {
+      const prompts = new GroupPrompt(this.#options, instance);
+      const rollouts = Array.from({ length: request.rollouts }, (_, rollout) =>
+        this.#rollout(collection, prompts, instance, index, rollout).catch((error: unknown) => {
+          fault ??= error;
+          stop.abort(error);
+          return null;
+        }),
+      );
+      return Promise.all(rollouts).finally(() => prompts.dispose());
+    });
+    const finished = await Promise.all(groups);
+    request.signal?.removeEventListener("abort", follow);
+    if (request.signal?.aborted) {
+      const message = `collecting rollouts (${request.purpose}, iteration ${request.iteration}) was aborted`;
+      throw new TokenringError("ERR_TOKENRING_ABORTED", message, { cause: request.signal.reason });
+    }
+    if (fault !== null) throw fault;
+    return finished.map((trajectories, index) => {
+      const all = trajectories as Trajectory[];
+      return {
+        instance: request.instances[index] as Instance,
+        trajectories: all.filter((trajectory) => trajectory.exit !== "infra_failed"),
+        dropped: all.filter((trajectory) => trajectory.exit === "infra_failed"),
+      };
+    });
+  }
+
+  async #rollout(
+    collection: Collection,
+    prompts: GroupPrompt,
+    instance: Instance,
+    index: number,
+    rollout: number,
+  ): Promise<Trajectory> {
+    const { request } = collection;
+    const retries = this.#options.retries ?? 2;
+    for (let attempt = 0; ; attempt++) {
+      const episode = await this.#episode(collection, prompts, instance, index, rollout);
+      const trajectory =
+        episode.exit === "infra_failed"
+          ? infraFailed(episode)
+          : await this.#judge(collection, instance, episode);
+      if (trajectory.exit !== "infra_failed" || attempt >= retries) {
+        request.onTrajectory?.(trajectory);
+        return trajectory;
+      }
+    }
+  }
+
+  /** Opens a sandbox before it waits for its turn to sample, so that the engine need not wait for the sandbox. */
+  async #episode(
+    collection: Collection,
+    prompts: GroupPrompt,
+    instance: Instance,
+    index: number,
+    rollout: number,
+  ): Promise<Episode> {
+    const { request, signal } = collection;
+    const { purpose, iteration } = request;
+    const who = { id: `${purpose}-${iteration}/${index}/${instance.instance_id}/${rollout}`, rollout };
+    return await collection.openSandboxes(async () => {
+      signal.throwIfAborted();
+      let sandbox: Sandbox | null = null;
+      try {
+        const opened = await this.#open(instance, signal);
+        sandbox = opened;
+        return await collection.episodes(async () => {
+          using session = prompts.fork();
+          return await runEpisode({
+            ...this.#options,
+            ...who,
+            instance,
+            session,
+            sandbox: opened,
+            contextLimit: this.#options.engine.contextLimit,
+            key: streamKey(this.#options.seed, purpose, iteration, index, rollout),
+            temperature: request.temperature,
+            signal,
+          });
+        });
+      } catch (error) {
+        if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
+        return {
+          ...who,
+          ...prompts.lanes(),
+          instanceId: instance.instance_id,
+          turns: [],
+          exit: "infra_failed",
+          patch: "",
+          cause: error,
+        };
+      } finally {
+        if (sandbox) await close(sandbox);
+      }
+    });
+  }
+
+  async #open(instance: Instance, signal: AbortSignal): Promise<Sandbox> {
+    const { sandboxes, sandbox, repository } = this.#options;
+    const what = `opening a sandbox for ${instance.instance_id}`;
+    let opening: Promise<Sandbox> | null = null;
+    try {
+      return await asSandboxFault(
+        withDeadline(OPEN_MS, what, signal, async (limited) => {
+          opening = sandboxes.open(
+            { ...sandbox, repository: await repository(instance) },
+            { signal: limited },
+          );
+          return await opening;
+        }),
+      );
+    } catch (error) {
+      // One that comes too late has nobody else to close it.
+      (opening as Promise<Sandbox> | null)?.then(close).catch(() => {});
+      throw error;
+    }
+  }
+
+  async #judge(collection: Collection, instance: Instance, episode: Episode): Promise<Trajectory> {
+    const { verify } = this.#options;
+    const started = performance.now();
+    let judgement: Judgement;
+    try {
+      judgement = await this.#verdicts.of(instance.instance_id, episode.patch, () =>
+        collection.verifications(() =>
+          asSandboxFault(
+            withDeadline(VERIFY_MS, `judging ${episode.id}`, collection.signal, (signal) =>
+              verify(instance, episode.patch, { signal }),
+            ),
+          ),
+        ),
+      );
+    } catch (error) {
+      if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
+      return infraFailed({ ...episode, cause: error });
+    }
+    if (judgement.reason === "infra_failed") return infraFailed(episode);
+    const { cause: _, ...trajectory } = episode;
+    return { ...trajectory, ...judgement, verifyMs: performance.now() - started };
+  }
+}
+
+/** The prompt of a group: encoded once, and held by one session that every rollout forks. */
+class GroupPrompt {
+  readonly #options: RolloutOptions;
+  readonly #instance: Instance;
+  #prompt: Int32Array | null = null;
+  #root: Session | null = null;
+
+  constructor(options: RolloutOptions, instance: Instance) {
+    this.#options = options;
+    this.#instance = instance;
+  }
+
+  fork(): Session {
+    const { engine, limits } = this.#options;
+    const prompt = this.#tokens();
+    // The episode sees for itself that a prompt of this size leaves no room.
+    if (prompt.length >= Math.min(limits.maxContext, engine.contextLimit)) return engine.open();
+    this.#root ??= openRoot(engine, prompt);
+    return this.#root.fork();
+  }
+
+  lanes(): { tokens: Int32Array; provenance: Uint8Array; logprobs: Float32Array } {
+    return unanswered(this.#tokens());
+  }
+
+  dispose(): void {
+    this.#root?.dispose();
+    this.#root = null;
+  }
+
+  #tokens(): Int32Array {
+    this.#prompt ??= promptTokens(this.#options.chat, this.#options.template, this.#instance);
+    return this.#prompt;
+  }
+}
+
+function infraFailed(episode: Episode): Trajectory {
+  const { cause: _, ...trajectory } = episode;
+  return { ...trajectory, exit: "infra_failed", verdict: "not_run", reason: "infra_failed", verifyMs: 0 };
+}
+
+/** A sandbox that does not answer in time is a broken one. */
+async function asSandboxFault<T>(promise: Promise<T>): Promise<T> {
+  try {
+    return await promise;
+  } catch (error) {
+    if (!isTokenringError(error, "ERR_TOKENRING_TIMEOUT")) throw error;
+    throw new TokenringError("ERR_TOKENRING_SANDBOX", error.message, { cause: error });
+  }
+}
+
+/** What cannot be closed is broken already, and its episode is over: its backend closes what is left. */
+async function close(sandbox: Sandbox): Promise<void> {
+  try {
+    await withDeadline(CLOSE_MS, "closing a sandbox", undefined, () => sandbox.close());
+  } catch (error) {
+    if (
+      !isTokenringError(error, "ERR_TOKENRING_SANDBOX") &&
+      !isTokenringError(error, "ERR_TOKENRING_TIMEOUT")
+    ) {
+      throw error;
+    }
+  }
+}
