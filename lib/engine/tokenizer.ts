@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 import { isTokenringError, TokenringError } from "../errors.ts";
+import type { TokenizerFiles } from "./tokenizer-build.ts";
 import { BYTE_CHARACTERS, bytesOfEntry } from "./tokenizer-bytes.ts";
 import { type AddedToken, AddedTokenSplitter } from "./tokenizer-split.ts";
 import type { Tokenizer } from "./tokenizer-types.ts";
@@ -18,14 +19,19 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`. Throws ERR_TOKENRING_TOKENIZER. */
-export async function loadTokenizer(directory: string): Promise<Tokenizer> {
+export async function readTokenizerFiles(directory: string): Promise<TokenizerFiles> {
   const tokenizerJson = await readJson(join(directory, "tokenizer.json"));
   if (tokenizerJson === null) {
     throw failure(`${directory} has no tokenizer.json; save the model's fast tokenizer there`);
   }
-  const config = (await readJson(join(directory, "tokenizer_config.json"))) ?? {};
+  return { tokenizerJson, tokenizerConfig: (await readJson(join(directory, "tokenizer_config.json"))) ?? {} };
+}
+
+/** The tokenizer of a directory that Hugging Face tools read. Throws ERR_TOKENRING_TOKENIZER. */
+export async function loadTokenizer(directory: string): Promise<Tokenizer> {
+  const { tokenizerJson, tokenizerConfig } = await readTokenizerFiles(directory);
   try {
-    return tokenizerFromJson(tokenizerJson, config);
+    return tokenizerFromJson(tokenizerJson, tokenizerConfig);
   } catch (error) {
     if (!isTokenringError(error, "ERR_TOKENRING_TOKENIZER")) throw error;
     throw failure(`${join(directory, "tokenizer.json")}: ${error.message}`, error);
