@@ -65,7 +65,7 @@ export async function readIfExists(context: ToolContext, path: string): Promise<
     return await context.sandbox.read(path);
   } catch (error) {
     if (error instanceof SandboxFileError && error.message.endsWith("No such file or directory")) return null;
-    throw fileFault(error);
+    throw fileFault(context, path, error);
   }
 }
 
@@ -73,12 +73,13 @@ export async function writeText(context: ToolContext, path: string, text: string
   try {
     await context.sandbox.write(path, text);
   } catch (error) {
-    throw fileFault(error);
+    throw fileFault(context, path, error);
   }
 }
 
-function fileFault(error: unknown): unknown {
-  return error instanceof SandboxFileError ? new ToolError(error.message) : error;
+function fileFault(context: ToolContext, path: string, error: unknown): unknown {
+  if (!(error instanceof SandboxFileError)) return error;
+  return new ToolError(`${displayPath(context, path)}: ${error.message.slice(error.path.length + 2)}`);
 }
 
 /** The open file's path and content. */
