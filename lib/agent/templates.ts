@@ -45,7 +45,8 @@ function sections(parts: readonly (readonly [title: string, text: string])[]): s
 function toolSection(tools: readonly Tool[], window: number): string {
   const list = tools.map((tool) => `\`${tool.signature}\`\n  ${tool.help}`);
   return [
-    `Besides every non-interactive shell command you have these. An opened file is shown through a window of ${window} lines.`,
+    "Besides every non-interactive shell command you have these. An opened file is shown through a window of " +
+      `${window} lines.`,
     ...list,
     "Programs that wait for input (vim, nano, less, python without a script) are refused. Each tool explains itself " +
       "with --help.",
@@ -85,8 +86,8 @@ const ADVICE = [
   .join("\n");
 
 const GIT =
-  "Git is there for you (git diff, git log, git checkout of a file). `submit` hands in the working tree as it is, new " +
-  "files included: no commit is needed.";
+  "Git is there for you (git diff, git log, git checkout of a file). `submit` hands in the working tree as it is, " +
+  "new files included: no commit is needed.";
 
 const CHECKLIST =
   "Before you submit, go through this list in your reasoning and say for each point how you know:\n" +

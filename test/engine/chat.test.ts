@@ -89,7 +89,9 @@ test("templates that cannot serve are refused with the reason", () => {
 
 test("a template that asks for the date gets the same one every day", () => {
   const dated = CHATML.replace("You help.", "Today is ' + strftime_now('%d %b %Y') + '.");
-  expect(merged.decode(chatFormat(merged, dated).opening({ user: "x" }))).toContain("Today is 1 January 2025.");
+  expect(merged.decode(chatFormat(merged, dated).opening({ user: "x" }))).toContain(
+    "Today is 1 January 2025.",
+  );
 });
 
 test("a template without system messages serves until one is asked for", () => {
