@@ -1,0 +1,146 @@
+// The report in a real browser: nothing asked of the network, nothing on the console, the numbers of the files.
+import { existsSync } from "node:fs";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+import { type Browser, chromium, type Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { LoggedEvent } from "../../lib/learn/events.ts";
+import { writeReport } from "../../lib/report/report.ts";
+import { readRun } from "../../lib/run/read.ts";
+import { HOSTILE, writeRun } from "./fixture.ts";
+
+const EXECUTABLE = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(
+  existsSync,
+);
+
+describe.runIf(EXECUTABLE !== undefined)("the report in a browser", () => {
+  let folder: string;
+  let browser: Browser;
+  const opened: Page[] = [];
+  /** Console messages, errors, refusals and requests of every page, but for the page itself. */
+  const noise: string[] = [];
+
+  async function open(file: string, options: { width?: number; dark?: boolean } = {}): Promise<Page> {
+    const page = await browser.newPage({
+      viewport: { width: options.width ?? 1280, height: 800 },
+      colorScheme: options.dark ? "dark" : "light",
+    });
+    opened.push(page);
+    const url = pathToFileURL(path.join(folder, file)).href;
+    page.on("console", (message) => noise.push(`console: ${message.text()}`));
+    page.on("pageerror", (error) => noise.push(`error: ${error.message}`));
+    page.on("dialog", (dialog) => noise.push(`dialog: ${dialog.message()}`));
+    page.on("request", (request) => {
+      if (request.url() !== url && request.url() !== "data:,") noise.push(`request: ${request.url()}`);
+    });
+    await page.goto(url);
+    return page;
+  }
+
+  beforeAll(async () => {
+    folder = await mkdtemp(path.join(tmpdir(), "tokenring-report-"));
+    await writeRun(path.join(folder, "one"), 1, { hostile: true });
+    await writeRun(path.join(folder, "two"), 2);
+    const runs = await Promise.all(["one", "two"].map((name) => readRun(path.join(folder, name))));
+    await writeReport(runs.slice(0, 1), path.join(folder, "one.html"));
+    await writeReport(runs, path.join(folder, "both.html"));
+    browser = await chromium.launch({
+      executablePath: EXECUTABLE as string,
+      args: [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+      ],
+    });
+  });
+  afterAll(async () => {
+    await browser.close();
+    await rm(folder, { recursive: true });
+  });
+
+  test("hostile text stays text, and every page is silent", async () => {
+    const page = await open("one.html");
+    for (const summary of await page.locator("details.sample > summary").all()) await summary.click();
+    expect(await page.title()).toBe("one – tokenring");
+    expect(await page.locator("img").count()).toBe(0);
+    expect(await page.locator("script").count()).toBe(1);
+    expect(await page.locator("pre.patch").first().textContent()).toBe(HOSTILE);
+    expect(await page.locator("pre.observation").nth(2).textContent()).toBe(HOSTILE);
+    await open("both.html", { dark: true, width: 400 });
+    expect(noise).toEqual([]);
+  });
+
+  test("the numbers are those of metrics.jsonl", async () => {
+    const page = await open("one.html");
+    const lines = (await readFile(path.join(folder, "one", "metrics.jsonl"), "utf8")).trim().split("\n");
+    const events = lines.map((line) => JSON.parse(line) as LoggedEvent);
+    let checked = 0;
+    for (const event of events) {
+      if (event.type !== "evaluation") continue;
+      const { pass1, sem, passK, turns, episodes } = event.evaluation;
+      const cells = await page.locator(`tr[data-stage="${event.stage}"] td`).allTextContents();
+      expect(cells[1]).toBe(`${(100 * pass1).toFixed(1)} % ± ${(100 * (sem as number)).toFixed(1)}`);
+      expect(cells[2]).toBe(`${(100 * (passK["5"] as number)).toFixed(1)} %`);
+      expect(cells[3]).toBe(`${(100 * (passK["10"] as number)).toFixed(1)} %`);
+      expect(cells).toContain(turns.toFixed(2));
+      expect(cells.at(-1)).toBe(String(episodes));
+      const bar = page.locator("svg.arc g", { has: page.getByText(event.stage, { exact: true }) });
+      expect(await bar.locator("text.value").last().textContent()).toBe((100 * pass1).toFixed(1));
+      // The bar is as high as the number: the axis ends at 100 per cent here.
+      const height = Number(await bar.locator("rect.pass1").getAttribute("height"));
+      expect(height / (300 - 22 - 30)).toBeCloseTo(pass1, 3);
+      checked++;
+    }
+    expect(checked).toBe(4);
+
+    const steps = events.filter((event) => event.type === "step" && event.iteration !== undefined);
+    const entropy = page.locator("figure", { hasText: "Entropy" }).first();
+    const drawn = JSON.parse((await entropy.locator("svg").getAttribute("data-points")) as string) as {
+      labels: string[];
+      text: string[][];
+    };
+    expect(drawn.labels).toHaveLength(steps.length);
+    drawn.text.forEach(([text], i) => {
+      const event = steps[i];
+      if (event?.type !== "step") throw new Error("one point a step");
+      expect(Number(text)).toBeCloseTo(event.metrics.entropy, 2);
+    });
+  });
+
+  test("the pointer shows the values below it", async () => {
+    const page = await open("one.html");
+    const figure = page.locator("figure").first();
+    expect(await figure.locator(".tip").isVisible()).toBe(false);
+    await figure.scrollIntoViewIfNeeded();
+    const box = await figure.locator("svg").boundingBox();
+    if (!box) throw new Error("the chart is not drawn");
+    await page.mouse.move(box.x + box.width * 0.999, box.y + box.height / 2);
+    const last = await figure.locator(".key b").textContent();
+    expect(await figure.locator(".tip").textContent()).toBe(`stage2 13solved ${last}`);
+    await page.mouse.move(1, 1);
+    expect(await figure.locator(".tip").isVisible()).toBe(false);
+  });
+
+  test("fits a narrow screen and follows the system's colours", async () => {
+    const narrow = await open("one.html", { width: 390 });
+    expect(await narrow.evaluate("document.documentElement.scrollWidth <= window.innerWidth")).toBe(true);
+    const ground = (page: Page): Promise<unknown> =>
+      page.evaluate("getComputedStyle(document.body).backgroundColor");
+    expect(await ground(narrow)).not.toBe(await ground(await open("one.html", { dark: true })));
+  });
+
+  test("several runs: their mean arc first, then each", async () => {
+    const page = await open("both.html");
+    expect(await page.locator("svg.arc").count()).toBe(3);
+    expect(await page.locator("svg.arc").first().locator("circle.run").count()).toBe(8);
+    expect(await page.locator("h1").allTextContents()).toEqual(["2 runs", "one", "two"]);
+    expect(noise).toEqual([]);
+  });
+});

@@ -1,0 +1,153 @@
+import { createHash } from "node:crypto";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type arcStages, meanArc } from "../../lib/report/arc.ts";
+import { niceTicks } from "../../lib/report/chart.ts";
+import type { RunData } from "../../lib/report/data.ts";
+import { compact, duration } from "../../lib/report/format.ts";
+import { escapeHtml, html } from "../../lib/report/html.ts";
+import { renderReport, writeReport } from "../../lib/report/report.ts";
+import { arcTable } from "../../lib/report/terminal.ts";
+import { readRun } from "../../lib/run/read.ts";
+import { HOSTILE, writeRun } from "./fixture.ts";
+
+let folder: string;
+let run: RunData;
+beforeAll(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), "tokenring-report-"));
+  await writeRun(path.join(folder, "run"), 1, { hostile: true });
+  run = await readRun(path.join(folder, "run"));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+describe("reading a run for its report", () => {
+  test("takes a solved and a failed episode of every stage, with the tokenizer's text", () => {
+    expect(run.samples.map((one) => [one.stage, one.trajectory.verdict])).toEqual(
+      ["base", "rft", "stage1", "stage2"].flatMap((stage) => [
+        [`${stage}-evaluation`, "resolved"],
+        [`${stage}-evaluation`, "failed"],
+      ]),
+    );
+    const { trajectory } = run.samples[0] as (typeof run.samples)[0];
+    const text = Array.from(trajectory.tokens, (token) => run.piece?.(token)).join("");
+    expect(text).toContain("tepa(2, 3) returns -1, expected 5");
+    expect(run).toMatchObject({ name: "run", seed: 1, version: "0.1.0" });
+    expect(run.config).toContain("device: cpu");
+  });
+
+  test("a path that holds no run is said to be none", async () => {
+    await expect(readRun(folder)).rejects.toMatchObject({ code: "ERR_TOKENRING_RUN_DIRECTORY" });
+  });
+});
+
+describe("the page as text", () => {
+  test("its policy names style and script by their hashes and allows nothing else", async () => {
+    const out = path.join(folder, "deep", "report.html");
+    expect(await writeReport([run], out)).toBe(out);
+    const page = await readFile(out, "utf8");
+    const policy = /http-equiv="Content-Security-Policy" content="([^"]*)"/.exec(page)?.[1] ?? "";
+    for (const tag of ["style", "script"]) {
+      const blocks = [...page.matchAll(new RegExp(`<${tag}>([\\s\\S]*?)</${tag}>`, "g"))];
+      expect(blocks).toHaveLength(1);
+      const hash = createHash("sha256")
+        .update(blocks[0]?.[1] ?? "")
+        .digest("base64");
+      expect(policy).toContain(escapeHtml(`${tag}-src 'sha256-${hash}'`));
+    }
+    expect(policy).toContain("default-src");
+    expect(policy).not.toContain("unsafe");
+    expect(page).not.toMatch(/<[^>]+\s(?:src|on\w+|style)=/);
+    expect([...page.matchAll(/(?:href|content)="(?:https?:)?\/\//g)]).toEqual([]);
+  });
+
+  test("hostile text is only there escaped", () => {
+    const page = renderReport([run]);
+    expect(page).not.toContain(HOSTILE);
+    expect(page).not.toContain("<img");
+    expect(page.split(escapeHtml(HOSTILE)).length).toBeGreaterThan(8 * 3);
+  });
+
+  test("a run that has just begun makes a page", () => {
+    const young: RunData = { ...run, events: [], samples: [] };
+    expect(renderReport([young])).toContain("No checkpoint has been evaluated yet.");
+    expect(renderReport([young, young])).toContain("not finished");
+  });
+
+  test("templates escape everything that is no template", () => {
+    const value = `<i>"&'\u0000\u001b</i>`;
+    expect(html`<b title="${value}">${[value, 0, null, false, html`<u>${1}</u>`]}</b>`.text).toBe(
+      `<b title="&lt;i&gt;&quot;&amp;&#39;\\x00\\x1b&lt;/i&gt;">&lt;i&gt;&quot;&amp;&#39;\\x00\\x1b&lt;/i&gt;0<u>1</u></b>`,
+    );
+  });
+});
+
+describe("numbers", () => {
+  test.each([
+    [0, 1, [0, 0.25, 0.5, 0.75, 1]],
+    [0, 0.07, [0, 0.02, 0.04, 0.06, 0.08]],
+    [-1, 1, [-1, -0.5, 0, 0.5, 1]],
+    [0, 1234, [0, 500, 1000, 1500]],
+    [3, 3, [3, 4]],
+  ])("ticks from %d to %d", (low, high, expected) => {
+    const ticks = niceTicks(low, high);
+    expect(ticks).toEqual(expected);
+  });
+
+  test("are written as people read them", () => {
+    expect([0, 0.1234, 12.345, 1234.5, 12345, 2.5e6, 3e-6, -0.5].map(compact)).toEqual([
+      "0",
+      "0.123",
+      "12.3",
+      "1235",
+      "12.3k",
+      "2.5M",
+      "3.0e−6",
+      "−0.5",
+    ]);
+    expect([0.25, 59, 65, 3725].map(duration)).toEqual(["0.3 s", "59 s", "1 min 05 s", "1 h 02 min"]);
+  });
+});
+
+describe("the arc", () => {
+  const stage = (
+    name: string,
+    pass1: number,
+    pass10: number | null = 0.5,
+  ): ReturnType<typeof arcStages>[0] => ({
+    name,
+    pass1,
+    sem: 0.01,
+    pass10,
+    turns: 4.25,
+    episodes: 400,
+  });
+
+  test("of several runs: means and the standard error between runs, over the stages that all have", () => {
+    const arc = meanArc([
+      [stage("base", 0.05), stage("rft", 0.2), stage("extra", 1)],
+      [stage("base", 0.07), stage("rft", 0.4, null)],
+    ]);
+    expect(arc.map((one) => one.name)).toEqual(["base", "rft"]);
+    expect(arc[0]?.pass1).toBeCloseTo(0.06, 12);
+    expect(arc[1]?.sem).toBeCloseTo(0.1, 12);
+    expect([arc[0]?.pass10, arc[1]?.pass10, arc[0]?.episodes]).toEqual([0.5, null, 800]);
+  });
+
+  test("in a terminal: bars to scale, numbers in columns, within the width", () => {
+    const drawn = arcTable([stage("base", 0.05, 0.2), stage("stage2", 0.4, 0.6), stage("other", 0.1, null)]);
+    const lines = drawn.split("\n");
+    expect(lines).toHaveLength(5);
+    expect(Math.max(...lines.map((line) => line.length))).toBeLessThanOrEqual(80);
+    expect(lines[0]).toMatch(/stage +Pass@1 +0 +60 % +Pass@10 +turns/);
+    expect(lines[2]).toMatch(/base +5\.0 % ± 1\.0 +█+.*░+ +20\.0 % +4\.3$/);
+    const full = (line: string | undefined): number => (line?.match(/█/g) ?? []).length;
+    // 40 of 60 per cent is two thirds of the bar, 5 of 60 a twelfth.
+    const width = (lines[3]?.match(/[█▏▎▍▌▋▊▉░]/g) ?? []).length;
+    expect(full(lines[3])).toBe(Math.floor((width * 2) / 3));
+    expect(full(lines[2])).toBe(Math.floor(width / 12));
+    expect(lines[4]).not.toContain("░");
+    expect(arcTable([])).toBe("no stage was evaluated");
+  });
+});
