@@ -146,6 +146,28 @@ export async function readManifest(directory: string): Promise<RunManifest> {
   return manifest as unknown as RunManifest;
 }
 
+/**
+ * The checkpoint `name` of the run in `directory`, or its newest one. Takes no lock. Throws
+ * ERR_TOKENRING_RUN_DIRECTORY that names the checkpoints there are.
+ */
+export async function findCheckpoint(
+  directory: string,
+  name?: string,
+): Promise<{ name: string; path: string }> {
+  const root = path.resolve(directory, "checkpoints");
+  const entries = await readdir(root, { withFileTypes: true }).catch(() => []);
+  const names = entries
+    .filter((entry) => entry.isDirectory() && !entry.name.startsWith("."))
+    .map((e) => e.name);
+  const latest = await readlink(path.join(root, "latest")).catch(() => null);
+  const wanted = name === undefined || name === "latest" ? latest : name;
+  if (wanted !== null && names.includes(wanted)) return { name: wanted, path: path.join(root, wanted) };
+  const there = names.length === 0 ? "it has none yet" : `it has ${names.sort().join(", ")}`;
+  throw fault(`${directory}: no checkpoint${wanted === null ? "" : ` named ${wanted}`}; ${there}`, {
+    details: { checkpoints: names },
+  });
+}
+
 /** One job's directory, locked for writing until `close()`. */
 export class RunDirectory implements AsyncDisposable {
   readonly path: string;
@@ -309,15 +331,6 @@ export class RunDirectory implements AsyncDisposable {
       await syncDirectory(root);
       return target;
     });
-  }
-
-  /** Path of checkpoint `name`, or of the newest one; null when there is none. */
-  async checkpoint(name?: string): Promise<string | null> {
-    const root = path.join(this.path, "checkpoints");
-    const target = name ?? (await readlink(path.join(root, "latest")).catch(() => null));
-    if (target === null) return null;
-    const found = await stat(path.join(root, target)).catch(() => null);
-    return found?.isDirectory() ? path.join(root, target) : null;
   }
 
   /** Closes the files and gives the lock back. Idempotent. */

@@ -167,13 +167,21 @@ describe("metrics and progress", () => {
 describe("checkpoints", () => {
   test("appear whole, and latest follows", async () => {
     await using run = await make();
-    expect(await run.checkpoint()).toBeNull();
+    await expect(findCheckpoint(at)).rejects.toMatchObject({
+      code: FAULT,
+      message: /no checkpoint; it has none yet/,
+    });
     const first = await run.saveCheckpoint("rft", (to) => writeFile(path.join(to, "model"), "1"));
     expect(first).toBe(path.join(at, "checkpoints", "rft"));
     await run.saveCheckpoint("stage1-0004", (to) => writeFile(path.join(to, "model"), "2"));
-    expect(await run.checkpoint()).toBe(path.join(at, "checkpoints", "stage1-0004"));
-    expect(await run.checkpoint("rft")).toBe(first);
-    expect(await run.checkpoint("none")).toBeNull();
+    const newest = { name: "stage1-0004", path: path.join(at, "checkpoints", "stage1-0004") };
+    expect(await findCheckpoint(at)).toEqual(newest);
+    expect(await findCheckpoint(at, "latest")).toEqual(newest);
+    expect(await findCheckpoint(at, "rft")).toEqual({ name: "rft", path: first });
+    await expect(findCheckpoint(at, "none")).rejects.toMatchObject({
+      code: FAULT,
+      message: /no checkpoint named none; it has rft, stage1-0004/,
+    });
     expect(await readFile(path.join(at, "checkpoints", "latest", "model"), "utf8")).toBe("2");
   });
 
@@ -194,7 +202,7 @@ describe("checkpoints", () => {
       code: FAULT,
       message: /two: no space left .* free some and resume/,
     });
-    expect(await run.checkpoint()).toBe(path.join(at, "checkpoints", "one"));
+    expect((await findCheckpoint(at)).name).toBe("one");
     expect((await readdir(path.join(at, "checkpoints"))).sort()).toEqual(["latest", "one"]);
   });
 
