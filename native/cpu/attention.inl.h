@@ -34,28 +34,42 @@ TOKENRING_INLINE int seen_by(int64_t visible, int hi, int i) {
   return seen < hi ? static_cast<int>(seen) : hi;
 }
 
+// The first query token that sees any key of the tile: positions ascend with the row.
+TOKENRING_INLINE int first_seeing(int64_t visible, int lo) {
+  return visible > lo ? 0 : static_cast<int>(lo + 1 - visible);
+}
+
+// On the diagonal, rows go in steps of this many, so that little is computed only to be masked.
+constexpr int kStep = 16;
+
+TOKENRING_INLINE int rounded(int keys) { return (keys + kLanes - 1) / kLanes * kLanes; }
+
 // Scores to probabilities in place; folds the tile into the row's state and rescales its accumulator.
-TOKENRING_INLINE void softmax_row(float* scores, int lo, int seen, float scale, SoftmaxState& state, float* acc,
+// `whole`: all kTile keys are visible.
+template <bool whole>
+TOKENRING_INLINE void softmax_row(float* scores, int lo, int seen, V scale, SoftmaxState& state, float* acc,
                                   int head_dim) {
-  const V minus_infinity = set1(-kInfinity);
-  const int groups = (seen + kLanes - 1) / kLanes;
-  V s[kGroups], high = minus_infinity;
+  const int groups = whole ? kGroups : (seen + kLanes - 1) / kLanes;
+  V high = set1(-kInfinity);
+#pragma GCC unroll 4
   for (int g = 0; g < groups; ++g) {
-    s[g] =
-        select(lanes(lo - g * kLanes, seen - g * kLanes), mul(load(scores + g * kLanes), set1(scale)), minus_infinity);
-    high = max(s[g], high);
+    V s = mul(load(scores + g * kLanes), scale);
+    if (!whole) s = select(lanes(lo - g * kLanes, seen - g * kLanes), s, set1(-kInfinity));
+    store(scores + g * kLanes, s);
+    high = max(s, high);
   }
   const float tile_max = maximum(high);
-  const float new_max = state.max > tile_max ? state.max : tile_max;
   V total = load(state.sum);
-  if (new_max != state.max) {
-    const float alpha = exp(state.max - new_max);
-    total = mul(total, set1(alpha));
-    for (int d = 0; d < head_dim; d += kLanes) store(acc + d, mul(load(acc + d), set1(alpha)));
-    state.max = new_max;
+  if (!(state.max >= tile_max)) {
+    const V alpha = exp(set1(state.max - tile_max));
+    total = mul(total, alpha);
+    for (int d = 0; d < head_dim; d += kLanes) store(acc + d, mul(load(acc + d), alpha));
+    state.max = tile_max;
   }
+  const V shift = set1(state.max);
+#pragma GCC unroll 4
   for (int g = 0; g < groups; ++g) {
-    const V p = exp(sub(s[g], set1(new_max)));
+    const V p = exp(sub(load(scores + g * kLanes), shift));
     store(scores + g * kLanes, p);
     total = add(total, p);
   }
@@ -63,63 +77,63 @@ TOKENRING_INLINE void softmax_row(float* scores, int lo, int seen, float scale, 
 }
 
 void attend(const cpu::AttendTile& t) {
-  // Queries that see none of the tile come first: positions ascend with the row.
-  const int begin = t.visible > t.lo ? 0 : static_cast<int>(t.lo + 1 - t.visible);
+  const int begin = first_seeing(t.visible, t.lo);
   if (begin >= t.tokens || t.lo >= t.hi) return;
-  const int widest = seen_by(t.visible, t.hi, t.tokens - 1);
   // One token: the heads are the rows of one product. Several: the tokens are, head by head.
   const bool by_head = t.tokens == 1;
-  const int passes = by_head ? 1 : t.heads, rows = by_head ? t.heads : t.tokens - begin;
+  const int passes = by_head ? 1 : t.heads, rows = by_head ? t.heads : t.tokens;
   const int row_step = by_head ? kQueryBlock : 1;
+  const int64_t ldq = by_head ? t.head_dim : t.ldq, ld_acc = static_cast<int64_t>(row_step) * t.head_dim;
+  const V scale = set1(t.scale);
+  const auto seen = [&](int row) { return seen_by(t.visible, t.hi, by_head ? 0 : row); };
   for (int pass = 0; pass < passes; ++pass) {
-    SoftmaxState* state = t.state + pass * kQueryBlock + begin;
-    float* acc = t.acc + static_cast<int64_t>(pass * kQueryBlock + begin) * t.head_dim;
-    const int64_t ld_acc = static_cast<int64_t>(row_step) * t.head_dim;
-    gemm({.rows = rows,
-          .cols = (widest + kLanes - 1) / kLanes * kLanes,
-          .depth = t.head_dim,
-          .a = t.q + static_cast<int64_t>(pass) * t.head_dim + begin * t.ldq,
-          .lda = by_head ? t.head_dim : t.ldq,
-          .a_transposed = false,
-          .b = t.keys,
-          .ldb = kTile,
-          .b_panel = kPanel,
-          .c = t.scratch,
-          .ldc = kTile,
-          .accumulate = false,
-          .bias = nullptr});
-    for (int r = 0; r < rows; ++r)
-      softmax_row(t.scratch + r * kTile, t.lo, seen_by(t.visible, t.hi, by_head ? 0 : begin + r), t.scale,
-                  state[r * row_step], acc + r * ld_acc, t.head_dim);
-    // Probabilities times values. Rows in groups: together as far as the group's first row sees, then each its rest.
-    for (int r = 0; r < rows;) {
-      const int first_seen = seen_by(t.visible, t.hi, by_head ? 0 : begin + r);
-      const int end = by_head || first_seen == t.hi || rows - r < kRows ? rows : r + kRows;
+    SoftmaxState* state = t.state + pass * kQueryBlock;
+    float* acc = t.acc + static_cast<int64_t>(pass) * kQueryBlock * t.head_dim;
+    const float* q = t.q + static_cast<int64_t>(pass) * t.head_dim;
+    for (int r = begin, end; r < rows; r = end) {
+      // Rows that see the same keys go together, others in steps.
+      const int shared = seen(r);
+      end = by_head || shared == t.hi || rows - r < kStep ? rows : r + kStep;
       Gemm g{.rows = end - r,
-             .cols = t.head_dim,
-             .depth = first_seen - t.lo,
-             .a = t.scratch + r * kTile + t.lo,
-             .lda = kTile,
+             .cols = rounded(seen(end - 1)),
+             .depth = t.head_dim,
+             .a = q + r * ldq,
+             .lda = ldq,
              .a_transposed = false,
-             .b = t.v,
-             .ldb = t.ldv,
+             .b = t.keys,
+             .ldb = kTile,
              .b_panel = kPanel,
-             .c = acc + r * ld_acc,
-             .ldc = ld_acc,
-             .accumulate = true,
-             .bias = nullptr};
+             .c = t.scratch,
+             .ldc = kTile,
+             .accumulate = false,
+             .bias = nullptr,
+             .pack = nullptr};
       gemm(g);
-      for (int i = r; i < end && !by_head; ++i) {
-        const int seen = seen_by(t.visible, t.hi, begin + i);
-        if (seen == first_seen) continue;
-        g.rows = 1;
-        g.depth = seen - first_seen;
-        g.a = t.scratch + i * kTile + first_seen;
-        g.b = t.v + (first_seen - t.lo) * t.ldv;
-        g.c = acc + i * ld_acc;
-        gemm(g);
+      for (int i = r; i < end; ++i) {
+        float* scores = t.scratch + (i - r) * kTile;
+        if (t.lo == 0 && seen(i) == kTile)
+          softmax_row<true>(scores, 0, kTile, scale, state[i * row_step], acc + i * ld_acc, t.head_dim);
+        else
+          softmax_row<false>(scores, t.lo, seen(i), scale, state[i * row_step], acc + i * ld_acc, t.head_dim);
       }
-      r = end;
+      // Probabilities times values: together as far as the first row sees, then each row its rest.
+      g.cols = t.head_dim;
+      g.depth = shared - t.lo;
+      g.a = t.scratch + t.lo;
+      g.lda = kTile;
+      g.b = t.v;
+      g.ldb = t.ldv;
+      g.c = acc + r * ld_acc;
+      g.ldc = ld_acc;
+      g.accumulate = true;
+      gemm(g);
+      for (int i = r + 1; i < end && seen(i) > shared; ++i)
+        for (int d = 0; d < t.head_dim; d += kLanes) {
+          V sum = load(acc + i * ld_acc + d);
+          for (int j = shared; j < seen(i); ++j)
+            sum = fma(set1(t.scratch[(i - r) * kTile + j]), load(t.v + (j - t.lo) * t.ldv + d), sum);
+          store(acc + i * ld_acc + d, sum);
+        }
     }
   }
 }
@@ -150,85 +164,89 @@ void attend_delta(int64_t rows, int heads, int head_dim, const float* dout, cons
 
 // p = exp(scale q.k - lse); ds = p (dout.v - delta) scale; dv += p^T dout; dk += ds^T q; dq += ds k
 void attend_backward(const cpu::AttendTileBackward& t) {
-  const int begin = t.visible > t.lo ? 0 : static_cast<int>(t.lo + 1 - t.visible);
+  const int begin = first_seeing(t.visible, t.lo);
   if (begin >= t.tokens || t.lo >= t.hi) return;
-  const int rows = t.tokens - begin;
-  const int groups = (seen_by(t.visible, t.hi, t.tokens - 1) + kLanes - 1) / kLanes;
-  const int keys = (seen_by(t.visible, t.hi, t.tokens - 1)) - t.lo;
+  const auto seen = [&](int row) { return seen_by(t.visible, t.hi, row); };
   float* p = t.scratch;
-  float* ds = t.scratch + kQueryBlock * kTile;
+  float* ds = p + kQueryBlock * kTile;
+  float* q = ds + kQueryBlock * kTile;
+  float* dout = q + kQueryBlock * t.head_dim;
+  const V scale = set1(t.scale);
   for (int h = 0; h < t.heads; ++h) {
     const int64_t head = static_cast<int64_t>(h) * t.head_dim;
-    const float* q = t.q + begin * t.ldq + head;
-    const float* dout = t.dout + begin * t.ldo + head;
-    const float* lse = t.lse + begin * t.lds + h;
-    const float* delta = t.delta + begin * t.lds + h;
-    Gemm g{.rows = rows,
-           .cols = groups * kLanes,
-           .depth = t.head_dim,
-           .a = q,
-           .lda = t.ldq,
-           .a_transposed = false,
-           .b = t.keys,
-           .ldb = kTile,
-           .b_panel = kPanel,
-           .c = p,
-           .ldc = kTile,
-           .accumulate = false,
-           .bias = nullptr};
-    gemm(g);
-    g.a = dout;
-    g.lda = t.ldo;
-    g.b = t.values;
-    g.c = ds;
-    gemm(g);
-    const V scale = set1(t.scale);
-    for (int r = 0; r < rows; ++r) {
-      const int seen = seen_by(t.visible, t.hi, begin + r);
-      const V shift = set1(lse[r * t.lds]), drop = set1(delta[r * t.lds]);
-      for (int n = 0; n < groups; ++n) {
-        const Mask in = lanes(t.lo - n * kLanes, seen - n * kLanes);
-        float* at = p + r * kTile + n * kLanes;
-        float* slope = ds + r * kTile + n * kLanes;
-        const V pn = exp(sub(mul(load(at), scale), shift));
-        store(at, select(in, pn, zero()));
-        store(slope, select(in, mul(mul(pn, sub(load(slope), drop)), scale), zero()));
-      }
-    }
-    if (t.dq) {
-      gemm({.rows = rows,
-            .cols = t.head_dim,
-            .depth = keys,
-            .a = ds + t.lo,
-            .lda = kTile,
-            .a_transposed = false,
-            .b = t.k,
-            .ldb = t.ldk,
-            .b_panel = kPanel,
-            .c = t.dq + begin * t.ldq + head,
-            .ldc = t.ldq,
-            .accumulate = true,
-            .bias = nullptr});
-    }
-    if (t.dk) {
-      g = {.rows = keys,
-           .cols = t.head_dim,
-           .depth = rows,
-           .a = ds + t.lo,
-           .lda = kTile,
-           .a_transposed = true,
-           .b = q,
-           .ldb = t.ldq,
-           .b_panel = kPanel,
-           .c = t.dk,
-           .ldc = t.ldk,
-           .accumulate = true,
-           .bias = nullptr};
+    const float* lse = t.lse + h;
+    const float* delta = t.delta + h;
+    // Rows of one head lie far apart, and both are read several times.
+    pack(t.tokens, t.head_dim, t.q + head, t.ldq, q, t.head_dim);
+    pack(t.tokens, t.head_dim, t.dout + head, t.ldo, dout, t.head_dim);
+    for (int r = begin, end; r < t.tokens; r = end) {
+      end = seen(r) == t.hi || t.tokens - r < kStep ? t.tokens : r + kStep;
+      const int widest = seen(end - 1);
+      Gemm g{.rows = end - r,
+             .cols = rounded(widest),
+             .depth = t.head_dim,
+             .a = q + r * t.head_dim,
+             .lda = t.head_dim,
+             .a_transposed = false,
+             .b = t.keys,
+             .ldb = kTile,
+             .b_panel = kPanel,
+             .c = p + r * kTile,
+             .ldc = kTile,
+             .accumulate = false,
+             .bias = nullptr,
+             .pack = nullptr};
       gemm(g);
-      g.a = p + t.lo;
-      g.b = dout;
-      g.ldb = t.ldo;
-      g.c = t.dv;
+      g.a = dout + r * t.head_dim;
+      g.b = t.values;
+      g.c = ds + r * kTile;
+      gemm(g);
+      for (int i = r; i < end; ++i) {
+        const V shift = set1(lse[i * t.lds]), drop = set1(delta[i * t.lds]);
+        for (int j = 0; j < widest; j += kLanes) {
+          float* at = p + i * kTile + j;
+          float* slope = ds + i * kTile + j;
+          const Mask in = lanes(t.lo - j, seen(i) - j);
+          const V pj = select(in, exp(sub(mul(load(at), scale), shift)), zero());
+          store(at, pj);
+          store(slope, select(in, mul(mul(pj, sub(load(slope), drop)), scale), zero()));
+        }
+      }
+      if (!t.dq) continue;
+      g.cols = t.head_dim;
+      g.depth = widest - t.lo;
+      g.a = ds + r * kTile + t.lo;
+      g.lda = kTile;
+      g.b = t.k;
+      g.ldb = t.ldk;
+      g.c = t.dq + r * t.ldq + head;
+      g.ldc = t.ldq;
+      g.accumulate = true;
+      gemm(g);
+    }
+    if (!t.dk) continue;
+    for (int j = t.lo, end; j < seen(t.tokens - 1); j = end) {
+      // Keys that the first row sees go together, others in steps, each with the rows that see its first key.
+      const int first = first_seeing(t.visible, j) > begin ? first_seeing(t.visible, j) : begin;
+      end = j < seen(begin) ? seen(begin) : rounded(j + 1) < t.hi ? rounded(j + 1) : t.hi;
+      Gemm g{.rows = end - j,
+             .cols = t.head_dim,
+             .depth = t.tokens - first,
+             .a = ds + first * kTile + j,
+             .lda = kTile,
+             .a_transposed = true,
+             .b = q + first * t.head_dim,
+             .ldb = t.head_dim,
+             .b_panel = kPanel,
+             .c = t.dk + (j - t.lo) * t.lddk,
+             .ldc = t.lddk,
+             .accumulate = true,
+             .bias = nullptr,
+             .pack = nullptr};
+      gemm(g);
+      g.a = p + first * kTile + j;
+      g.b = dout + first * t.head_dim;
+      g.c = t.dv + (j - t.lo) * t.lddk;
       gemm(g);
     }
   }

@@ -1,4 +1,4 @@
-// The micro-kernel and the loops around it.
+// The micro-kernels and the loops around them.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -10,29 +10,31 @@ namespace {
 using cpu::Gemm;
 using cpu::kPanel;
 
-// Registers: MR rows by NV vectors of C stay in registers over a block of the depth.
+// Registers: MR rows by NV vectors of C stay in registers over a block of the depth. Few rows take more columns at a
+// time, to have enough independent chains and to read B in long runs.
 #if defined(TOKENRING_ISA_AVX512)
-constexpr int kRows = 12, kVectors = 2;
+constexpr int kRows = 12, kVectors = 2, kFewRows = 6, kManyVectors = 4;
 #elif defined(TOKENRING_ISA_AVX2)
-constexpr int kRows = 6, kVectors = 1;
+constexpr int kRows = 6, kVectors = 1, kFewRows = 2, kManyVectors = 2;
 #else
-constexpr int kRows = 4, kVectors = 1;
+constexpr int kRows = 4, kVectors = 1, kFewRows = 0, kManyVectors = 1;
 #endif
-// Depth of one block: a panel of B (32 KB) stays in L1 while the rows pass by.
-constexpr int64_t kDepth = 256;
+// Depth of one block: a panel of B (32 KB) stays in cache while the rows pass by.
+constexpr int64_t kDepth = cpu::kPackDepth;
 
 template <int MR, int NV, bool T>
-void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-           bool accumulate, const float* bias) {
+void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t b_panel, float* c,
+           int64_t ldc, bool accumulate, const float* bias) {
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : zero();
+  const float* b_next = b + b_panel;  // the second panel, if NV reaches into it
   for (int64_t d = 0; d < depth; ++d) {
     V bv[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = load(b + v * kLanes);
+    for (int v = 0; v < NV; ++v) bv[v] = load(v < 2 ? b + v * kLanes : b_next + (v - 2) * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
       const V av = set1(T ? a[r] : a[r * lda]);
@@ -41,13 +43,14 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
     }
     a += T ? lda : 1;
     b += ldb;
+    b_next += ldb;
   }
   if (bias) {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      const V add_to = load(bias + v * kLanes);
+      const V shift = load(bias + v * kLanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) acc[r][v] = add(acc[r][v], add_to);
+      for (int r = 0; r < MR; ++r) acc[r][v] = add(acc[r][v], shift);
     }
   }
 #pragma GCC unroll 16
@@ -56,69 +59,121 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
     for (int v = 0; v < NV; ++v) store(c + r * ldc + v * kLanes, acc[r][v]);
 }
 
-using Micro = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool, const float*);
+using Micro = void (*)(int64_t, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool,
+                       const float*);
 
-template <int NV, bool T>
+// micro<rows, NV, T> by rows, 1 to `most`.
+template <int NV, bool T, int most>
+constexpr Micro micro_of(int64_t rows) {
+  if constexpr (most == 0) {
+    return nullptr;
+  } else {
+    return rows == most ? micro<most, NV, T> : micro_of<NV, T, most - 1>(rows);
+  }
+}
+template <int NV, bool T, int most>
 struct Micros {
-  static constexpr Micro by_rows[13] = {
-      nullptr,         micro<1, NV, T>, micro<2, NV, T>, micro<3, NV, T>,  micro<4, NV, T>,
-#if defined(TOKENRING_ISA_AVX512) || defined(TOKENRING_ISA_AVX2)
-      micro<5, NV, T>, micro<6, NV, T>,
-#endif
-#if defined(TOKENRING_ISA_AVX512)
-      micro<7, NV, T>, micro<8, NV, T>, micro<9, NV, T>, micro<10, NV, T>, micro<11, NV, T>, micro<12, NV, T>,
-#endif
-  };
+  Micro by_rows[most + 1];
+  constexpr Micros() : by_rows() {
+    for (int r = 1; r <= most; ++r) by_rows[r] = micro_of<NV, T, most>(r);
+  }
 };
-
-// All rows against `NV` vectors of columns.
 template <int NV, bool T>
-void rows_loop(int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-               int64_t ldc, bool accumulate, const float* bias) {
+constexpr Micros<NV, T, NV <= kVectors ? kRows : kFewRows> micros;
+
+// All rows against NV vectors of columns.
+template <int NV, bool T>
+void rows_loop(int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t b_panel,
+               float* c, int64_t ldc, bool accumulate, const float* bias) {
+  constexpr int most = NV <= kVectors ? kRows : kFewRows;
   // Blocks of nearly equal size: 13 rows are 7 + 6, not 12 + 1.
-  int64_t blocks = (rows + kRows - 1) / kRows;
+  int64_t blocks = (rows + most - 1) / most;
   for (int64_t r = 0; r < rows; --blocks) {
     const int64_t take = (rows - r + blocks - 1) / blocks;
-    Micros<NV, T>::by_rows[take](depth, T ? a + r : a + r * lda, lda, b, ldb, c + r * ldc, ldc, accumulate, bias);
+    micros<NV, T>.by_rows[take](depth, T ? a + r : a + r * lda, lda, b, ldb, b_panel, c + r * ldc, ldc, accumulate,
+                                bias);
     r += take;
+  }
+}
+
+// The last columns, fewer than a vector: B, C and bias go through zero-padded copies.
+template <bool T>
+void edge_columns(int n, int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                  int64_t ldc, bool accumulate, const float* bias) {
+  alignas(64) float b_edge[kDepth * kLanes];
+  alignas(64) float c_edge[kRows * kLanes];
+  alignas(64) float bias_edge[kLanes];
+  for (int64_t d = 0; d < depth; ++d) store(b_edge + d * kLanes, load_n(b + d * ldb, n));
+  if (bias) store(bias_edge, load_n(bias, n));
+  for (int64_t r = 0; r < rows; r += kRows) {
+    const int64_t take = rows - r < kRows ? rows - r : kRows;
+    float* to = c + r * ldc;
+    if (accumulate)
+      for (int64_t i = 0; i < take; ++i) store(c_edge + i * kLanes, load_n(to + i * ldc, n));
+    micros<1, T>.by_rows[take](depth, T ? a + r : a + r * lda, lda, b_edge, kLanes, kPanel, c_edge, kLanes, accumulate,
+                               bias ? bias_edge : nullptr);
+    for (int64_t i = 0; i < take; ++i) store_n(to + i * ldc, load(c_edge + i * kLanes), n);
+  }
+}
+
+// Copies `cols` <= ld columns of each row, reading ahead: rows lie far apart, where the hardware does not look.
+TOKENRING_INLINE void pack(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, float* to, int64_t ldto) {
+  for (int64_t d = 0; d < rows; ++d) {
+    const float* row = from + d * ldfrom;
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      __builtin_prefetch(row + 8 * ldfrom + j);
+      if (j + kLanes <= cols)
+        store(to + d * ldto + j, load(row + j));
+      else
+        store(to + d * ldto + j, load_n(row + j, static_cast<int>(cols - j)));
+    }
   }
 }
 
 template <bool T>
 void gemm_loops(const Gemm& g) {
-  alignas(64) float b_edge[kDepth * kLanes];
-  alignas(64) float c_edge[kRows * kLanes];
-  alignas(64) float bias_edge[kLanes];
+  // Operands with long strides are copied if each copy is used several times.
+  const bool packs = g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.depth >= 64;
+  float* a_pack = g.pack;
+  float* b_pack = g.pack ? g.pack + kDepth * cpu::kPackRows : nullptr;
   for (int64_t d0 = 0; d0 == 0 || d0 < g.depth; d0 += kDepth) {
     const int64_t depth = g.depth - d0 < kDepth ? g.depth - d0 : kDepth;
     const bool accumulate = g.accumulate || d0 > 0;
     const bool last = d0 + kDepth >= g.depth;
     const float* a = g.a + (T ? d0 * g.lda : d0);
-    for (int64_t j = 0; j < g.cols;) {
+    int64_t lda = g.lda;
+    if (T && packs) {
+      pack(depth, g.rows, a, lda, a_pack, cpu::kPackRows);
+      a = a_pack;
+      lda = cpu::kPackRows;
+    }
+    int64_t width;
+    for (int64_t j = 0; j < g.cols; j += width) {
       const float* b = g.b + (j / kPanel) * g.b_panel + d0 * g.ldb + j % kPanel;
+      int64_t ldb = g.ldb;
       const float* bias = last && g.bias ? g.bias + j : nullptr;
+      float* c = g.c + j;
       const int64_t left = g.cols - j;
-      if (left >= kVectors * kLanes && j % kPanel + kVectors * kLanes <= kPanel) {
-        rows_loop<kVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.c + j, g.ldc, accumulate, bias);
-        j += kVectors * kLanes;
+      if (T && packs && j % kPanel == 0 && left >= kPanel) {
+        pack(depth, kPanel, b, ldb, b_pack, kPanel);
+        b = b_pack;
+        ldb = kPanel;
+        width = kPanel;
+        for (int v = 0; v < kPanel; v += kVectors * kLanes)
+          rows_loop<kVectors, T>(g.rows, depth, a, lda, b + v, ldb, 0, c + v, g.ldc, accumulate, nullptr);
+      } else if (g.rows <= kFewRows && left >= kManyVectors * kLanes && j % kPanel == 0) {
+        width = kManyVectors * kLanes;
+        if constexpr (kFewRows > 0)
+          rows_loop<kManyVectors, T>(g.rows, depth, a, lda, b, ldb, g.b_panel, c, g.ldc, accumulate, bias);
+      } else if (left >= kVectors * kLanes && j % kPanel + kVectors * kLanes <= kPanel) {
+        width = kVectors * kLanes;
+        rows_loop<kVectors, T>(g.rows, depth, a, lda, b, ldb, g.b_panel, c, g.ldc, accumulate, bias);
       } else if (left >= kLanes) {
-        rows_loop<1, T>(g.rows, depth, a, g.lda, b, g.ldb, g.c + j, g.ldc, accumulate, bias);
-        j += kLanes;
+        width = kLanes;
+        rows_loop<1, T>(g.rows, depth, a, lda, b, ldb, g.b_panel, c, g.ldc, accumulate, bias);
       } else {
-        // Fewer columns than lanes: B, C and bias go through zero-padded copies.
-        const int n = static_cast<int>(left);
-        for (int64_t d = 0; d < depth; ++d) store(b_edge + d * kLanes, load_n(b + d * g.ldb, n));
-        if (bias) store(bias_edge, load_n(bias, n));
-        for (int64_t r = 0; r < g.rows; r += kRows) {
-          const int64_t take = g.rows - r < kRows ? g.rows - r : kRows;
-          float* c = g.c + r * g.ldc + j;
-          if (accumulate)
-            for (int64_t i = 0; i < take; ++i) store(c_edge + i * kLanes, load_n(c + i * g.ldc, n));
-          Micros<1, T>::by_rows[take](depth, T ? a + r : a + r * g.lda, g.lda, b_edge, kLanes, c_edge, kLanes,
-                                      accumulate, bias ? bias_edge : nullptr);
-          for (int64_t i = 0; i < take; ++i) store_n(c + i * g.ldc, load(c_edge + i * kLanes), n);
-        }
-        j = g.cols;
+        width = left;
+        edge_columns<T>(static_cast<int>(left), g.rows, depth, a, lda, b, ldb, c, g.ldc, accumulate, bias);
       }
     }
   }
@@ -133,23 +188,25 @@ void gemm(const Gemm& g) {
 }
 
 void transpose(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, float* to, int64_t ldto) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < cols; ++d) to[d * ldto + r] = from[r * ldfrom + d];
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    int64_t d = 0;
+    if (r + kLanes <= rows)
+      for (; d + kLanes <= cols; d += kLanes) transpose16(from + r * ldfrom + d, ldfrom, to + d * ldto + r, ldto);
+    for (int64_t i = r; i < rows && i < r + kLanes; ++i)
+      for (int64_t e = d; e < cols; ++e) to[e * ldto + i] = from[i * ldfrom + e];
+  }
 }
 
 void column_sum(int64_t rows, int64_t cols, const float* y, int64_t ldy, float* c) {
-  TOKENRING_FOR_LANES(j, cols, n) {
-    V s = load_n(c + j, static_cast<int>(n));
-    for (int64_t r = 0; r < rows; ++r) s = add(s, load_n(y + r * ldy + j, static_cast<int>(n)));
-    store_n(c + j, s, static_cast<int>(n));
-  }
+  for_lanes(cols, TOKENRING_LANES_BODY(j, k) {
+    V s = load(c + j, k);
+    for (int64_t r = 0; r < rows; ++r) s = add(s, load(y + r * ldy + j, k));
+    store(c + j, s, k);
+  });
 }
 
 void add_to(int64_t n, const float* x, float* to) {
-  TOKENRING_FOR_LANES(i, n, count) {
-    const int k = static_cast<int>(count);
-    store_n(to + i, add(load_n(to + i, k), load_n(x + i, k)), k);
-  }
+  for_lanes(n, TOKENRING_LANES_BODY(i, k) { store(to + i, add(load(to + i, k), load(x + i, k)), k); });
 }
 
 }  // namespace

@@ -9,82 +9,75 @@ namespace {
 
 struct Softmax {
   float max, sum, lse;
+  float mean;  // expectation of z - max, unnormalised: sum of exp(z - max) (z - max)
 };
 
 // One order of operations for training and sampling: maximum, then the sum of exp(z - max) by lanes.
-// `probabilities` (v rounded up to 16), if given, receives exp(z - max).
-Softmax softmax_of(int64_t v, const float* logits, float inv_temperature, float* probabilities) {
+// `weights` (v rounded up to 16), if given, receives exp(z - max). kMean: also the sum that entropy needs.
+template <bool kMean>
+Softmax softmax_of(int64_t v, const float* logits, float inv_temperature, float* weights) {
   const V scale = set1(inv_temperature);
   V high = set1(-kInfinity);
-  TOKENRING_FOR_LANES(j, v, n) {
-    const int k = static_cast<int>(n);
-    const V z = select(lanes(0, k), mul(load_n(logits + j, k), scale), set1(-kInfinity));
-    high = max(z, high);
-  }
+  for_lanes(v, TOKENRING_LANES_BODY(j, k) {
+    high = max(covered(mul(load(logits + j, k), scale), -kInfinity, k), high);
+  });
   Softmax s;
   s.max = maximum(high);
-  V total = zero();
-  TOKENRING_FOR_LANES(j, v, n) {
-    const int k = static_cast<int>(n);
-    const V e = select(lanes(0, k), exp(sub(mul(load_n(logits + j, k), scale), set1(s.max))), zero());
-    if (probabilities) store(probabilities + j, e);
+  const V shift = set1(s.max);
+  V total = zero(), mean = zero();
+  for_lanes(v, TOKENRING_LANES_BODY(j, k) {
+    const V d = sub(mul(load(logits + j, k), scale), shift);
+    const V e = covered(exp(d), 0.0f, k);
+    if (weights) store(weights + j, e);
     total = add(total, e);
-  }
+    // A weight of 0 adds 0, even where z is -infinity. NaN is not above 0 and goes through `total`.
+    if constexpr (kMean) mean = select(less(zero(), e), fma(e, d, mean), mean);
+  });
   s.sum = sum(total);
   s.lse = s.max + log(s.sum);
+  s.mean = kMean ? sum(mean) : 0.0f;
   return s;
 }
 
 void statistics(int64_t rows, int64_t v, const float* logits, const int32_t* targets, float inv_temperature, float* lse,
                 float* logprob, float* entropy) {
-  const V scale = set1(inv_temperature);
   for (int64_t i = 0; i < rows; ++i) {
     const float* row = logits + i * v;
-    const Softmax s = softmax_of(v, row, inv_temperature, nullptr);
-    if (lse) lse[i] = s.lse;
-    if (logprob) logprob[i] = row[targets[i]] * inv_temperature - s.lse;
-    if (!entropy) continue;
-    // entropy = log sum - E[z - max]; a probability of 0 adds 0 even where z is -infinity
-    V mean = zero();
-    TOKENRING_FOR_LANES(j, v, n) {
-      const int k = static_cast<int>(n);
-      const V d = sub(mul(load_n(row + j, k), scale), set1(s.max));
-      const V e = exp(d);
-      const V term = select(less(zero(), e), mul(e, d), e);
-      mean = add(mean, select(lanes(0, k), term, zero()));
-    }
-    entropy[i] = log(s.sum) - sum(mean) / s.sum;
+    const Softmax s = softmax_of<true>(v, row, inv_temperature, nullptr);
+    lse[i] = s.lse;
+    logprob[i] = row[targets[i]] * inv_temperature - s.lse;
+    entropy[i] = log(s.sum) - s.mean / s.sum;
   }
 }
 
 void policy(int64_t count, const cpu::PolicyConstants& p, const float* logprob, const float* old,
             const float* advantage, const float* weight, float* g, float* loss, int32_t* flags) {
-  TOKENRING_FOR_LANES(i, count, n) {
-    const int k = static_cast<int>(n);
-    const V lp = load_n(logprob + i, k), minus_w = sub(zero(), load_n(weight + i, k));
-    if (!p.clip) {
-      store_n(g + i, minus_w, k);
-      store_n(loss + i, mul(minus_w, lp), k);
-      for (int j = 0; j < k; ++j) flags[i + j] = 0;
-      continue;
-    }
-    const V a = load_n(advantage + i, k), d = sub(lp, load_n(old + i, k));
-    const V limit = set1(20.0f), minus_limit = set1(-20.0f);
-    const V bounded = min(limit, max(minus_limit, d));  // NaN stays NaN
-    const V r = exp(bounded);
-    const V plain = mul(r, a);
-    const V clipped = mul(min(set1(p.high), max(set1(p.low), r)), a);
-    const Mask is_clipped = less(clipped, plain);
-    V slope = mul(minus_w, plain);  // d r / d logprob = r
-    slope = select(is_clipped, zero(), slope);
-    slope = select(less(d, minus_limit), zero(), select(less(limit, d), zero(), slope));
-    store_n(g + i, slope, k);
-    store_n(loss + i, mul(minus_w, select(is_clipped, clipped, plain)), k);
-    float low[kLanes], high[kLanes];
-    store(low, select(both(is_clipped, less(r, set1(p.low))), set1(1.0f), zero()));
-    store(high, select(both(is_clipped, less(set1(p.high), r)), set1(1.0f), zero()));
-    for (int j = 0; j < k; ++j) flags[i + j] = low[j] != 0.0f ? 1 : high[j] != 0.0f ? 2 : 0;
+  if (!p.clip) {
+    for_lanes(count, TOKENRING_LANES_BODY(i, k) {
+      const V minus_w = sub(zero(), load(weight + i, k));
+      store(g + i, minus_w, k);
+      store(loss + i, mul(minus_w, load(logprob + i, k)), k);
+    });
+    __builtin_memset(flags, 0, static_cast<size_t>(count) * sizeof(int32_t));
+    return;
   }
+  const V limit = set1(20.0f), minus_limit = set1(-20.0f), low = set1(p.low), high = set1(p.high);
+  for_lanes(count, TOKENRING_LANES_BODY(i, k) {
+    const V minus_w = sub(zero(), load(weight + i, k)), a = load(advantage + i, k);
+    const V d = sub(load(logprob + i, k), load(old + i, k));
+    const V r = exp(min(limit, max(minus_limit, d)));  // NaN stays NaN
+    const V plain = mul(r, a), clipped = mul(min(high, max(low, r)), a);
+    const Mask is_clipped = less(clipped, plain);
+    // d r / d logprob = r; 0 where the clip or the limit holds
+    V slope = select(is_clipped, zero(), mul(minus_w, plain));
+    slope = select(less(d, minus_limit), zero(), select(less(limit, d), zero(), slope));
+    store(g + i, slope, k);
+    store(loss + i, mul(minus_w, select(is_clipped, clipped, plain)), k);
+    float flag[kLanes];
+    store(flag, select(both(is_clipped, less(r, low)), set1(1.0f),
+                       select(both(is_clipped, less(high, r)), set1(2.0f), zero())));
+    for (int64_t j = 0; j < kLanes && i + j < count; ++j) flags[i + j] = static_cast<int32_t>(flag[j]);
+  });
 }
 
 void logits_gradient(int64_t rows, int64_t v, float* logits, const int32_t* targets, const float* lse, const float* g,
@@ -98,10 +91,9 @@ void logits_gradient(int64_t rows, int64_t v, float* logits, const int32_t* targ
     const float slope = g[i] * inv_temperature;
     const V scale = set1(inv_temperature), minus_slope = set1(-slope), shift = set1(lse[i]);
     const float target = row[targets[i]];
-    TOKENRING_FOR_LANES(j, v, n) {
-      const int k = static_cast<int>(n);
-      store_n(row + j, mul(minus_slope, exp(sub(mul(load_n(row + j, k), scale), shift))), k);
-    }
+    for_lanes(v, TOKENRING_LANES_BODY(j, k) {
+      store(row + j, mul(minus_slope, exp(sub(mul(load(row + j, k), scale), shift))), k);
+    });
     row[targets[i]] = slope * (1.0f - exp(target * inv_temperature - lse[i]));
   }
 }
@@ -112,7 +104,7 @@ void sample(int64_t rows, int64_t v, const float* logits, const float* inv_tempe
     const float* row = logits + i * v;
     const bool greedy = inv_temperature[i] == 0.0f;
     const float scale = greedy ? 1.0f : inv_temperature[i];
-    const Softmax s = softmax_of(v, row, scale, scratch);
+    const Softmax s = softmax_of<false>(v, row, scale, scratch);
     int64_t token = 0;
     if (greedy) {
       for (int64_t j = 1; j < v; ++j)
@@ -136,7 +128,7 @@ void sample(int64_t rows, int64_t v, const float* logits, const float* inv_tempe
 
 double sum_of_squares(int64_t count, const float* x) {
   Squares s = no_squares();
-  TOKENRING_FOR_LANES(i, count, n) accumulate(s, load_n(x + i, static_cast<int>(n)));
+  for_lanes(count, TOKENRING_LANES_BODY(i, k) { accumulate(s, load(x + i, k)); });
   return sum(s);
 }
 
@@ -145,17 +137,16 @@ void adamw(int64_t count, const cpu::AdamWConstants& c, float* w, const float* g
   const V scale = set1(c.gradient_scale), decay = set1(c.decay), beta1 = set1(c.beta1), rest1 = set1(c.one_minus_beta1),
           beta2 = set1(c.beta2), rest2 = set1(c.one_minus_beta2), step = set1(c.step_size),
           root = set1(c.root_correction), epsilon = set1(c.epsilon);
-  TOKENRING_FOR_LANES(i, count, n) {
-    const int k = static_cast<int>(n);
-    const V gi = mul(load_n(g + i, k), scale);
-    const V mi = fma(beta1, load_n(m + i, k), mul(rest1, gi));
-    const V vi = fma(beta2, load_n(v + i, k), mul(rest2, mul(gi, gi)));
+  for_lanes(count, TOKENRING_LANES_BODY(i, k) {
+    const V gi = mul(load(g + i, k), scale);
+    const V mi = fma(beta1, load(m + i, k), mul(rest1, gi));
+    const V vi = fma(beta2, load(v + i, k), mul(rest2, mul(gi, gi)));
     const V denominator = add(div(sqrt(vi), root), epsilon);
-    const V wi = fnma(step, div(mi, denominator), mul(load_n(w + i, k), decay));
-    store_n(m + i, mi, k);
-    store_n(v + i, vi, k);
-    store_n(w + i, wi, k);
-  }
+    const V wi = fnma(step, div(mi, denominator), mul(load(w + i, k), decay));
+    store(m + i, mi, k);
+    store(v + i, vi, k);
+    store(w + i, wi, k);
+  });
 }
 
 }  // namespace

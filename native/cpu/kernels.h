@@ -28,7 +28,10 @@ struct Gemm {
   int64_t ldc;
   bool accumulate;
   const float* bias;
+  float* pack;  // kPackFloats of scratch, or null: operands are read where they lie. Only used if a_transposed.
 };
+constexpr int64_t kPackDepth = 256, kPackRows = 96;
+constexpr size_t kPackFloats = kPackDepth * (kPackRows + kPanel);
 
 // Softmax state of one query row while it walks the tiles.
 struct SoftmaxState {
@@ -53,7 +56,7 @@ struct AttendTile {
   float* scratch;       // kQueryBlock * kTile
 };
 
-// Gradients for the same tile, all accumulated into: dq like q, dk and dv like k.
+// Gradients for the same tile, all accumulated into.
 struct AttendTileBackward {
   int tokens, heads, head_dim;
   const float* q;
@@ -70,10 +73,11 @@ struct AttendTileBackward {
   int lo, hi;
   int64_t visible;
   float scale;
-  float* dq;  // null: not wanted
-  float* dk;  // null with dv: not wanted
+  float* dq;  // like q; null: not wanted
+  float* dk;  // key j at dk + (j - lo) * lddk, dv the same; null: not wanted
   float* dv;
-  float* scratch;  // 2 * kQueryBlock * kTile
+  int64_t lddk;
+  float* scratch;  // 2 * kQueryBlock * (kTile + head_dim)
 };
 
 struct AdamWConstants {
@@ -118,7 +122,6 @@ struct Kernels {
   void (*swiglu)(int64_t rows, int64_t f, const float* gate_up, float* y);
   void (*swiglu_backward)(int64_t rows, int64_t f, const float* dy, const float* gate_up, float* dgate_up);
 
-  // entropy and logprob may be null
   void (*statistics)(int64_t rows, int64_t v, const float* logits, const int32_t* targets, float inv_temperature,
                      float* lse, float* logprob, float* entropy);
   void (*policy)(int64_t n, const PolicyConstants&, const float* logprob, const float* old, const float* advantage,

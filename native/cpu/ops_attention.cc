@@ -3,6 +3,7 @@
 // Work is cut into (block of queries, kv head); every row walks the tiles of keys in ascending order, so the cut never
 // shows in the result. Keys are transposed tile by tile into the thread's scratch: memory is linear in the length.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "cpu/attention_plan.h"
@@ -36,19 +37,26 @@ void transpose_tile(const Kernels& kernels, const float* from, int64_t ld, int h
   kernels.transpose(hi - lo, head_dim, from, ld, to + lo, kTile);
 }
 
-// Scratch of one attending thread.
+// Rows that lie `ld` apart, close together.
+void copy_rows(const float* from, int64_t ld, int rows, int head_dim, float* to) {
+  for (int j = 0; j < rows; ++j)
+    std::memcpy(to + j * head_dim, from + j * ld, static_cast<size_t>(head_dim) * sizeof(float));
+}
+
+// Scratch of one attending thread: a tile's keys and values transposed, and one of both as rows.
 struct Scratch {
   Scratch(int heads, int head_dim)
       : tile(static_cast<size_t>(head_dim) * kTile), acc_size(static_cast<size_t>(heads) * kQueryBlock * head_dim) {
     const size_t states = static_cast<size_t>(heads) * kQueryBlock * sizeof(SoftmaxState) / sizeof(float);
-    keys = scratch(2 * tile + acc_size + 2 * kQueryBlock * kTile + states);
+    keys = scratch(3 * tile + acc_size + 2 * kQueryBlock * (kTile + head_dim) + states);
     values = keys + tile;
-    acc = values + tile;
-    scores = acc + acc_size;
-    state = reinterpret_cast<SoftmaxState*>(scores + 2 * kQueryBlock * kTile);
+    rows = values + tile;
+    acc = rows + tile;
+    work = acc + acc_size;
+    state = reinterpret_cast<SoftmaxState*>(work + 2 * kQueryBlock * (kTile + head_dim));
   }
   size_t tile, acc_size;
-  float *keys, *values, *acc, *scores;
+  float *keys, *values, *rows, *acc, *work;
   SoftmaxState* state;
 };
 
@@ -91,21 +99,22 @@ void CpuOps::attention_forward(Stream& stream, Tensor qkv, const std::vector<Att
             if (t.position + t.lo > last) break;
             const float* row = qkv.f32() + t.row * h.ld();
             transpose_tile(k_, row + h.k(kv), h.ld(), head_dim, t.lo, t.hi, s.keys);
+            copy_rows(row + h.v(kv), h.ld(), t.hi - t.lo, head_dim, s.rows);
             k_.attend({.tokens = block.tokens,
                        .heads = h.per_kv(),
                        .head_dim = head_dim,
                        .q = qkv.f32() + block.row * h.ld() + h.q(kv),
                        .ldq = h.ld(),
                        .keys = s.keys,
-                       .v = row + h.v(kv),
-                       .ldv = h.ld(),
+                       .v = s.rows,
+                       .ldv = head_dim,
                        .lo = t.lo,
                        .hi = t.hi,
                        .visible = block.position - t.position + 1,
                        .scale = scale,
                        .state = s.state,
                        .acc = s.acc,
-                       .scratch = s.scores});
+                       .scratch = s.work});
           }
         }
         const int64_t first_head = static_cast<int64_t>(kv) * h.per_kv();
@@ -156,8 +165,8 @@ void CpuOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor 
                           .lds = heads,
                           .keys = s.keys,
                           .values = s.values,
-                          .k = qkv.f32() + keys + h.k(kv),
-                          .ldk = h.ld(),
+                          .k = s.rows,
+                          .ldk = head_dim,
                           .lo = t.lo,
                           .hi = t.hi,
                           .visible = position - t.position + 1,
@@ -165,12 +174,14 @@ void CpuOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor 
                           .dq = want_dq ? dqkv.f32() + queries : nullptr,
                           .dk = want_dkv ? dqkv.f32() + keys + h.k(kv) : nullptr,
                           .dv = want_dkv ? dqkv.f32() + keys + h.v(kv) : nullptr,
-                          .scratch = s.scores});
+                          .lddk = h.ld(),
+                          .scratch = s.work});
     };
     const auto load_tile = [&](const Scratch& s, const KeyTile& t, int kv) {
       const float* row = qkv.f32() + t.row * h.ld();
       transpose_tile(k_, row + h.k(kv), h.ld(), head_dim, t.lo, t.hi, s.keys);
       transpose_tile(k_, row + h.v(kv), h.ld(), head_dim, t.lo, t.hi, s.values);
+      copy_rows(row + h.k(kv), h.ld(), t.hi - t.lo, head_dim, s.rows);
     };
     // All queries against one tile. dk and dv sum the queries in ascending order, dq the tiles in ascending order:
     // both ways below keep these two orders, so they give the same bits.

@@ -34,7 +34,7 @@ struct Blocks {
 };
 
 Blocks blocks_of(int64_t rows, int64_t cols, int64_t depth, int threads) {
-  int64_t r = std::min<int64_t>(rows, 96), c = std::min<int64_t>(panels(cols), 4) * kPanel;
+  int64_t r = std::min<int64_t>(rows, kPackRows), c = std::min<int64_t>(panels(cols), 4) * kPanel;
   const auto count = [&] { return ((rows + r - 1) / r) * ((cols + c - 1) / c); };
   const auto worth = [&] { return r * c * depth > 400'000; };  // multiply-adds, about 5 microseconds
   while (count() < 4 * threads && worth()) {
@@ -109,7 +109,8 @@ void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Ten
                  .c = y.f32() + r * w.n + c,
                  .ldc = w.n,
                  .accumulate = false,
-                 .bias = bias ? bias.f32() + c : nullptr});
+                 .bias = bias ? bias.f32() + c : nullptr,
+                 .pack = nullptr});
       }
     });
   });
@@ -139,7 +140,8 @@ void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool a
                  .c = dx.f32() + r * w.k + c,
                  .ldc = w.k,
                  .accumulate = accumulate,
-                 .bias = nullptr});
+                 .bias = nullptr,
+                 .pack = nullptr});
       }
     });
   });
@@ -170,7 +172,8 @@ void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor
                  .c = dw.f32() + r * k + c,
                  .ldc = k,
                  .accumulate = true,
-                 .bias = nullptr});
+                 .bias = nullptr,
+                 .pack = scratch(kPackFloats)});
       }
     });
     if (!db) return;

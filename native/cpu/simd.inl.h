@@ -67,6 +67,38 @@ TOKENRING_INLINE V scale_by_power(V p, V t) {
 TOKENRING_INLINE __m256 fold_low(V a) { return _mm512_castps512_ps256(a.v); }
 TOKENRING_INLINE __m256 fold_high(V a) { return _mm512_extractf32x8_ps(a.v, 1); }
 
+// to[d * ldto + r] = from[r * ldfrom + d] for 16 by 16.
+inline void transpose16(const float* from, int64_t ldfrom, float* to, int64_t ldto) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * ldfrom);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  // a[4 g + c]: columns c, c + 4, c + 8, c + 12 of the four rows of group g, one in each quarter
+#pragma GCC unroll 4
+  for (int g = 0; g < 16; g += 4)
+#pragma GCC unroll 2
+    for (int c = 0; c < 2; ++c) {
+      const __m512d x = _mm512_castps_pd(b[g + c]), y = _mm512_castps_pd(b[g + c + 2]);
+      a[g + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+      a[g + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+  // Then a 4 by 4 transpose of quarters.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even01 = _mm512_shuffle_f32x4(a[c], a[c + 4], 0x88), odd01 = _mm512_shuffle_f32x4(a[c], a[c + 4], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(a[c + 8], a[c + 12], 0x88),
+                 odd23 = _mm512_shuffle_f32x4(a[c + 8], a[c + 12], 0xdd);
+    _mm512_storeu_ps(to + c * ldto, _mm512_shuffle_f32x4(even01, even23, 0x88));
+    _mm512_storeu_ps(to + (c + 4) * ldto, _mm512_shuffle_f32x4(odd01, odd23, 0x88));
+    _mm512_storeu_ps(to + (c + 8) * ldto, _mm512_shuffle_f32x4(even01, even23, 0xdd));
+    _mm512_storeu_ps(to + (c + 12) * ldto, _mm512_shuffle_f32x4(odd01, odd23, 0xdd));
+  }
+}
+
 // Sum of squares in float64, lane by lane.
 struct Squares {
   __m512d lo, hi;
@@ -137,6 +169,34 @@ TOKENRING_INLINE __m256 scale_half(__m256 p, __m256 t) {
 TOKENRING_INLINE V scale_by_power(V p, V t) { return {scale_half(p.a, t.a), scale_half(p.b, t.b)}; }
 TOKENRING_INLINE __m256 fold_low(V x) { return x.a; }
 TOKENRING_INLINE __m256 fold_high(V x) { return x.b; }
+
+inline void transpose8(const float* from, int64_t ldfrom, float* to, int64_t ldto) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * ldfrom);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int g = 0; g < 8; g += 4)
+#pragma GCC unroll 2
+    for (int c = 0; c < 2; ++c) {
+      a[g + 2 * c] = _mm256_shuffle_ps(b[g + c], b[g + c + 2], 0x44);
+      a[g + 2 * c + 1] = _mm256_shuffle_ps(b[g + c], b[g + c + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    _mm256_storeu_ps(to + c * ldto, _mm256_permute2f128_ps(a[c], a[c + 4], 0x20));
+    _mm256_storeu_ps(to + (c + 4) * ldto, _mm256_permute2f128_ps(a[c], a[c + 4], 0x31));
+  }
+}
+// to[d * ldto + r] = from[r * ldfrom + d] for 16 by 16.
+inline void transpose16(const float* from, int64_t ldfrom, float* to, int64_t ldto) {
+  for (int r = 0; r < 16; r += 8)
+    for (int d = 0; d < 16; d += 8) transpose8(from + r * ldfrom + d, ldfrom, to + d * ldto + r, ldto);
+}
 
 struct Squares {
   __m256d s[4];
@@ -217,6 +277,11 @@ TOKENRING_INLINE V scale_by_power(V p, V t) {
 }
 #undef TOKENRING_LANES
 
+inline void transpose16(const float* from, int64_t ldfrom, float* to, int64_t ldto) {
+  for (int r = 0; r < 16; ++r)
+    for (int d = 0; d < 16; ++d) to[d * ldto + r] = from[r * ldfrom + d];
+}
+
 struct Squares {
   double s[kLanes];
 };
@@ -270,10 +335,27 @@ TOKENRING_INLINE double sum(const Squares& s) {
 
 TOKENRING_INLINE V zero() { return set1(0.0f); }
 
-// For loops over a row: whole vectors, then one partial one. body(offset, lanes).
-#define TOKENRING_FOR_LANES(i, n, count)                            \
-  for (int64_t i = 0, count = (n) < kLanes ? (n) : kLanes; i < (n); \
-       i += kLanes, count = (n)-i < kLanes ? (n)-i : kLanes)
+// The number of lanes that a step of for_lanes() covers: all sixteen, known at compile time, or the first `n`.
+struct All {};
+struct Some {
+  int n;
+};
+TOKENRING_INLINE V load(const float* p, All) { return load(p); }
+TOKENRING_INLINE V load(const float* p, Some k) { return load_n(p, k.n); }
+TOKENRING_INLINE void store(float* p, V a, All) { store(p, a); }
+TOKENRING_INLINE void store(float* p, V a, Some k) { store_n(p, a, k.n); }
+// The covered lanes of a, `fill` in the others.
+TOKENRING_INLINE V covered(V a, float, All) { return a; }
+TOKENRING_INLINE V covered(V a, float fill, Some k) { return select(lanes(0, k.n), a, set1(fill)); }
+
+// body(offset, All or Some) over a row of n: whole vectors, then a partial one.
+template <class Body>
+TOKENRING_INLINE void for_lanes(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, All{});
+  if (i < n) body(i, Some{static_cast<int>(n - i)});
+}
+#define TOKENRING_LANES_BODY(i, k) [&](int64_t i, auto k) __attribute__((always_inline))
 
 }  // namespace
 }  // namespace tokenring
