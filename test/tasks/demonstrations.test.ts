@@ -14,6 +14,7 @@ import { buildByteTokenizer } from "../../lib/engine/tokenizer-build.ts";
 import { Random } from "../../lib/random.ts";
 import { localBackend } from "../../lib/sandbox/local.ts";
 import type { Sandbox, SandboxBackend } from "../../lib/sandbox/types.ts";
+import { parseLogPytest } from "../../lib/tasks/log-parsers.ts";
 import {
   type DemonstrationTask,
   demonstrationTask,
@@ -23,7 +24,9 @@ import { writeRepository } from "../../lib/tasks/tinyswe/git.ts";
 import { resolves } from "../../lib/tasks/tinyswe/model.ts";
 import { namesOf } from "../../lib/tasks/tinyswe/names.ts";
 import { PHRASES } from "../../lib/tasks/tinyswe/phrases.ts";
+import { VERIFY_COMMAND } from "../../lib/tasks/tinyswe/runner.ts";
 import { COMPACT_TEMPLATE } from "../../lib/tasks/tinyswe/tinyswe.ts";
+import { verify } from "../../lib/verify/verify.ts";
 
 const { tokenizerJson, tokenizerConfig } = buildByteTokenizer({ phrases: PHRASES });
 const tokenizer = tokenizerFromJson(tokenizerJson, tokenizerConfig);
@@ -144,6 +147,33 @@ describe("the simulated sandbox", () => {
       for (const turn of real.turns) commands.add(turn.command?.split(" ")[0] as string);
     }
     expect([...commands]).toEqual(expect.arrayContaining(["open", "edit", "ls", "grep", "python", "submit"]));
+  });
+
+  test("leaves trees of which verification says what the model says", async () => {
+    const verdicts: string[] = [];
+    for (let index = 0; index < 24; index++) {
+      const demonstration = demonstrationTask(25, index);
+      const { instance, task } = demonstration;
+      const sandbox = demonstration.sandbox();
+      const { patch } = await demonstrate(demonstration, index % 2 === 0 ? "expert" : "sloppy", sandbox);
+      const repository = join(scratch, instance.instance_id);
+      writeRepository(repository, task.files);
+      const { verdict, reason } = await verify({
+        instance,
+        tasks: {
+          repository: async () => repository,
+          testCommand: () => VERIFY_COMMAND,
+          parseLog: parseLogPytest,
+        },
+        patch,
+        backend,
+      });
+      const solved = resolves(task, sandbox.files());
+      expect(verdict).toBe(solved ? "resolved" : patch === "" ? "not_run" : "failed");
+      if (verdict === "failed") expect(reason).toBe("tests_failed");
+      verdicts.push(verdict);
+    }
+    expect([...new Set(verdicts)]).toEqual(expect.arrayContaining(["resolved", "failed"]));
   });
 
   test("refuses what no demonstrator does", async () => {

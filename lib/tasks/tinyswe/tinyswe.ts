@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { TokenringError } from "../../errors.ts";
 import { parseLogPytest } from "../log-parsers.ts";
-import type { Instance, PromptTemplate, TaskSet, TestStatus } from "../types.ts";
+import type { Instance, PromptTemplate, TaskSet } from "../types.ts";
 import { writeRepository } from "./git.ts";
 import { VERIFY_COMMAND } from "./runner.ts";
 import { WORKDIR } from "./simulator.ts";
@@ -76,7 +76,7 @@ export function tinyswe(options: TinysweOptions): TinysweTaskSet {
       return path;
     },
     testCommand: () => VERIFY_COMMAND,
-    parseLog: (log: string): Record<string, TestStatus> => parseLogPytest(log),
+    parseLog: parseLogPytest,
     async dispose(): Promise<void> {
       disposed = true;
       if (directory === null || options.directory !== undefined) return;
