@@ -3,10 +3,18 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { isTokenringError } from "../errors.ts";
 import { register as registerDoctor } from "./doctor.ts";
+import { register as registerEvaluate } from "./evaluate.ts";
+import { register as registerReport } from "./report.ts";
 import { interruptedExitCode } from "./signals.ts";
+import { register as registerTrain } from "./train.ts";
 
 /** Each command's module exports `register`, which adds it to the program. In the order of the help. */
-const commands: readonly ((program: Command) => void)[] = [registerDoctor];
+const commands: readonly ((program: Command) => void)[] = [
+  registerTrain,
+  registerEvaluate,
+  registerReport,
+  registerDoctor,
+];
 
 /** A program that throws instead of ending the process. */
 export function createProgram(): Command {

@@ -52,7 +52,8 @@ function flatten(issue: z.core.$ZodIssue): z.core.$ZodIssue[] {
   if (issue.code !== "invalid_union" || issue.errors.length === 0) return [issue];
   const unknownKeys = (issues: z.core.$ZodIssue[]): number =>
     issues.filter((i) => i.path.length === 0 && i.code === "unrecognized_keys").length;
-  const best = [...issue.errors].sort((a, b) => unknownKeys(a) - unknownKeys(b) || a.length - b.length)[0] ?? [];
+  const best =
+    [...issue.errors].sort((a, b) => unknownKeys(a) - unknownKeys(b) || a.length - b.length)[0] ?? [];
   return best.flatMap((inner) => flatten({ ...inner, path: [...issue.path, ...inner.path] }));
 }
 
@@ -61,7 +62,9 @@ function lineOf(root: Node | null, lines: LineCounter, path: readonly PropertyKe
   let offset = node?.range?.[0] ?? 0;
   for (const part of key === undefined ? path : [...path, key]) {
     if (isMap(node)) {
-      const pair = (node as YAMLMap<Node, Node | null>).items.find((item) => isScalar(item.key) && item.key.value === part);
+      const pair = (node as YAMLMap<Node, Node | null>).items.find(
+        (item) => isScalar(item.key) && item.key.value === part,
+      );
       if (!pair) break;
       offset = (pair.key as Node).range?.[0] ?? offset;
       node = pair.value;
@@ -85,9 +88,13 @@ export function parseConfig(text: string, file: string): JobConfig {
   const broken = document.errors[0];
   if (broken) {
     const line = lines.linePos(broken.pos[0]).line;
-    throw new TokenringError("ERR_TOKENRING_CONFIG", `${file}:${line}: not valid YAML: ${broken.message}; correct this line`, {
-      cause: broken,
-    });
+    throw new TokenringError(
+      "ERR_TOKENRING_CONFIG",
+      `${file}:${line}: not valid YAML: ${broken.message}; correct this line`,
+      {
+        cause: broken,
+      },
+    );
   }
   const result = jobSchema.safeParse(document.toJS() ?? {});
   if (result.success) return result.data;
@@ -106,17 +113,23 @@ export function parseConfig(text: string, file: string): JobConfig {
     }
     const missing = issue.code === "invalid_type" && document.getIn(issue.path as unknown[]) === undefined;
     const what = missing ? "missing; add it" : issue.message;
-    return [{ line: lineOf(root, lines, issue.path), text: `${issue.path.join(".") || "(whole file)"}: ${what}` }];
+    return [
+      { line: lineOf(root, lines, issue.path), text: `${issue.path.join(".") || "(whole file)"}: ${what}` },
+    ];
   });
   faults.sort((a, b) => a.line - b.line);
-  throw new TokenringError("ERR_TOKENRING_CONFIG", faults.map((f) => `${file}:${f.line}: ${f.text}`).join("\n"), {
-    details: { issues: result.error.issues },
-    cause: result.error,
-  });
+  throw new TokenringError(
+    "ERR_TOKENRING_CONFIG",
+    faults.map((f) => `${file}:${f.line}: ${f.text}`).join("\n"),
+    {
+      details: { issues: result.error.issues },
+      cause: result.error,
+    },
+  );
 }
 
-/** Reads and checks a job's YAML file. Throws ERR_TOKENRING_CONFIG, also when the file cannot be read. */
-export async function readConfig(file: string): Promise<JobConfig> {
+/** Reads and checks a job's YAML file; `text` is the file as it stands. Throws ERR_TOKENRING_CONFIG. */
+export async function readConfig(file: string): Promise<{ config: JobConfig; text: string }> {
   let text: string;
   try {
     text = await readFile(file, "utf8");
@@ -127,5 +140,5 @@ export async function readConfig(file: string): Promise<JobConfig> {
       { cause },
     );
   }
-  return parseConfig(text, file);
+  return { config: parseConfig(text, file), text };
 }

@@ -29,13 +29,17 @@ describe("a job's YAML", () => {
   it("names a misspelt key, its line and the key that was meant", () => {
     const text = recipe.replace("    clipHigh: 0.26", "    clipHihg: 0.26");
     const message = faults(text);
-    expect(message).toContain(`job.yaml:${lineOf(text, "clipHihg")}: stages.1.clipHihg: unknown key; did you mean "clipHigh"?`);
+    expect(message).toContain(
+      `job.yaml:${lineOf(text, "clipHihg")}: stages.1.clipHihg: unknown key; did you mean "clipHigh"?`,
+    );
     expect(message).toContain("stages.1.clipHigh: missing; add it");
   });
 
   it("looks into the union of model.path and model.create", () => {
     const text = recipe.replace("    headDim: 64", "    headDim: 60");
-    expect(faults(text)).toMatch(new RegExp(`^job.yaml:${lineOf(text, "headDim: 60")}: model\\.create\\.headDim: .*16`));
+    expect(faults(text)).toMatch(
+      new RegExp(`^job.yaml:${lineOf(text, "headDim: 60")}: model\\.create\\.headDim: .*16`),
+    );
   });
 
   it("names impossible values and every fault at once, in the order of the lines", () => {
@@ -55,7 +59,9 @@ describe("a job's YAML", () => {
   });
 
   it("says which file cannot be read", async () => {
-    await expect(readConfig("/nowhere/job.yaml")).rejects.toThrow(/\/nowhere\/job.yaml: cannot be read \(ENOENT\)/);
+    await expect(readConfig("/nowhere/job.yaml")).rejects.toThrow(
+      /\/nowhere\/job.yaml: cannot be read \(ENOENT\)/,
+    );
   });
 
   it("suggests only names that are near", () => {

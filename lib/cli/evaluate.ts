@@ -1,0 +1,85 @@
+// `tokenring evaluate RUN`: measures a checkpoint of a run again, with other draws, runs or limits if asked.
+import { writeFile } from "node:fs/promises";
+import type { Command } from "commander";
+import { TokenringError } from "../errors.ts";
+import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
+import { parseConfig } from "../run/config-file.ts";
+import { findCheckpoint, readManifest } from "../run/directory.ts";
+import { openJob } from "../run/job-context.ts";
+import { positiveNumber } from "./options.ts";
+import { Progress } from "./progress.ts";
+import { commandSignal } from "./signals.ts";
+
+interface EvaluateOptions {
+  checkpoint?: string;
+  runs?: number;
+  maxTurns?: number;
+  json?: string;
+  quiet?: boolean;
+}
+
+const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
+
+async function evaluateRun(directory: string, options: EvaluateOptions): Promise<void> {
+  const manifest = await readManifest(directory);
+  const config = parseConfig(JSON.stringify(manifest.config), `${directory}/run.json`);
+  const { name, path } = await findCheckpoint(directory, options.checkpoint);
+  const runs = options.runs ?? config.evaluate.runs;
+  const limits = { ...config.evaluate.limits, maxTurns: options.maxTurns ?? config.evaluate.limits.maxTurns };
+  const progress = new Progress({ quiet: options.quiet ?? false });
+  await using context = await openJob(config, { progress, checkpoint: path });
+  const instances = context.tasks.heldOut;
+  if (instances.length === 0) {
+    throw new TokenringError(
+      "ERR_TOKENRING_TASK",
+      `${directory}: its config has no held-out tasks to evaluate on`,
+    );
+  }
+  progress.phase(`${name}: evaluation`, instances.length * runs);
+  let episodes = 0;
+  const { groups: _, ...evaluation } = await evaluate({
+    rollouts: context.rollouts(limits),
+    instances,
+    runs,
+    temperature: config.evaluate.temperature,
+    purpose: `evaluate/${name}`,
+    ranTests: context.ranTests,
+    onTrajectory: () => progress.update(++episodes),
+    signal: commandSignal(),
+  });
+  progress.end();
+  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
+  if (!options.quiet) process.stdout.write(describe(name, evaluation));
+}
+
+function describe(name: string, evaluation: Evaluation): string {
+  const { pass1, sem, passK, instances, runs, turns, formatErrorRate, dropped, byKind } = evaluation;
+  const lines = [
+    `${name}: Pass@1 ${percent(pass1)}${sem === null ? "" : ` ± ${percent(sem)}`} over ${runs} runs of ${instances} tasks`,
+    ...Object.entries(passK)
+      .filter(([k]) => k !== "1")
+      .map(([k, share]) => `  Pass@${k} ${percent(share)}`),
+    ...Object.entries(byKind).map(
+      ([kind, entry]) => `  ${kind}: ${percent(entry.pass1)} of ${entry.instances} tasks`,
+    ),
+    `  ${turns.toFixed(1)} turns an episode, ${percent(formatErrorRate)} of them unreadable`,
+  ];
+  if (dropped > 0) lines.push(`  ${dropped} episodes left out: their sandbox broke`);
+  return `${lines.join("\n")}\n`;
+}
+
+export function register(program: Command): void {
+  program
+    .command("evaluate")
+    .summary("measure a checkpoint of a run on its held-out tasks")
+    .description(
+      "Runs the held-out tasks of RUN with one of its checkpoints and prints Pass@1 with its standard error.",
+    )
+    .argument("<run>", "a run directory")
+    .option("--checkpoint <name>", "base, rft, stage1, … (default: the newest)")
+    .option("--runs <n>", "episodes per task (default: the config's)", positiveNumber)
+    .option("--max-turns <n>", "turn limit of an episode (default: the config's)", positiveNumber)
+    .option("--json <path>", "also write all numbers as JSON")
+    .option("--quiet", "print nothing but errors")
+    .action(evaluateRun);
+}

@@ -1,0 +1,109 @@
+// `tokenring train CONFIG` runs a job; `tokenring demo` runs the one that ships, and ends with the arc that it drew.
+import { existsSync } from "node:fs";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import type { Command } from "commander";
+import { TokenringError } from "../errors.ts";
+import { writeReport } from "../report/report.ts";
+import { arcTable } from "../report/terminal.ts";
+import { readConfig } from "../run/config-file.ts";
+import { RunDirectory } from "../run/directory.ts";
+import { type JobResult, runJob } from "../run/job.ts";
+import { readRun } from "../run/read.ts";
+import { wholeNumber } from "./options.ts";
+import { duration, Progress } from "./progress.ts";
+import { commandSignal } from "./signals.ts";
+
+/** The same path from lib/cli and from dist/cli. */
+const DEMO_CONFIG = fileURLToPath(new URL("../../recipes/tinyswe.yaml", import.meta.url));
+const PACKAGE = fileURLToPath(new URL("../../package.json", import.meta.url));
+
+interface TrainOptions {
+  seed?: number;
+  out?: string;
+  json?: string;
+  quiet?: boolean;
+}
+
+/** `base`, or `base-2`, `base-3`, …: the first that is not there yet. */
+function freshDirectory(base: string): string {
+  for (let n = 1; ; n++) {
+    const candidate = n === 1 ? base : `${base}-${n}`;
+    if (!existsSync(candidate)) return candidate;
+  }
+}
+
+/** A result that cannot be written would cost the whole job: found out before it starts. */
+async function prepareJson(file: string): Promise<void> {
+  try {
+    await mkdir(path.dirname(path.resolve(file)), { recursive: true });
+    await writeFile(file, "");
+  } catch (cause) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `--json ${file}: cannot be written (${(cause as NodeJS.ErrnoException).code}); give a path in a directory of yours`,
+      { cause },
+    );
+  }
+}
+
+async function train(file: string, name: string, options: TrainOptions): Promise<void> {
+  const { config: parsed, text: configText } = await readConfig(file);
+  const config = options.seed === undefined ? parsed : { ...parsed, seed: options.seed };
+  if (options.json !== undefined) await prepareJson(options.json);
+  const directory = options.out ?? freshDirectory(path.join("runs", `${name}-seed${config.seed}`));
+  const { version } = JSON.parse(await readFile(PACKAGE, "utf8")) as { version: string };
+  const progress = new Progress({ quiet: options.quiet ?? false });
+  const signal = commandSignal();
+  let result: JobResult;
+  {
+    await using run = await RunDirectory.create(directory, {
+      config,
+      configText,
+      seed: config.seed,
+      version,
+    });
+    progress.log(`run directory: ${directory}`);
+    result = await runJob(config, { run, progress, signal });
+    progress.end();
+  }
+  const report = await writeReport([await readRun(directory)], path.join(directory, "report.html"));
+  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 2)}\n`);
+  if (options.quiet) return;
+  process.stdout.write(`\n${arcTable(result.stages, { columns: process.stdout.columns ?? 80 })}\n\n`);
+  process.stdout.write(
+    `${duration(result.seconds)}, at most ${Math.round(result.peakRssMiB)} MiB, seed ${result.seed}\nreport: ${report}\n`,
+  );
+}
+
+function addOptions(command: Command): Command {
+  return command
+    .option("--seed <n>", "decides every random choice (default: the config's)", wholeNumber)
+    .option("--out <directory>", "the run directory; must be new or empty (default: a new one under runs/)")
+    .option("--json <path>", "also write the arc and its cost as JSON")
+    .option("--quiet", "print nothing but errors");
+}
+
+export function register(program: Command): void {
+  addOptions(
+    program
+      .command("demo")
+      .summary("train a tiny policy on generated repositories, base to stage 2, in minutes")
+      .description(
+        "Warm-starts a policy of about a million parameters on scripted demonstrations, lets it act on generated git\n" +
+          "repositories in a sandbox, and learns from the tests' verdicts by RFT and two stages of DAPO. Prints the arc\n" +
+          "on held-out tasks and writes report.html into the run directory.",
+      ),
+  ).action((options: TrainOptions) => train(DEMO_CONFIG, "demo", options));
+
+  addOptions(
+    program
+      .command("train")
+      .summary("run the job that a YAML file describes")
+      .description(
+        "Runs the job of CONFIG, for example recipes/tinyswe.yaml, which is also what `demo` runs.",
+      )
+      .argument("<config>", "path of the job's YAML"),
+  ).action((config: string, options: TrainOptions) => train(config, path.parse(config).name, options));
+}

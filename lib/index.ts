@@ -1,0 +1,49 @@
+// The package's front door: train, evaluate, and the parts that a script replaces with its own.
+
+export { type EpisodeRequest, runEpisode } from "./agent/episode.ts";
+export { type RolloutOptions, Rollouts } from "./agent/rollouts.ts";
+export { sweTemplate } from "./agent/templates.ts";
+export { type Tool, type ToolContext, ToolError, type ToolResult } from "./agent/tool.ts";
+export { defaultTools } from "./agent/tools.ts";
+export * from "./agent/types.ts";
+export { VerdictCache } from "./agent/verdicts.ts";
+export { chatFormat, chatTemplateOf, loadChatTemplate } from "./engine/chat.ts";
+export { embeddedEngine } from "./engine/embedded.ts";
+export { scriptedEngine } from "./engine/scripted.ts";
+export { loadTokenizer, tokenizerFromJson } from "./engine/tokenizer.ts";
+export { buildByteTokenizer } from "./engine/tokenizer-build.ts";
+export type { ChatFormat, Tokenizer } from "./engine/tokenizer-types.ts";
+export type { Engine, SampledTurn, SampleOptions, Session } from "./engine/types.ts";
+export { type ErrorCode, isTokenringError, TokenringError } from "./errors.ts";
+export { type Evaluation, evaluate } from "./evaluate/evaluate.ts";
+export { passAtK } from "./evaluate/statistics.ts";
+export { refinePool, SolveRates } from "./learn/curriculum.ts";
+export {
+  DAPO_STAGE1,
+  DAPO_STAGE2,
+  type DapoConfig,
+  type DapoIteration,
+  dapo,
+} from "./learn/dapo.ts";
+export { finalReward } from "./learn/reward.ts";
+export { RFT_DEFAULTS, type RftConfig, type RftEvent, rft } from "./learn/rft.ts";
+export { sft } from "./learn/sft.ts";
+export type { StepMetrics } from "./learn/types.ts";
+export { Policy } from "./policy/policy.ts";
+export type {
+  AdamWOptions,
+  DecoderConfig,
+  LossResult,
+  PackedBatch,
+  PolicyLoss,
+} from "./policy/types.ts";
+export { type JobConfig, jobSchema } from "./run/config.ts";
+export { readConfig } from "./run/config-file.ts";
+export { RunDirectory } from "./run/directory.ts";
+export { type JobOptions, type JobResult, runJob, type StageResult } from "./run/job.ts";
+export { localBackend } from "./sandbox/local.ts";
+export type { ExecResult, Sandbox, SandboxBackend, SandboxSpec } from "./sandbox/types.ts";
+export { tinyswe } from "./tasks/tinyswe/tinyswe.ts";
+export type { Instance, PromptTemplate, TaskSet } from "./tasks/types.ts";
+export type { Verdict, Verification } from "./verify/types.ts";
+export { verify } from "./verify/verify.ts";

@@ -1,0 +1,135 @@
+// Opens everything that a job's stages share: tasks, tokenizer, policy, engine, sandboxes; and closes it again.
+import { writeFile } from "node:fs/promises";
+import path from "node:path";
+import { Rollouts } from "../agent/rollouts.ts";
+import type { RolloutSource, Trajectory } from "../agent/types.ts";
+import { VerdictCache } from "../agent/verdicts.ts";
+import { chatFormat, chatTemplateOf } from "../engine/chat.ts";
+import { embeddedEngine } from "../engine/embedded.ts";
+import { readTokenizerFiles, tokenizerFromJson } from "../engine/tokenizer.ts";
+import { buildByteTokenizer, type TokenizerFiles } from "../engine/tokenizer-build.ts";
+import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
+import { Policy } from "../policy/policy.ts";
+import { localBackend } from "../sandbox/local.ts";
+import { PHRASES } from "../tasks/tinyswe/phrases.ts";
+import { TEST_COMMAND } from "../tasks/tinyswe/runner.ts";
+import { tinyswe } from "../tasks/tinyswe/tinyswe.ts";
+import type { TaskSet } from "../tasks/types.ts";
+import { verify } from "../verify/verify.ts";
+import type { JobConfig, LimitsConfig } from "./config.ts";
+import { episodeLimits } from "./limits.ts";
+import type { ProgressSink } from "./progress.ts";
+
+export interface JobContext extends AsyncDisposable {
+  readonly tasks: TaskSet;
+  readonly tokenizer: Tokenizer;
+  readonly chat: ChatFormat;
+  readonly policy: Policy;
+  /** Episodes of this job under the given limits. */
+  rollouts(limits: LimitsConfig): RolloutSource;
+  /** Whether an episode ran the tests; for statistics. */
+  ranTests(trajectory: Trajectory): boolean;
+  /** Weights with the tokenizer's files beside them: a directory that Hugging Face tools open. */
+  save(directory: string): Promise<void>;
+}
+
+/**
+ * Opens a job. `checkpoint` replaces the model that the config names (to evaluate or to go on).
+ * Whatever was opened is closed again when a later step fails.
+ */
+export async function openJob(
+  config: JobConfig,
+  options: { progress: ProgressSink; checkpoint?: string },
+): Promise<JobContext> {
+  const closers: (() => Promise<void>)[] = [];
+  const close = async (): Promise<void> => {
+    // In reverse: sandboxes and sessions go before the policy that they use.
+    for (const closer of closers.splice(0).reverse()) await closer();
+  };
+  try {
+    const tasks = tinyswe({ seed: config.seed, train: config.tasks.train, heldOut: config.tasks.heldOut });
+    closers.push(() => tasks.dispose());
+    const files = await tokenizerFiles(config, options.checkpoint);
+    const tokenizer = tokenizerFromJson(files.tokenizerJson, files.tokenizerConfig);
+    const chat = chatFormat(tokenizer, chatTemplateOf(files.tokenizerConfig));
+    const policy = await openPolicy(config, tokenizer, options.checkpoint);
+    closers.push(() => policy.dispose());
+    const engine = embeddedEngine(policy);
+    const sandboxes = await localBackend({
+      ...(config.sandbox.kind === "auto" ? {} : { kind: config.sandbox.kind }),
+      onWarning: (message: string) => options.progress.log(message),
+    });
+    closers.push(() => sandboxes.dispose());
+    const verdicts = new VerdictCache();
+
+    return {
+      tasks,
+      tokenizer,
+      chat,
+      policy,
+      rollouts: (limits) =>
+        new Rollouts({
+          engine,
+          tokenizer,
+          chat,
+          template: tasks.template,
+          repository: (instance) => tasks.repository(instance),
+          sandboxes,
+          verify: (instance, patch, { signal }) =>
+            verify({ instance, tasks, patch, backend: sandboxes, signal }),
+          verdicts,
+          limits: episodeLimits(limits),
+          workspace: { style: "compact" },
+          seed: config.seed,
+          episodes: config.episodes,
+        }),
+      ranTests: (trajectory) => trajectory.turns.some((turn) => turn.command?.startsWith(TEST_COMMAND)),
+      async save(directory) {
+        await policy.save(directory, { optimiser: true });
+        await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(files.tokenizerJson));
+        await writeFile(
+          path.join(directory, "tokenizer_config.json"),
+          JSON.stringify(files.tokenizerConfig, null, 2),
+        );
+      },
+      [Symbol.asyncDispose]: close,
+    };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** The files of the checkpoint or model that is loaded; a new model gets the task set's own tokenizer. */
+async function tokenizerFiles(config: JobConfig, checkpoint: string | undefined): Promise<TokenizerFiles> {
+  const from = checkpoint ?? ("path" in config.model ? config.model.path : undefined);
+  return from === undefined ? buildByteTokenizer({ phrases: PHRASES }) : readTokenizerFiles(from);
+}
+
+async function openPolicy(
+  config: JobConfig,
+  tokenizer: Tokenizer,
+  checkpoint: string | undefined,
+): Promise<Policy> {
+  const rank = { device: config.device, threads: config.threads };
+  if (checkpoint !== undefined) return Policy.load(checkpoint, { ...rank, optimiser: true });
+  if ("path" in config.model) return Policy.load(config.model.path, rank);
+  const model = config.model.create;
+  return Policy.create(
+    {
+      vocab_size: tokenizer.vocabularySize,
+      hidden_size: model.hiddenSize,
+      intermediate_size: model.intermediateSize,
+      num_hidden_layers: model.layers,
+      num_attention_heads: model.heads,
+      num_key_value_heads: model.keyValueHeads,
+      head_dim: model.headDim,
+      max_position_embeddings: model.maxPositions,
+      rope_theta: model.ropeTheta,
+      rms_norm_eps: 1e-6,
+      tie_word_embeddings: true,
+      attention_bias: true,
+    },
+    { ...rank, seed: config.seed, std: model.initStd, previousTokenBias: model.previousTokenBias },
+  );
+}

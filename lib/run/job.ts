@@ -1,0 +1,279 @@
+// The main job: warm start, RFT, stages of DAPO, an evaluation after each, everything written to the run directory.
+// The same program whatever the config names as device, engine and sandbox.
+import type { Trajectory } from "../agent/types.ts";
+import { TokenringError } from "../errors.ts";
+import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
+import { refinePool, SolveRates } from "../learn/curriculum.ts";
+import { dapo } from "../learn/dapo.ts";
+import type { StageSeconds } from "../learn/events.ts";
+import { rft } from "../learn/rft.ts";
+import type { JobConfig, StageConfig } from "./config.ts";
+import type { RunDirectory } from "./directory.ts";
+import { type JobContext, openJob } from "./job-context.ts";
+import type { ProgressSink } from "./progress.ts";
+import { warmStart } from "./warm-start.ts";
+
+/** One point of the arc. Rates are shares in [0, 1]. */
+export interface StageResult {
+  name: string;
+  /** Mean over the evaluation's runs of the share of held-out instances solved, and its standard error over runs. */
+  pass1: number;
+  sem: number | null;
+  /** Share of held-out instances solved in at least one of ten runs; null with fewer than ten. */
+  pass10: number | null;
+  /** Mean turns per episode. */
+  turns: number;
+  /** Episodes that the numbers come from. */
+  episodes: number;
+}
+
+export interface JobResult {
+  stages: StageResult[];
+  seconds: number;
+  /** Largest resident set of this process, in MiB. */
+  peakRssMiB: number;
+  seed: number;
+}
+
+export interface JobOptions {
+  run: RunDirectory;
+  progress: ProgressSink;
+  signal?: AbortSignal;
+}
+
+const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
+
+/** Wall seconds of a stage by what they were spent on. */
+class Stations {
+  readonly #began = performance.now();
+  readonly #spent: Required<Omit<StageSeconds, "other">> = { rollouts: 0, learn: 0, evaluate: 0 };
+
+  add(station: keyof Omit<StageSeconds, "other">, seconds: number): void {
+    this.#spent[station] += seconds;
+  }
+
+  async time<T>(station: keyof Omit<StageSeconds, "other">, work: () => Promise<T>): Promise<T> {
+    const begin = performance.now();
+    try {
+      return await work();
+    } finally {
+      this.add(station, (performance.now() - begin) / 1000);
+    }
+  }
+
+  total(): StageSeconds {
+    const { rollouts, learn, evaluate: judged } = this.#spent;
+    const all = (performance.now() - this.#began) / 1000;
+    return { rollouts, learn, evaluate: judged, other: Math.max(0, all - rollouts - learn - judged) };
+  }
+}
+
+/**
+ * Runs the job of `config` in a new run directory. An abort ends it after the episode or micro-batch under way with
+ * ERR_TOKENRING_ABORTED; what was finished stays in the directory.
+ */
+export async function runJob(config: JobConfig, options: JobOptions): Promise<JobResult> {
+  const began = performance.now();
+  await using context = await openJob(config, { progress: options.progress });
+  const job = new Job(config, context, options);
+  await job.base();
+  if (config.rft) await job.rft(config.rft);
+  const rates = new SolveRates();
+  for (const stage of config.stages) await job.dapo(stage, rates);
+  const seconds = (performance.now() - began) / 1000;
+  const peakRssMiB = process.resourceUsage().maxRSS / 1024;
+  await options.run.record({ type: "end", seconds, peakRssMiB });
+  return { stages: job.stages, seconds, peakRssMiB, seed: config.seed };
+}
+
+class Job {
+  readonly stages: StageResult[] = [];
+  readonly #config: JobConfig;
+  readonly #context: JobContext;
+  readonly #run: RunDirectory;
+  readonly #progress: ProgressSink;
+  readonly #signal: { signal?: AbortSignal };
+
+  constructor(config: JobConfig, context: JobContext, options: JobOptions) {
+    this.#config = config;
+    this.#context = context;
+    this.#run = options.run;
+    this.#progress = options.progress;
+    this.#signal = options.signal ? { signal: options.signal } : {};
+  }
+
+  /** The policy that the arc starts from: loaded, or new and warm-started on scripted demonstrations. */
+  base(): Promise<void> {
+    return this.#stage("base", async (stations) => {
+      const { warmStart: config, seed, microBatchTokens, evaluate: evaluation } = this.#config;
+      if (!config) return;
+      const { policy, tokenizer, chat } = this.#context;
+      this.#progress.phase("warm start", config.copySteps + config.steps);
+      const steps = warmStart({
+        policy,
+        tokenizer,
+        chat,
+        config,
+        limits: evaluation.limits,
+        microBatchTokens,
+        seed,
+        ...this.#signal,
+      });
+      await stations.time("learn", async () => {
+        for await (const { step, part, metrics } of steps) {
+          await this.#run.record({ type: "step", stage: "base", step, metrics });
+          this.#progress.update(step + 1, `${part}, loss ${metrics.loss.toFixed(2)}`);
+        }
+      });
+    });
+  }
+
+  rft(config: NonNullable<JobConfig["rft"]>): Promise<void> {
+    return this.#stage("rft", async (stations) => {
+      const { policy, tasks } = this.#context;
+      const { limits, instances, ...rest } = config;
+      const pool = tasks.train.slice(0, instances);
+      this.#progress.phase("rft: rollouts", pool.length * config.rollouts);
+      let episodes = 0;
+      let begin = performance.now();
+      const lap = (): number => {
+        const now = performance.now();
+        const seconds = (now - begin) / 1000;
+        begin = now;
+        return seconds;
+      };
+      const events = rft({
+        policy,
+        rollouts: this.#context.rollouts(limits),
+        instances: pool,
+        config: { ...rest, microBatchTokens: this.#config.microBatchTokens },
+        seed: this.#config.seed,
+        ranTests: this.#context.ranTests,
+        onTrajectory: () => this.#progress.update(++episodes),
+        ...this.#signal,
+      });
+      for await (const event of events) {
+        if (event.type === "rollouts") {
+          stations.add("rollouts", lap());
+          await this.#keep(
+            "rft",
+            0,
+            event.groups.flatMap((group) => group.trajectories.map((trajectory) => ({ trajectory }))),
+          );
+          await this.#run.record({ type: "rollouts", stage: "rft", summary: event.summary });
+          this.#progress.log(`rft: kept ${event.summary.kept} of ${event.summary.episodes} trajectories`);
+          if (event.summary.kept === 0) {
+            throw new TokenringError(
+              "ERR_TOKENRING_TASK",
+              `rft: none of ${event.summary.episodes} trajectories was solved, so there is nothing to learn from; ` +
+                "warm-start longer (warmStart.steps), take easier tasks, or sample more (rft.instances, rft.rollouts)",
+            );
+          }
+          this.#progress.phase("rft: learning", event.summary.steps);
+        } else {
+          await this.#run.record({ type: "step", stage: "rft", step: event.step, metrics: event.metrics });
+          this.#progress.update(event.step + 1, `loss ${event.metrics.loss.toFixed(2)}`);
+        }
+      }
+      stations.add("learn", lap());
+    });
+  }
+
+  dapo(stage: StageConfig, rates: SolveRates): Promise<void> {
+    return this.#stage(stage.name, async (stations) => {
+      const { policy, tasks } = this.#context;
+      const { name, limits, pool: which, ...rest } = stage;
+      const pool = which === "refined" ? refinePool(tasks.train, rates) : tasks.train;
+      if (which === "refined")
+        this.#progress.log(`${name}: ${pool.length} of ${tasks.train.length} instances left`);
+      const iterations = dapo({
+        policy,
+        rollouts: this.#context.rollouts(limits),
+        instances: pool,
+        config: {
+          ...rest,
+          maxTurns: limits.maxTurns,
+          microBatchTokens: this.#config.microBatchTokens,
+        },
+        seed: this.#config.seed,
+        purpose: name,
+        ranTests: this.#context.ranTests,
+        ...this.#signal,
+      });
+      this.#progress.phase(name, stage.iterations);
+      let steps = 0;
+      for await (const { iteration, groups, steps: taken, summary } of iterations) {
+        stations.add("rollouts", summary.rolloutMs / 1000);
+        stations.add("learn", summary.learnMs / 1000);
+        rates.add(groups.map((scored) => scored.group));
+        for (const metrics of taken) {
+          await this.#run.record({ type: "step", stage: name, step: steps++, iteration, metrics });
+        }
+        await this.#run.record({ type: "iteration", stage: name, iteration, summary });
+        await this.#keep(
+          name,
+          iteration,
+          groups.flatMap((scored) =>
+            scored.trajectories.map((trajectory, i) => ({
+              trajectory,
+              reward: scored.rewards[i] as number,
+              advantage: scored.advantages[i] as number,
+            })),
+          ),
+        );
+        this.#progress.update(
+          iteration + 1,
+          `solved ${percent(summary.passRate)}, ${summary.groupsKept}/${summary.groups} groups live, ${summary.turns.toFixed(1)} turns`,
+        );
+      }
+    });
+  }
+
+  /** Runs a stage's work, saves its checkpoint and evaluates it on the held-out instances. */
+  async #stage(name: string, work: (stations: Stations) => Promise<void>): Promise<void> {
+    const stations = new Stations();
+    await this.#run.record({ type: "stage_start", stage: name });
+    await work(stations);
+    await this.#run.saveCheckpoint(name, (directory) => this.#context.save(directory));
+    const evaluation = await stations.time("evaluate", () => this.#evaluate(name));
+    await this.#run.record({ type: "evaluation", stage: name, evaluation });
+    await this.#run.record({ type: "stage_end", stage: name, seconds: stations.total() });
+    const { pass1, sem, passK, turns, episodes } = evaluation;
+    this.stages.push({ name, pass1, sem, pass10: passK["10"] ?? null, turns, episodes });
+    await this.#run.saveProgress({ stages: this.stages });
+    this.#progress.log(
+      `${name}: Pass@1 ${percent(pass1)} ± ${percent(sem ?? 0)} on ${evaluation.instances} held-out tasks`,
+    );
+  }
+
+  async #evaluate(name: string): Promise<Evaluation> {
+    const { runs, temperature, limits } = this.#config.evaluate;
+    const instances = this.#context.tasks.heldOut;
+    this.#progress.phase(`${name}: evaluation`, instances.length * runs);
+    let episodes = 0;
+    const { groups, ...evaluation } = await evaluate({
+      rollouts: this.#context.rollouts(limits),
+      instances,
+      runs,
+      temperature,
+      purpose: `evaluate/${name}`,
+      ranTests: this.#context.ranTests,
+      onTrajectory: () => this.#progress.update(++episodes),
+      ...this.#signal,
+    });
+    await this.#keep(
+      `${name}-evaluation`,
+      0,
+      groups.flatMap((group) => group.trajectories.map((trajectory) => ({ trajectory }))),
+    );
+    return evaluation;
+  }
+
+  #keep(
+    stage: string,
+    iteration: number,
+    trajectories: readonly { trajectory: Trajectory; reward?: number; advantage?: number }[],
+  ): Promise<void> {
+    return this.#run.trajectories.write(stage, iteration, trajectories);
+  }
+}
