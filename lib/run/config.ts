@@ -97,7 +97,6 @@ export const jobSchema = z.strictObject({
   sandbox: z
     .strictObject({
       kind: z.enum(["auto", "bubblewrap", "unsafe-host"]).default("auto"),
-      concurrency: count.default(8),
     })
     .prefault({}),
   /** Episodes that sample at the same time. */
