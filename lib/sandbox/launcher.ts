@@ -32,14 +32,16 @@ export interface LaunchPlan {
   command: string;
   /** Shell text that kills all processes of $slot, or null where the death of the first process does that. */
   sweep: string | null;
-  /** Whether each sandbox leads a process group of its own that has to be killed by the host. */
+  /** Whether each sandbox comes to lead a process group of its own that the host has to kill. */
   group: boolean;
 }
 
 function launcherScript(scratch: string, plan: LaunchPlan): string {
   return [
     `cd ${quote(scratch)} || exit 1`,
-    ...(plan.group ? ["set -m"] : []),
+    // What the host process itself was started with must not reach a sandbox.
+    // biome-ignore lint/suspicious/noTemplateCurlyInString: this is bash's own expansion.
+    'for path in /proc/self/fd/*; do fd=${path##*/}; ((fd > 2)) && eval "exec $fd>&-"; done',
     `launch() { ${plan.command} ; }`,
     `sweep() { ${plan.sweep ?? ":"} ; }`,
     "while IFS=' ' read -r verb slot base workdir; do",
@@ -131,10 +133,13 @@ export class Launcher {
 
   /** As `kill`, as far as it goes at once. */
   killNow(pid: number): void {
-    try {
-      process.kill(this.#plan.group ? -pid : pid, "SIGKILL");
-    } catch {
-      // Gone already.
+    // The process itself as well: it may not have come to lead its group yet.
+    for (const target of this.#plan.group ? [-pid, pid] : [pid]) {
+      try {
+        process.kill(target, "SIGKILL");
+      } catch {
+        // Gone already.
+      }
     }
   }
 

@@ -1,6 +1,16 @@
 // One sandbox on this machine: a private copy of a repository and a resident shell over it.
 import { randomBytes } from "node:crypto";
-import { closeSync, constants, fchownSync, openSync, readFileSync, unlinkSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fchownSync,
+  lchownSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  unlinkSync,
+  writeSync,
+} from "node:fs";
 import { posix } from "node:path";
 import { StringDecoder } from "node:string_decoder";
 import type { Base, BaseStore } from "./base.ts";
@@ -16,6 +26,8 @@ import type { PathMapping } from "./unsafe-host.ts";
 
 /** Largest text that `read` gives and `write` takes, and largest diff. */
 export const TEXT_BYTES: number = 8 * 1024 * 1024;
+/** Folder in /tmp for what git has to write while it compares; made by the first diff that needs it. */
+const OBJECTS = ".git-objects";
 const INTERNAL_MS = 30_000;
 const DIFF_MS = 60_000;
 /** SIGXCPU: the CPU limit's warning, which kills by default. */
@@ -76,7 +88,7 @@ export class LocalSandbox implements Sandbox {
       });
       if (result.directory !== null) this.#cwd = result.directory;
       const cpu = result.status === STATUS_CPU_LIMIT;
-      const text = decode(result);
+      const text = decode(result) + (result.end === "watch" ? "bash: Disk quota exceeded\n" : "");
       return {
         output: mapping ? mapping.outward(text) : text,
         exitCode: cpu ? null : result.status,
@@ -136,7 +148,7 @@ export class LocalSandbox implements Sandbox {
     return this.#inTurn(async () => {
       const { base, slot, inside, git } = this.#parts;
       const at = { git, base: inside.base, workdir: inside.workdir, commit: base.commit };
-      const objects = `${inside.tmp}/.git-objects`;
+      const objects = `${inside.tmp}/${OBJECTS}`;
       const repo = `${slot.directory}/repo`;
       const files = base.tracked === null ? null : listFiles(repo, base.tracked.size + TREE_ENTRIES);
       const onlyTracked = files !== null && [...files].every((file) => base.tracked?.has(file));
@@ -148,6 +160,7 @@ export class LocalSandbox implements Sandbox {
           });
         if (onlyTracked) return run(null, false);
         const index = base.tracked === null ? null : readFileSync(`${base.directory}/index`);
+        this.#makeTemporaryFolder(OBJECTS);
         return this.#withTemporary(index, (path) => run(path, index === null));
       };
       let result = await attempt();
@@ -301,6 +314,17 @@ export class LocalSandbox implements Sandbox {
       } catch {
         // Never made, or taken away by the agent.
       }
+    }
+  }
+
+  #makeTemporaryFolder(name: string): void {
+    const { slot } = this.#parts;
+    const path = `${slot.directory}/tmp/${name}`;
+    try {
+      mkdirSync(path, 0o700);
+      if (slot.owner) lchownSync(path, slot.owner.uid, slot.owner.gid);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     }
   }
 

@@ -139,9 +139,14 @@ function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Gene
   }
   if (kind !== "bubblewrap") {
     const setpriv = findProgram("setpriv");
-    if (!setpriv) yield "setpriv is not installed.";
+    const setsid = findProgram("setsid");
+    if (!setpriv || !setsid) yield "setpriv and setsid are not installed.";
     else
-      yield { kind: "unsafe-host", plan: unsafeHostPlan({ ...common, setpriv, root }), countProcesses: root };
+      yield {
+        kind: "unsafe-host",
+        plan: unsafeHostPlan({ ...common, setpriv, setsid, root }),
+        countProcesses: root,
+      };
   }
 }
 

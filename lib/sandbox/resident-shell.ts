@@ -4,7 +4,7 @@
 // command prints, then NUL nonce ' ' status ' ' done|gone ' ' directory NUL. The nonce is read only after the command has ended, so
 // that no command can know it, and no command shows it.
 import { randomBytes } from "node:crypto";
-import { closeSync, constants, openSync } from "node:fs";
+import { closeSync, constants, openSync, readSync } from "node:fs";
 import { Socket } from "node:net";
 import { sandboxAborted, sandboxBroken } from "./errors.ts";
 import type { Launcher, Slot } from "./launcher.ts";
@@ -20,7 +20,7 @@ export const RESIDENT_SCRIPT: string = [
   'IFS= builtin read -r -d \'\' -u 3 nonce && builtin printf \'\\0%s %s %s %s\\0\' "$nonce" "$status" "$1" "$PWD" >&4 ||',
   // At an exit from within a function both descriptors are still put away; then the end of the output is the sign.
   'builtin printf \'\\0exit %s %s\\0\' "$status" "$PWD"; } 2>/dev/null;',
-  "trap '__tell gone' EXIT;",
+  "trap '__tell gone' EXIT; trap 'builtin exit 152' XCPU;",
   // A stray `break` or `continue` of a command ends at one of the two loops.
   "while :; do while __tell done; do IFS= builtin read -r -d '' -u 3 __command || builtin exit 0;",
   'builtin eval "$__command" 3<&- >&4 2>&4 4>&- </dev/null; done; done',
@@ -88,6 +88,7 @@ export class ResidentShell {
     try {
       // Reading and writing, since a pipe without a reader cannot be opened for writing alone.
       input = openSync(`${slot.directory}/in`, constants.O_RDWR | constants.O_NONBLOCK);
+      drain(input);
       output = openSync(`${slot.directory}/out`, constants.O_RDONLY | constants.O_NONBLOCK);
       pid = await launcher.start(slot, options.base, options.workdir);
     } catch (error) {
@@ -278,5 +279,15 @@ export class ResidentShell {
     const part = data.subarray(0, room);
     running.chunks.push(part);
     running.kept += part.length;
+  }
+}
+
+/** Empties a pipe of what the slot's last shell did not live to read. */
+function drain(pipe: number): void {
+  const buffer = Buffer.allocUnsafe(65_536);
+  try {
+    while (readSync(pipe, buffer) > 0);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EAGAIN") throw error;
   }
 }

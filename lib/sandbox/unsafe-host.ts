@@ -12,20 +12,21 @@ const UIDS = 530;
 export function unsafeHostPlan(options: {
   scratch: string;
   setpriv: string;
+  setsid: string;
   bash: string;
   script: string;
   python: Python | null;
   root: boolean;
 }): LaunchPlan {
-  const { scratch, setpriv, bash, script, python, root } = options;
+  const { scratch, setpriv, setsid, bash, script, python, root } = options;
   const bin = join(scratch, "bin");
   mkdirSync(bin, { recursive: true });
   if (python) symlinkSync(python.executable, join(bin, "python"));
   if (python?.prefix) symlinkSync(python.executable, join(bin, "python3"));
   const shell = `${quote(bash)} --norc --noprofile -c`;
   const become = root
-    ? `uid=$((${FIRST_UID} + slot % ${UIDS})); exec ${quote(setpriv)} --reuid $uid --regid $uid --clear-groups`
-    : `exec ${quote(setpriv)}`;
+    ? `${quote(setpriv)} --reuid $((${FIRST_UID} + slot % ${UIDS})) --regid $((${FIRST_UID} + slot % ${UIDS})) --clear-groups`
+    : quote(setpriv);
   return {
     env: sandboxEnvironment(`${bin}:${SANDBOX_PATH}`, "/tmp"),
     user: undefined,
@@ -33,9 +34,9 @@ export function unsafeHostPlan(options: {
       root ? { uid: FIRST_UID + (slot % UIDS), gid: FIRST_UID + (slot % UIDS) } : undefined,
     command:
       `cd "slots/$slot/repo" && export HOME="\${PWD%/repo}/tmp" TMPDIR="\${PWD%/repo}/tmp" && ` +
-      `${become} --pdeathsig KILL ${shell} ${quote(script)} bash`,
+      `exec ${quote(setsid)} ${become} --pdeathsig KILL ${shell} ${quote(script)} bash`,
     // kill -1 reaches every process of the sandbox's user at once, so that none can fork away.
-    sweep: root ? `( ${become} ${shell} 'kill -KILL -1' )` : null,
+    sweep: root ? `${become} ${shell} 'kill -KILL -1'` : null,
     group: true,
   };
 }

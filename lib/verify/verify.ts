@@ -1,0 +1,149 @@
+// Patch and tests in, verdict out: the patch is applied to a fresh copy, the tests are put in place and run.
+import { isTokenringError, TokenringError } from "../errors.ts";
+import { SandboxFileError } from "../sandbox/errors.ts";
+import type { Sandbox, SandboxBackend } from "../sandbox/types.ts";
+import type { Instance, TaskSet, TestStatus } from "../tasks/types.ts";
+import type { VerdictCache } from "./cache.ts";
+import { grade } from "./grade.ts";
+import { touchedFiles } from "./patch-files.ts";
+import type { Verification } from "./types.ts";
+
+export interface VerifyOptions {
+  instance: Instance;
+  tasks: Pick<TaskSet, "repository" | "testCommand" | "parseLog">;
+  /** Unified git diff against base_commit. */
+  patch: string;
+  backend: SandboxBackend;
+  /** Wall and CPU time of the test command; default is SWE-bench's 1800 s. */
+  timeoutMs?: number;
+  signal?: AbortSignal;
+  cache?: VerdictCache;
+}
+
+/** Fresh sandboxes to try before a broken one is believed. */
+const ATTEMPTS = 3;
+const DEFAULT_TIMEOUT_MS = 1_800_000;
+const APPLY_MS = 60_000;
+const LOG_BYTES = 4 * 1024 * 1024;
+
+/** Inside .git, where neither a patch nor a listing of the tree reaches. */
+const MODEL_PATCH = ".git/model.patch";
+const TEST_PATCH = ".git/test.patch";
+const PATCH_FAILED_STATUS = 64;
+
+/**
+ * Verifies a patch by the SWE-bench rule (see `grade`). A broken sandbox is retried and then reported as
+ * `not_run`/`infra_failed`; that and timeouts are never cached.
+ * @throws ERR_TOKENRING_ABORTED when `signal` aborts; what `tasks` throws.
+ */
+export async function verify(options: VerifyOptions): Promise<Verification> {
+  const { instance, patch, cache, signal } = options;
+  if (patch.trim() === "") return nothing("not_run", "empty_patch", "");
+  const known = cache?.get(instance.instance_id, patch);
+  if (known) return known;
+  let broken = "";
+  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    if (signal?.aborted) {
+      throw new TokenringError("ERR_TOKENRING_ABORTED", "Verification was aborted by its caller.", {
+        cause: signal.reason,
+      });
+    }
+    try {
+      const verification = await verifyOnce(options);
+      if (verification.reason !== "timeout") cache?.set(instance.instance_id, patch, verification);
+      return verification;
+    } catch (error) {
+      if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
+      broken = error.message;
+    }
+  }
+  return nothing("not_run", "infra_failed", broken);
+}
+
+async function verifyOnce(options: VerifyOptions): Promise<Verification> {
+  const { instance, tasks, patch, backend, signal } = options;
+  const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+  const open = signal ? { signal } : {};
+  const sandbox = await backend.open(
+    {
+      repository: await tasks.repository(instance),
+      limits: { cpuSeconds: Math.ceil(timeoutMs / 1000), outputBytes: LOG_BYTES },
+    },
+    open,
+  );
+  try {
+    const applied = await applyPatches(sandbox, instance, patch, open);
+    if (!applied.applied) return nothing("failed", "patch_failed", applied.log);
+    // A command of its own: its output and its exit status are the tests' alone, and nothing can print an end to them.
+    const run = await sandbox.exec(tasks.testCommand(instance), { timeoutMs, ...open });
+    const log = `${applied.log}>>>>> Start Test Output\n${run.output}\n>>>>> End Test Output\n`;
+    const tests = tasks.parseLog(run.output);
+    const { resolved, failToPass, passToPass } = grade(instance, tests);
+    const shares = { tests, failToPass, passToPass, exitCode: run.exitCode, log };
+    if (run.timedOut) return { verdict: "failed", reason: "timeout", ...shares };
+    if (run.exitCode !== 0 && !hasFailure(tests)) {
+      // The runner says that something failed and no test did: the lines are not the runner's.
+      return { verdict: "failed", reason: "invalid_run", ...shares, failToPass: 0, passToPass: 0 };
+    }
+    return resolved
+      ? { verdict: "resolved", reason: null, ...shares }
+      : { verdict: "failed", reason: "tests_failed", ...shares };
+  } finally {
+    await sandbox.close();
+  }
+}
+
+/** The model's patch, then the test files as they were, then the test patch; one command. */
+async function applyPatches(
+  sandbox: Sandbox,
+  instance: Instance,
+  patch: string,
+  open: { signal?: AbortSignal },
+): Promise<{ applied: boolean; log: string }> {
+  try {
+    await sandbox.write(MODEL_PATCH, withNewline(patch));
+  } catch (error) {
+    // Larger than any file may be, or no text.
+    if (!(error instanceof SandboxFileError)) throw error;
+    return { applied: false, log: `${error.message}\n>>>>> Patch Apply Failed\n` };
+  }
+  const steps = [
+    `{ git apply --verbose ${MODEL_PATCH} || git apply --verbose --reject ${MODEL_PATCH} || ` +
+      `patch --batch --fuzz=5 -p1 -i ${MODEL_PATCH} || exit ${PATCH_FAILED_STATUS}; }`,
+  ];
+  if (instance.test_patch.trim() !== "") {
+    await sandbox.write(TEST_PATCH, withNewline(instance.test_patch));
+    const files = touchedFiles(instance.test_patch);
+    const all = files.map((file) => quote(file.path)).join(" ");
+    const before = files.filter((file) => !file.added).map((file) => quote(file.path));
+    if (all !== "") steps.push(`rm -rf -- ${all}`);
+    // The repository stands at base_commit, and no patch can move HEAD.
+    if (before.length > 0) steps.push(`git checkout --quiet HEAD -- ${before.join(" ")}`);
+    steps.push(`git apply --verbose ${TEST_PATCH}`);
+  }
+  // As in SWE-bench the tests run even if the test patch did not go in: then they are missing, which is a failure.
+  const result = await sandbox.exec(`( ${steps.join("\n")} )`, { timeoutMs: APPLY_MS, ...open });
+  const applied = result.exitCode !== null && result.exitCode !== PATCH_FAILED_STATUS;
+  return { applied, log: applied ? result.output : `${result.output}>>>>> Patch Apply Failed\n` };
+}
+
+function hasFailure(tests: Readonly<Record<string, TestStatus>>): boolean {
+  return Object.values(tests).some((status) => status === "FAILED" || status === "ERROR");
+}
+
+function nothing(
+  verdict: "failed" | "not_run",
+  reason: "empty_patch" | "patch_failed" | "infra_failed",
+  log: string,
+): Verification {
+  return { verdict, reason, tests: {}, failToPass: 0, passToPass: 0, exitCode: null, log };
+}
+
+/** git calls a patch that does not end in a line end corrupt. */
+function withNewline(patch: string): string {
+  return patch.endsWith("\n") ? patch : `${patch}\n`;
+}
+
+function quote(word: string): string {
+  return `'${word.replaceAll("'", "'\\''")}'`;
+}
