@@ -36,6 +36,11 @@ export interface LaunchPlan {
   group: boolean;
 }
 
+const SWEEP_ALL: string =
+  "for pid in $(jobs -rp); do kill -KILL -- -$pid; done; " +
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: this is bash's own expansion.
+  'for slot in "${!used[@]}"; do sweep; done';
+
 function launcherScript(scratch: string, plan: LaunchPlan): string {
   return [
     `cd ${quote(scratch)} || exit 1`,
@@ -50,10 +55,12 @@ function launcherScript(scratch: string, plan: LaunchPlan): string {
     'mkfifo -m 600 "$@" && printf "pipes %s 0\\n" "$slot" || printf "failed %s 0\\n" "$slot"; set --;;',
     // The pipes are opened here, not in the child, so that they are open once the reply is out.
     "start) { exec 5<slots/$slot/in 6>slots/$slot/out; } && { launch <&5 >&6 2>slots/$slot/err 5<&- 6>&- & }",
-    'exec 5<&- 6>&-; printf "start %s %s\\n" "$slot" "$!";;',
+    'exec 5<&- 6>&-; used[slot]=1; printf "start %s %s\\n" "$slot" "$!";;',
     'sweep) sweep </dev/null >/dev/null 2>&1; printf "sweep %s 0\\n" "$slot";;',
     "esac",
     "done",
+    // The host process has gone: what does not die with its parent is ended here.
+    ...(plan.group ? [SWEEP_ALL] : []),
   ].join("\n");
 }
 

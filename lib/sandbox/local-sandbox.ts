@@ -1,6 +1,7 @@
 // One sandbox on this machine: a private copy of a repository and a resident shell over it.
 import { randomBytes } from "node:crypto";
 import {
+  chmodSync,
   closeSync,
   constants,
   fchownSync,
@@ -272,13 +273,25 @@ export class LocalSandbox implements Sandbox {
   async #startShell(signal?: AbortSignal): Promise<ResidentShell> {
     const { launcher, slot, base, inside, limits, env, countProcesses } = this.#parts;
     if (this.#closing) throw sandboxClosed();
+    // An agent may have locked even these; nothing can start in a folder that cannot be entered.
+    for (const name of ["repo", "tmp"]) chmodSync(`${slot.directory}/${name}`, 0o755);
     const exports = Object.entries(env).map(([name, value]) => `export ${name}=${quote(value)}`);
     const prelude = [
       limitCommand(limits, countProcesses),
       ...exports,
       `{ cd -- ${quote(this.#cwd)} 2>/dev/null || cd -- ${quote(inside.workdir)}; }`,
     ].join(" && ");
-    return ResidentShell.start(launcher, slot, { base: base.name, workdir: this.workdir, prelude, signal });
+    try {
+      return await ResidentShell.start(launcher, slot, {
+        base: base.name,
+        workdir: this.workdir,
+        prelude,
+        signal,
+      });
+    } catch (error) {
+      this.#clean = false;
+      throw error;
+    }
   }
 
   async #dropShell(): Promise<void> {

@@ -154,8 +154,9 @@ async function tryOut(launcher: Launcher, way: Way, limits: SandboxLimits): Prom
   const slot = await launcher.acquire();
   makeFolder(slot, "repo");
   makeFolder(slot, "tmp");
-  // The subshell finds out whether the limits leave room to start a process at all.
-  const prelude = `${limitCommand(limits, way.countProcesses)} && ( : ) && : >probe`;
+  // The subshell finds out whether the limits leave room to start a process at all; the rest, whether the folder can be
+  // reached from above and written to.
+  const prelude = `${limitCommand(limits, way.countProcesses)} && ( : ) && cd -- "$PWD" && : >probe`;
   const shell = await ResidentShell.start(launcher, slot, {
     base: "none",
     workdir: DEFAULT_WORKDIR,

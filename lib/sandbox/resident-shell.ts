@@ -75,7 +75,7 @@ export class ResidentShell {
 
   /**
    * Starts the slot's sandbox and runs `prelude` in it.
-   * @throws ERR_TOKENRING_SANDBOX when it does not come up.
+   * @throws ERR_TOKENRING_SANDBOX when it does not come up; then the slot must not be used again.
    */
   static async start(
     launcher: Launcher,
@@ -99,11 +99,9 @@ export class ResidentShell {
     const shell = new ResidentShell(launcher, slot, pid, input, output);
     try {
       shell.#input.write("0\0");
-      const result = await shell.run(options.prelude, {
-        timeoutMs: START_MS,
-        keep: 4096,
-        signal: options.signal,
-      });
+      // Not to be aborted: killed before it has said that it shall die with its parent, bubblewrap leaves an orphan.
+      const result = await shell.run(options.prelude, { timeoutMs: START_MS, keep: 4096 });
+      if (options.signal?.aborted) throw sandboxAborted(options.signal);
       if (result.end !== "done" || result.status !== 0) {
         const why = launcher.complaint(slot) || result.output.toString("utf8").replaceAll("\0", " ").trim();
         throw sandboxBroken(`A sandbox did not start (${result.end}, status ${result.status}): ${why}`);

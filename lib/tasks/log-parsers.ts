@@ -21,6 +21,7 @@ function isStatus(word: string | undefined): word is TestStatus {
 
 /** `STATUS id ...` of one line as [id, status], or null. */
 function statusFirst(line: string): [string, TestStatus] | null {
+  if (!STATUSES.some((status) => line.startsWith(status))) return null;
   const [status, id] = words(line.startsWith("FAILED") ? line.replaceAll(" - ", " ") : line);
   // "ERRORS", "PASSED:" and the like begin with a status and are none; such an entry could satisfy nobody.
   return id !== undefined && isStatus(status) ? [id, status] : null;

@@ -1,6 +1,6 @@
 // Little repositories, and the kinds of local sandbox that this machine has.
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { findProgram } from "../../lib/sandbox/host.ts";
@@ -21,6 +21,8 @@ const made: string[] = [];
 
 export function temporaryDirectory(): string {
   const directory = mkdtempSync(join(tmpdir(), "tokenring-test-"));
+  // Sandboxes may run as another user, who has to pass through.
+  chmodSync(directory, 0o755);
   made.push(directory);
   return directory;
 }
