@@ -177,8 +177,8 @@ void attend_backward(const cpu::AttendTileBackward& t) {
     const float* lse = t.lse + h;
     const float* delta = t.delta + h;
     // Rows of one head lie far apart, and both are read several times.
-    pack(t.tokens, t.head_dim, t.q + head, t.ldq, q, t.head_dim);
-    pack(t.tokens, t.head_dim, t.dout + head, t.ldo, dout, t.head_dim);
+    pack(t.tokens, t.head_dim, t.q + head, t.ldq, q);
+    pack(t.tokens, t.head_dim, t.dout + head, t.ldo, dout);
     for (int r = begin, end; r < t.tokens; r = end) {
       end = seen(r) == t.hi || t.tokens - r < kStep ? t.tokens : r + kStep;
       const int widest = seen(end - 1);

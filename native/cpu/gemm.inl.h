@@ -81,19 +81,25 @@ struct Micros {
 template <int NV, bool T>
 constexpr Micros<NV, T, NV <= kVectors ? kRows : kFewRows> micros;
 
+// Rows in blocks of nearly equal size: 13 are 7 + 6, not 12 + 1. body(first row, rows).
+template <int most, class Body>
+TOKENRING_INLINE void row_blocks(int64_t rows, const Body& body) {
+  int64_t blocks = (rows + most - 1) / most;
+  for (int64_t r = 0; r < rows; --blocks) {
+    const int64_t take = (rows - r + blocks - 1) / blocks;
+    body(r, take);
+    r += take;
+  }
+}
+
 // All rows against NV vectors of columns.
 template <int NV, bool T>
 void rows_loop(int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t b_panel,
                float* c, int64_t ldc, bool accumulate, const float* bias) {
-  constexpr int most = NV <= kVectors ? kRows : kFewRows;
-  // Blocks of nearly equal size: 13 rows are 7 + 6, not 12 + 1.
-  int64_t blocks = (rows + most - 1) / most;
-  for (int64_t r = 0; r < rows; --blocks) {
-    const int64_t take = (rows - r + blocks - 1) / blocks;
+  row_blocks<NV <= kVectors ? kRows : kFewRows>(rows, [&](int64_t r, int64_t take) {
     micros<NV, T>.by_rows[take](depth, T ? a + r : a + r * lda, lda, b, ldb, b_panel, c + r * ldc, ldc, accumulate,
                                 bias);
-    r += take;
-  }
+  });
 }
 
 // The last columns, fewer than a vector: B, C and bias go through zero-padded copies.
@@ -116,75 +122,98 @@ void edge_columns(int n, int64_t rows, int64_t depth, const float* a, int64_t ld
   }
 }
 
-// Copies `cols` <= ld columns of each row, reading ahead: rows lie far apart, where the hardware does not look.
-TOKENRING_INLINE void pack(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, float* to, int64_t ldto) {
-  for (int64_t d = 0; d < rows; ++d) {
-    const float* row = from + d * ldfrom;
-    for (int64_t j = 0; j < cols; j += kLanes) {
-      __builtin_prefetch(row + 8 * ldfrom + j);
-      if (j + kLanes <= cols)
-        store(to + d * ldto + j, load(row + j));
-      else
-        store(to + d * ldto + j, load_n(row + j, static_cast<int>(cols - j)));
+// Copies `cols` columns of each row close together. cols is a multiple of the lanes.
+TOKENRING_INLINE void pack(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, float* to) {
+  for (int64_t d = 0; d < rows; ++d)
+    for (int64_t j = 0; j < cols; j += kLanes) store(to + d * cols + j, load(from + d * ldfrom + j));
+}
+
+// A^T B where both have long rows of which only some columns are wanted: each block of the depth is copied, rows in
+// their order in memory, A into groups of the micro-kernel's rows and B into panels, so that the micro-kernel reads one
+// run of each. Only whole panels of columns; returns how many columns it did.
+int64_t gemm_packed(const Gemm& g) {
+  constexpr int64_t kAhead = 16;
+  constexpr int64_t kGap = kLanes;  // a group's last row is written with whole vectors
+  const int64_t cols = g.cols / kPanel * kPanel;
+  float* b_pack = g.pack;
+  float* a_pack = g.pack + kDepth * cpu::kPackCols;
+  for (int64_t d0 = 0; d0 < g.depth; d0 += kDepth) {
+    const int64_t depth = g.depth - d0 < kDepth ? g.depth - d0 : kDepth;
+    // A few rows at a time: long enough for each group, short enough to stay in L1 from group to group.
+    for (int64_t from = 0; from < depth; from += kAhead) {
+      const int64_t until = from + kAhead < depth ? from + kAhead : depth;
+      float* to = a_pack;
+      row_blocks<kRows>(g.rows, [&](int64_t r, int64_t take) {
+        const float* row = g.a + (d0 + from) * g.lda + r;
+        for (int64_t d = from; d < until; ++d, row += g.lda)
+          store(to + d * take, r + kLanes <= g.rows ? load(row) : load_n(row, static_cast<int>(take)));
+        to += depth * take + kGap;
+      });
+    }
+    for (int64_t d = 0; d < depth; ++d) {
+      const float* row = g.b + (d0 + d) * g.ldb;
+      for (int64_t j = 0; j < cols; j += kLanes)
+        store(b_pack + (j / kPanel) * kDepth * kPanel + d * kPanel + j % kPanel,
+              load(row + (j / kPanel) * g.b_panel + j % kPanel));
+    }
+    for (int64_t j = 0; j < cols; j += kVectors * kLanes) {
+      const float* b = b_pack + (j / kPanel) * kDepth * kPanel + j % kPanel;
+      const float* a = a_pack;
+      row_blocks<kRows>(g.rows, [&](int64_t r, int64_t take) {
+        micros<kVectors, true>.by_rows[take](depth, a, take, b, kPanel, 0, g.c + r * g.ldc + j, g.ldc,
+                                             g.accumulate || d0 > 0, nullptr);
+        a += depth * take + kGap;
+      });
     }
   }
+  return cols;
 }
 
 template <bool T>
 void gemm_loops(const Gemm& g) {
-  // Operands with long strides are copied if each copy is used several times.
-  const bool packs = g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.depth >= 64;
-  float* a_pack = g.pack;
-  float* b_pack = g.pack ? g.pack + kDepth * cpu::kPackRows : nullptr;
+  if (g.rows <= 0 || g.cols <= 0) return;
   for (int64_t d0 = 0; d0 == 0 || d0 < g.depth; d0 += kDepth) {
     const int64_t depth = g.depth - d0 < kDepth ? g.depth - d0 : kDepth;
     const bool accumulate = g.accumulate || d0 > 0;
     const bool last = d0 + kDepth >= g.depth;
     const float* a = g.a + (T ? d0 * g.lda : d0);
-    int64_t lda = g.lda;
-    if (T && packs) {
-      pack(depth, g.rows, a, lda, a_pack, cpu::kPackRows);
-      a = a_pack;
-      lda = cpu::kPackRows;
-    }
     int64_t width;
     for (int64_t j = 0; j < g.cols; j += width) {
       const float* b = g.b + (j / kPanel) * g.b_panel + d0 * g.ldb + j % kPanel;
-      int64_t ldb = g.ldb;
       const float* bias = last && g.bias ? g.bias + j : nullptr;
       float* c = g.c + j;
       const int64_t left = g.cols - j;
-      if (T && packs && j % kPanel == 0 && left >= kPanel) {
-        pack(depth, kPanel, b, ldb, b_pack, kPanel);
-        b = b_pack;
-        ldb = kPanel;
-        width = kPanel;
-        for (int v = 0; v < kPanel; v += kVectors * kLanes)
-          rows_loop<kVectors, T>(g.rows, depth, a, lda, b + v, ldb, 0, c + v, g.ldc, accumulate, nullptr);
-      } else if (g.rows <= kFewRows && left >= kManyVectors * kLanes && j % kPanel == 0) {
+      if (g.rows <= kFewRows && left >= kManyVectors * kLanes && j % kPanel == 0) {
         width = kManyVectors * kLanes;
         if constexpr (kFewRows > 0)
-          rows_loop<kManyVectors, T>(g.rows, depth, a, lda, b, ldb, g.b_panel, c, g.ldc, accumulate, bias);
+          rows_loop<kManyVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias);
       } else if (left >= kVectors * kLanes && j % kPanel + kVectors * kLanes <= kPanel) {
         width = kVectors * kLanes;
-        rows_loop<kVectors, T>(g.rows, depth, a, lda, b, ldb, g.b_panel, c, g.ldc, accumulate, bias);
+        rows_loop<kVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias);
       } else if (left >= kLanes) {
         width = kLanes;
-        rows_loop<1, T>(g.rows, depth, a, lda, b, ldb, g.b_panel, c, g.ldc, accumulate, bias);
+        rows_loop<1, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias);
       } else {
         width = left;
-        edge_columns<T>(static_cast<int>(left), g.rows, depth, a, lda, b, ldb, c, g.ldc, accumulate, bias);
+        edge_columns<T>(static_cast<int>(left), g.rows, depth, a, g.lda, b, g.ldb, c, g.ldc, accumulate, bias);
       }
     }
   }
 }
 
 void gemm(const Gemm& g) {
-  if (g.rows <= 0 || g.cols <= 0) return;
-  if (g.a_transposed)
-    gemm_loops<true>(g);
-  else
-    gemm_loops<false>(g);
+  if (!g.a_transposed) return gemm_loops<false>(g);
+  // Copies pay if each is used several times.
+  if (g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.cols <= cpu::kPackCols &&
+      g.cols >= kPanel && g.depth >= 64) {
+    Gemm rest = g;
+    const int64_t done = gemm_packed(g);
+    rest.b += done / kPanel * g.b_panel;
+    rest.c += done;
+    rest.cols -= done;
+    return gemm_loops<true>(rest);
+  }
+  gemm_loops<true>(g);
 }
 
 void transpose(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, float* to, int64_t ldto) {

@@ -28,10 +28,12 @@ struct Gemm {
   int64_t ldc;
   bool accumulate;
   const float* bias;
-  float* pack;  // kPackFloats of scratch, or null: operands are read where they lie. Only used if a_transposed.
+  float* pack;  // kPackFloats of scratch for copies of operands (a_transposed, without bias), or null
 };
-constexpr int64_t kPackDepth = 256, kPackRows = 96;
-constexpr size_t kPackFloats = kPackDepth * (kPackRows + kPanel);
+// The largest product that is copied: kPackRows by kPackCols.
+constexpr int64_t kPackDepth = 256, kPackRows = 264, kPackCols = 128;
+// Of A and B, and a gap of a vector after each group of A's rows (at least 4 rows a group).
+constexpr size_t kPackFloats = kPackDepth * (kPackRows + kPackCols) + kPackRows / 4 * 16;
 
 // Softmax state of one query row while it walks the tiles.
 struct SoftmaxState {

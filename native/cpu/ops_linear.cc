@@ -26,18 +26,21 @@ void check_weight(const char* op, const Weight& w) {
   require(w.data && w.n > 0 && w.k > 0, op, ": the weight [", w.n, ", ", w.k, "] has no memory or no size");
 }
 
-// Sizes of the block of C that one task computes. A task should be worth some microseconds, and there should be
-// several per thread; neither changes a bit of the result.
+// The block of C that one task computes; the choice does not change a bit of the result.
 struct Blocks {
-  int64_t rows, cols, across;
-  int64_t count;
+  int64_t rows, cols, across, count;
 };
 
-Blocks blocks_of(int64_t rows, int64_t cols, int64_t depth, int threads) {
-  int64_t r = std::min<int64_t>(rows, kPackRows), c = std::min<int64_t>(panels(cols), 4) * kPanel;
-  const auto count = [&] { return ((rows + r - 1) / r) * ((cols + c - 1) / c); };
-  const auto worth = [&] { return r * c * depth > 400'000; };  // multiply-adds, about 5 microseconds
-  while (count() < 4 * threads && worth()) {
+Blocks blocks_of_size(int64_t rows, int64_t cols, int64_t r, int64_t c) {
+  const int64_t across = (cols + c - 1) / c;
+  return {r, c, across, (rows + r - 1) / r * across};
+}
+
+// Rows of activations against a weight: small blocks, each worth some microseconds and several per thread.
+Blocks row_blocks(int64_t rows, int64_t cols, int64_t depth, int threads) {
+  int64_t r = std::min<int64_t>(rows, 96), c = std::min(panels(cols), int64_t{4}) * kPanel;
+  Blocks blocks = blocks_of_size(rows, cols, r, c);
+  while (blocks.count < 4 * threads && r * c * depth > 400'000) {  // multiply-adds, about 5 microseconds
     if (c > kPanel) {
       c = std::max<int64_t>(c / 2 / kPanel, 1) * kPanel;
     } else if (r > 24) {
@@ -45,9 +48,26 @@ Blocks blocks_of(int64_t rows, int64_t cols, int64_t depth, int threads) {
     } else {
       break;
     }
+    blocks = blocks_of_size(rows, cols, r, c);
   }
-  const int64_t across = (cols + c - 1) / c;
-  return {r, c, across, ((rows + r - 1) / r) * across};
+  return blocks;
+}
+
+// Gradients of a weight: large blocks, because each reads all its columns of both operands, and as even as can be.
+Blocks weight_blocks(int64_t n, int64_t k, int64_t depth, int threads) {
+  Blocks best = blocks_of_size(n, k, std::min(n, kPackRows), std::min(panels(k) * kPanel, kPackCols));
+  const auto idle = [&](const Blocks& b) {  // share of the threads' time that is lost
+    const int64_t rounds = (b.count + threads - 1) / threads;
+    return 1.0 - static_cast<double>(b.count) / static_cast<double>(rounds * threads);
+  };
+  for (const int64_t c : {kPackCols, kPanel})
+    for (int64_t parts = (n + kPackRows - 1) / kPackRows; parts <= n; ++parts) {
+      const int64_t r = ((n + parts - 1) / parts + 11) / 12 * 12;
+      if (idle(best) < 0.15 || r < 48 || r * c * depth < 400'000) break;
+      const Blocks next = blocks_of_size(n, k, r, c);
+      if (idle(next) < idle(best)) best = next;
+    }
+  return best;
 }
 
 }  // namespace
@@ -93,7 +113,7 @@ void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Ten
   if (bias) check("linear_forward", "bias", bias, DType::f32, {w.n});
   cpu_stream(stream).enqueue([=, this] {
     const float* panel = panels_of(w).forward;
-    const Blocks b = blocks_of(m, w.n, w.k, pool_.threads());
+    const Blocks b = row_blocks(m, w.n, w.k, pool_.threads());
     share(b.count, static_cast<double>(b.rows * b.cols * w.k) / 80.0, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
@@ -124,7 +144,7 @@ void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool a
   check("linear_dgrad", "dx", dx, DType::f32, {m, w.k});
   cpu_stream(stream).enqueue([=, this] {
     const float* panel = panels_of(w).backward;
-    const Blocks b = blocks_of(m, w.k, w.n, pool_.threads());
+    const Blocks b = row_blocks(m, w.k, w.n, pool_.threads());
     share(b.count, static_cast<double>(b.rows * b.cols * w.n) / 80.0, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
@@ -156,7 +176,7 @@ void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor
   if (db) check("linear_wgrad", "db", db, DType::f32, {n});
   if (m == 0) return;
   cpu_stream(stream).enqueue([=, this] {
-    const Blocks b = blocks_of(n, k, m, pool_.threads());
+    const Blocks b = weight_blocks(n, k, m, pool_.threads());
     share(b.count, static_cast<double>(b.rows * b.cols * m) / 80.0, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;

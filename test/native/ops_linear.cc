@@ -14,8 +14,8 @@ struct Size {
   int64_t m, n, k;
 };
 // Multiples of the blocks, one off them, single rows and columns, depths beyond one block of 256.
-const Size kSizes[] = {{1, 1, 1},   {1, 33, 5},    {2, 16, 16},   {12, 32, 64}, {13, 31, 65},
-                       {25, 48, 7}, {32, 96, 300}, {97, 130, 40}, {5, 17, 600}, {200, 64, 128}};
+const Size kSizes[] = {{1, 1, 1},     {1, 33, 5},    {2, 16, 16},  {12, 32, 64},   {13, 31, 65},  {25, 48, 7},
+                       {32, 96, 300}, {97, 130, 40}, {5, 17, 600}, {200, 64, 128}, {70, 300, 140}};
 
 std::vector<double> forward(const Size& s, const std::vector<float>& x, const std::vector<float>& w,
                             const std::vector<float>& bias) {
