@@ -1,20 +1,8 @@
 // The policy as the loops see it: something that scores packed documents, takes gradient steps and can be saved.
+import type { NativeDecoderConfig } from "../ops/binding.ts";
 
 /** Shape of a decoder; field names as in Hugging Face's config.json. */
-export interface DecoderConfig {
-  vocab_size: number;
-  hidden_size: number;
-  intermediate_size: number;
-  num_hidden_layers: number;
-  num_attention_heads: number;
-  num_key_value_heads: number;
-  head_dim: number;
-  max_position_embeddings: number;
-  rope_theta: number;
-  rms_norm_eps: number;
-  tie_word_embeddings: boolean;
-  attention_bias: boolean;
-}
+export type DecoderConfig = NativeDecoderConfig;
 
 /**
  * Documents packed one after the other. All lanes have one entry a token, aligned with the token itself
