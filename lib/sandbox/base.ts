@@ -1,9 +1,17 @@
 // The commit that a sandbox starts from, kept where no agent can write, so that a diff means the same whatever became
 // of the sandbox's own .git.
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { TokenringError } from "../errors.ts";
-import { copyTree, removeTree } from "./tree.ts";
+import { copyTree, finishDirectory, type Owner, removeTree, type TreeSize } from "./tree.ts";
 
 export interface Base {
   /** Below the store's directory; a git directory with the base's objects, its index and nothing else. */
@@ -48,6 +56,23 @@ export class BaseStore {
       this.#users.delete(old);
       void removeTree(old.directory);
     }
+  }
+
+  /**
+   * Copies `repository` to `target`. What is committed is not copied but borrowed from the base, which the inside finds
+   * at `inside`: opening costs the same however long the history is. A snapshot borrows already.
+   */
+  copy(repository: string, target: string, inside: string, owner: Owner | undefined): TreeSize {
+    if (this.#origins.has(repository)) return copyTree(repository, target, { owner });
+    const size = copyTree(repository, target, { owner, omit: [".git", "objects"] });
+    const objects = join(target, ".git", "objects");
+    const alternates = join(objects, "info", "alternates");
+    for (const path of [objects, join(objects, "info"), join(objects, "pack")]) mkdirSync(path);
+    writeFileSync(alternates, `${inside}/objects\n`);
+    if (owner) chownSync(alternates, owner.uid, owner.gid);
+    for (const path of [join(objects, "info"), join(objects, "pack"), objects]) finishDirectory(path, owner);
+    finishDirectory(join(target, ".git"), owner);
+    return size;
   }
 
   /** Lets sandboxes that open `snapshot` start from `base`. */

@@ -1,5 +1,5 @@
 // The backend for this machine. bubblewrap where it works; where it does not, a plain shell, and a loud word about it.
-import { chmodSync, chownSync, mkdirSync, realpathSync, rmSync } from "node:fs";
+import { chmodSync, chownSync, existsSync, mkdirSync, realpathSync, rmSync } from "node:fs";
 import { TokenringError } from "../errors.ts";
 import { type Base, BaseStore } from "./base.ts";
 import { BASE_INSIDE, bubblewrapPlan } from "./bubblewrap.ts";
@@ -10,7 +10,7 @@ import { limitCommand, resolveLimits } from "./limits.ts";
 import { LocalSandbox } from "./local-sandbox.ts";
 import { RESIDENT_SCRIPT, ResidentShell } from "./resident-shell.ts";
 import { createScratch, defaultScratchParent, removeStaleScratch } from "./scratch.ts";
-import { copyTree, type Owner, removeTree, type TreeSize } from "./tree.ts";
+import { type Owner, removeTree, type TreeSize } from "./tree.ts";
 import type { Sandbox, SandboxBackend, SandboxLimits, SandboxSpec } from "./types.ts";
 import { PathMapping, unsafeHostPlan } from "./unsafe-host.ts";
 
@@ -230,10 +230,12 @@ class LocalBackend implements SandboxBackend {
     const limits = resolveLimits(this.#limits, spec.limits);
     const workdir = checkWorkdir(spec.workdir ?? DEFAULT_WORKDIR);
     const env = checkEnvironment(spec.env ?? {});
-    const base = this.#bases.acquire(spec.repository);
+    // A link may stand for the repository; what lies in it is copied as it is.
+    const repository = existsSync(spec.repository) ? realpathSync(spec.repository) : spec.repository;
+    const base = this.#bases.acquire(repository);
     let sandbox: LocalSandbox | undefined;
     try {
-      sandbox = await this.#make(spec.repository, base, workdir, limits, env);
+      sandbox = await this.#make(repository, base, workdir, limits, env);
       await sandbox.start(signal);
       this.#assertOpen();
       return sandbox;
@@ -259,19 +261,19 @@ class LocalBackend implements SandboxBackend {
     }
     const launcher = this.#launcher;
     const slot = await launcher.acquire();
+    const host = this.name === "unsafe-host";
+    const inside = host
+      ? { workdir: `${slot.directory}/repo`, tmp: `${slot.directory}/tmp`, base: base.directory }
+      : { workdir, tmp: "/tmp", base: BASE_INSIDE };
     let start: TreeSize;
     try {
-      start = copyTree(realpathSync(repository), `${slot.directory}/repo`, { owner: slot.owner });
+      start = this.#bases.copy(repository, `${slot.directory}/repo`, inside.base, slot.owner);
       makeFolder(slot, "tmp");
     } catch (error) {
       await removeTree(`${slot.directory}/repo`);
       launcher.release(slot);
       throw error;
     }
-    const host = this.name === "unsafe-host";
-    const inside = host
-      ? { workdir: `${slot.directory}/repo`, tmp: `${slot.directory}/tmp`, base: base.directory }
-      : { workdir, tmp: "/tmp", base: BASE_INSIDE };
     const sandbox = new LocalSandbox({
       launcher,
       slot,

@@ -43,29 +43,27 @@ const FILE = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 const CREATE = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
 const CHUNK = Buffer.allocUnsafeSlow(256 * 1024);
 
+interface CopyOptions {
+  owner?: Owner | undefined;
+  limit?: TreeSize | undefined;
+  /** A folder to leave out, as the names that lead to it. */
+  omit?: readonly string[] | undefined;
+}
+
 /**
  * Copies directory `source` to `target`, which must not exist or be empty: files, folders, links (as links); sockets,
  * devices and pipes are left out. Synchronous, because for some dozen small files that is several times cheaper.
  * @throws ERR_TOKENRING_SANDBOX when the tree is larger than `limit`.
  */
-export function copyTree(
-  source: string,
-  target: string,
-  options: { owner?: Owner | undefined; limit?: TreeSize | undefined } = {},
-): TreeSize {
+export function copyTree(source: string, target: string, options: CopyOptions = {}): TreeSize {
   const size: TreeSize = { bytes: 0, entries: 0 };
   mkdirSync(target, { recursive: true, mode: 0o755 });
-  copyDirectory(source, target, options.owner, options.limit, size);
+  copyDirectory(source, target, options, size);
   return size;
 }
 
-function copyDirectory(
-  source: string,
-  target: string,
-  owner: Owner | undefined,
-  limit: TreeSize | undefined,
-  size: TreeSize,
-): void {
+function copyDirectory(source: string, target: string, options: CopyOptions, size: TreeSize): void {
+  const { owner, limit, omit } = options;
   const directory = openSync(source, DIRECTORY);
   try {
     const anchor = `/proc/self/fd/${directory}`;
@@ -76,8 +74,10 @@ function copyDirectory(
       const from = `${anchor}/${entry.name}`;
       const to = `${target}/${entry.name}`;
       if (entry.isDirectory()) {
+        const rest = omit?.[0] === entry.name ? omit.slice(1) : undefined;
+        if (rest?.length === 0) continue;
         mkdirSync(to, 0o755);
-        copyDirectory(from, to, owner, limit, size);
+        copyDirectory(from, to, { owner, limit, omit: rest }, size);
       } else if (entry.isFile()) copyFile(from, to, owner, limit, size);
       else if (entry.isSymbolicLink()) {
         symlinkSync(readlinkSync(from), to);
@@ -86,12 +86,17 @@ function copyDirectory(
       size.entries++;
       checkSize(size, limit);
     }
-    chmodSync(target, 0o755);
-    if (owner) chownSync(target, owner.uid, owner.gid);
-    utimesSync(target, FIXED_TIME, FIXED_TIME);
+    finishDirectory(target, owner);
   } finally {
     closeSync(directory);
   }
+}
+
+/** Gives a directory that is complete its rights, owner and time. */
+export function finishDirectory(path: string, owner: Owner | undefined): void {
+  chmodSync(path, 0o755);
+  if (owner) chownSync(path, owner.uid, owner.gid);
+  utimesSync(path, FIXED_TIME, FIXED_TIME);
 }
 
 function copyFile(
