@@ -1,6 +1,6 @@
 // The engine inside the addon: samples from the very weights that the policy trains, on the same rank.
 import { TokenringError } from "../errors.ts";
-import type { NativeRank } from "../ops/binding.ts";
+import type { NativeRank, NativeSampleRequest } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import type { Policy } from "../policy/policy.ts";
 import type { Engine, SampledTurn, SampleOptions, Session } from "./types.ts";
@@ -44,13 +44,14 @@ class EmbeddedSession implements Session {
 
   async sample(options: SampleOptions): Promise<SampledTurn> {
     this.#live();
-    const job = this.#rank.sampleSession(this.#id, {
+    const request: NativeSampleRequest = {
       maxTokens: options.maxTokens,
       stop: int32(options.stop),
       temperature: options.temperature,
       seed: options.seed,
-    });
-    const { tokens, logprobs, stopped, version } = await withSignal(job, options.signal);
+    };
+    const start = () => this.#rank.sampleSession(this.#id, request);
+    const { tokens, logprobs, stopped, version } = await withSignal(start, options.signal);
     this.#length += tokens.length;
     return { tokens, logprobs, finish: stopped ? "stop" : "length", version };
   }

@@ -17,7 +17,6 @@ function watch(signal: AbortSignal, job: NativeJob<unknown>): void {
   }
   if (jobs.size === 0) signal.addEventListener("abort", onAbort);
   jobs.add(job);
-  if (signal.aborted) job.abort();
 }
 
 function unwatch(signal: AbortSignal, job: NativeJob<unknown>): void {
@@ -27,13 +26,15 @@ function unwatch(signal: AbortSignal, job: NativeJob<unknown>): void {
 }
 
 /**
- * The job's promise, stopped by `signal`: it then rejects with `signal.reason`. A job that was done before the
- * signal reached it keeps its result. Errors of the native code get the stack of this call's caller, because
- * they come from a thread that has none.
+ * Starts a job and gives its result. `signal` stops it: the promise then rejects with `signal.reason`, and a signal
+ * that has fired already keeps it from starting. A job that was done before the signal reached it keeps its result.
+ * Errors of the native code get the stack of this call's caller, because they come from a thread that has none.
  */
-export async function withSignal<T>(job: NativeJob<T>, signal?: AbortSignal): Promise<T> {
+export async function withSignal<T>(start: () => NativeJob<T>, signal?: AbortSignal): Promise<T> {
   const here: { stack?: string } = {};
   Error.captureStackTrace(here, withSignal);
+  if (signal?.aborted) throw signal.reason;
+  const job = start();
   if (signal) watch(signal, job);
   try {
     return await job.promise;

@@ -1,6 +1,6 @@
 // The policy on one rank of the addon: weights, gradients and optimiser state live there; JavaScript holds a handle.
 import { TokenringError } from "../errors.ts";
-import type { NativeBatch, NativeRank } from "../ops/binding.ts";
+import type { NativeAdamW, NativeBatch, NativeLoss, NativeRank } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
 import { readConfig, writeConfig } from "./config.ts";
@@ -65,14 +65,14 @@ export class Policy implements PolicyShape {
   static async create(config: DecoderConfig, options: CreateOptions = {}): Promise<Policy> {
     const policy = new Policy(config, options);
     return policy.#begin(async () => {
-      await withSignal(
+      await withSignal(() =>
         policy.rank.initialise({
           std: options.std ?? 0.02,
           seed: BigInt.asUintN(64, BigInt(options.seed ?? 0)),
           previousTokenBias: options.previousTokenBias ?? 0,
         }),
       );
-      policy.#version = await withSignal(policy.rank.version());
+      policy.#version = await withSignal(() => policy.rank.version());
     });
   }
 
@@ -105,14 +105,14 @@ export class Policy implements PolicyShape {
   }
 
   async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
-    const job = this.rank.accumulate(nativeBatch(batch), {
+    const how: NativeLoss = {
       objective: loss.objective,
       clipLow: loss.clipLow ?? 0.2,
       clipHigh: loss.clipHigh ?? 0.28,
       temperature: loss.temperature ?? 1,
       chunkRows: CHUNK_ROWS,
-    });
-    return withSignal(job, options.signal);
+    };
+    return withSignal(() => this.rank.accumulate(nativeBatch(batch), how), options.signal);
   }
 
   async score(
@@ -120,26 +120,26 @@ export class Policy implements PolicyShape {
     options: CallOptions & { temperature?: number } = {},
   ): Promise<LossResult> {
     const lanes = { tokens: batch.tokens, lengths: batch.lengths };
-    return withSignal(this.rank.score(lanes, options.temperature ?? 1), options.signal);
+    return withSignal(() => this.rank.score(lanes, options.temperature ?? 1), options.signal);
   }
 
   /** Betas 0.9 and 0.999, epsilon 1e-8, weight decay 0.1 and clipping at norm 1 where not given: the paper's. */
   async optimise(options: AdamWOptions): Promise<OptimiserResult> {
-    const job = this.rank.optimise({
+    const how: NativeAdamW = {
       learningRate: options.learningRate,
       beta1: options.beta1 ?? 0.9,
       beta2: options.beta2 ?? 0.999,
       epsilon: options.epsilon ?? 1e-8,
       weightDecay: options.weightDecay ?? 0.1,
       clipNorm: options.clipNorm ?? 1,
-    });
-    const result = await withSignal(job);
+    };
+    const result = await withSignal(() => this.rank.optimise(how));
     this.#version = result.version;
     return result;
   }
 
   async dropGradients(): Promise<void> {
-    await withSignal(this.rank.dropGradients());
+    await withSignal(() => this.rank.dropGradients());
   }
 
   async save(directory: string, options: SaveOptions = {}): Promise<void> {
@@ -147,12 +147,19 @@ export class Policy implements PolicyShape {
       throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");
     const dtype = options.dtype ?? "f32";
     await writeConfig(directory, this.config, dtype);
-    await withSignal(this.rank.save(directory, { dtype, optimiser: options.optimiser ?? false }));
+    const optimiser = options.optimiser ?? false;
+    await withSignal(() => this.rank.save(directory, { dtype, optimiser }));
   }
 
   async load(directory: string, options: { optimiser?: boolean } = {}): Promise<void> {
-    const job = this.rank.load(directory, { optimiser: options.optimiser ?? false });
-    this.#version = (await withSignal(job)).version;
+    const optimiser = options.optimiser ?? false;
+    try {
+      this.#version = (await withSignal(() => this.rank.load(directory, { optimiser }))).version;
+    } catch (error) {
+      // The weights may have been read before the optimiser's file failed.
+      if (!this.disposed) this.#version = await withSignal(() => this.rank.version());
+      throw error;
+    }
   }
 
   /** Idempotent. Waits for the call that runs; queued ones and turns being sampled end with ERR_TOKENRING_DISPOSED. */

@@ -13,16 +13,17 @@ std::shared_ptr<Channel> Channel::open(Napi::Env env) {
   // The finaliser owns a share of the channel, so that it outlives the thread-safe function.
   auto* share = new std::shared_ptr<Channel>(channel);
   const auto finalize = [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<Channel>*>(data); };
-  const napi_status status = napi_create_threadsafe_function(
-      env, nullptr, nullptr, Napi::String::New(env, "tokenring"), 0, 1, share, finalize, channel.get(), drain,
-      &channel->wake_);
+  const napi_status status =
+      napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "tokenring"), 0, 1, share, finalize,
+                                      channel.get(), drain, &channel->wake_);
   if (status != napi_ok) {
     delete share;
     throw Napi::Error::New(env, "could not create the thread-safe function of tokenring");
   }
   napi_unref_threadsafe_function(env, channel->wake_);
   // Registered after the function's own hook, so it runs before that.
-  napi_add_env_cleanup_hook(env, [](void* data) { static_cast<Channel*>(data)->close(); }, channel.get());
+  napi_add_env_cleanup_hook(
+      env, [](void* data) { static_cast<Channel*>(data)->close(); }, channel.get());
   return channel;
 }
 

@@ -51,9 +51,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   return exports;
 }
 
+NODE_API_MODULE(tokenring, init)
+
 }  // namespace
-
-Napi::Object init_module(Napi::Env env, Napi::Object exports) { return init(env, exports); }
-NODE_API_MODULE(tokenring, init_module)
-
 }  // namespace tokenring::addon

@@ -102,26 +102,25 @@ SampleRequest read_request(const Arguments& from) {
 // --- construction and end ------------------------------------------------------------------------------
 
 Napi::Function RankObject::define(Napi::Env env) {
-  return DefineClass(
-      env, "Rank",
-      {
-          InstanceAccessor<&RankObject::guard<&RankObject::disposed>>("disposed"),
-          InstanceMethod<&RankObject::guard<&RankObject::initialise>>("initialise"),
-          InstanceMethod<&RankObject::guard<&RankObject::accumulate>>("accumulate"),
-          InstanceMethod<&RankObject::guard<&RankObject::score>>("score"),
-          InstanceMethod<&RankObject::guard<&RankObject::optimise>>("optimise"),
-          InstanceMethod<&RankObject::guard<&RankObject::drop_gradients>>("dropGradients"),
-          InstanceMethod<&RankObject::guard<&RankObject::save>>("save"),
-          InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
-          InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
-          InstanceMethod<&RankObject::guard<&RankObject::open_session>>("openSession"),
-          InstanceMethod<&RankObject::guard<&RankObject::fork_session>>("forkSession"),
-          InstanceMethod<&RankObject::guard<&RankObject::extend_session>>("extendSession"),
-          InstanceMethod<&RankObject::guard<&RankObject::close_session>>("closeSession"),
-          InstanceMethod<&RankObject::guard<&RankObject::sample_session>>("sampleSession"),
-          InstanceMethod<&RankObject::guard<&RankObject::usage>>("usage"),
-          InstanceMethod<&RankObject::guard<&RankObject::dispose>>("dispose"),
-      });
+  return DefineClass(env, "Rank",
+                     {
+                         InstanceAccessor<&RankObject::guard<&RankObject::disposed>>("disposed"),
+                         InstanceMethod<&RankObject::guard<&RankObject::initialise>>("initialise"),
+                         InstanceMethod<&RankObject::guard<&RankObject::accumulate>>("accumulate"),
+                         InstanceMethod<&RankObject::guard<&RankObject::score>>("score"),
+                         InstanceMethod<&RankObject::guard<&RankObject::optimise>>("optimise"),
+                         InstanceMethod<&RankObject::guard<&RankObject::drop_gradients>>("dropGradients"),
+                         InstanceMethod<&RankObject::guard<&RankObject::save>>("save"),
+                         InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
+                         InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
+                         InstanceMethod<&RankObject::guard<&RankObject::open_session>>("openSession"),
+                         InstanceMethod<&RankObject::guard<&RankObject::fork_session>>("forkSession"),
+                         InstanceMethod<&RankObject::guard<&RankObject::extend_session>>("extendSession"),
+                         InstanceMethod<&RankObject::guard<&RankObject::close_session>>("closeSession"),
+                         InstanceMethod<&RankObject::guard<&RankObject::sample_session>>("sampleSession"),
+                         InstanceMethod<&RankObject::guard<&RankObject::usage>>("usage"),
+                         InstanceMethod<&RankObject::guard<&RankObject::dispose>>("dispose"),
+                     });
 }
 
 template <Napi::Value (RankObject::*method)(const Napi::CallbackInfo&)>
@@ -261,9 +260,8 @@ Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
 
 Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
   const AdamW options = read_adamw(Arguments(info[0], "options"));
-  return submit<OptimiserResult>(info.Env(), [options](Rank& rank, const std::atomic<bool>&) {
-    return rank.trainer().optimise(options);
-  });
+  return submit<OptimiserResult>(
+      info.Env(), [options](Rank& rank, const std::atomic<bool>&) { return rank.trainer().optimise(options); });
 }
 
 Napi::Value RankObject::drop_gradients(const Napi::CallbackInfo& info) {
@@ -300,8 +298,7 @@ Napi::Value RankObject::load(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value RankObject::version(const Napi::CallbackInfo& info) {
-  return submit<int64_t>(info.Env(),
-                         [](Rank& rank, const std::atomic<bool>&) { return rank.parameters().version(); });
+  return submit<int64_t>(info.Env(), [](Rank& rank, const std::atomic<bool>&) { return rank.parameters().version(); });
 }
 
 // --- sessions ------------------------------------------------------------------------------------------

@@ -25,6 +25,18 @@ class Stream {
   virtual void copy_on_device(void* to, const void* from, size_t bytes) = 0;
 };
 
+// Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.
+struct Drain {
+  Stream& stream;
+  ~Drain() {
+    try {
+      stream.synchronize();
+    } catch (...) {
+      // Whoever left the scope has the cause already.
+    }
+  }
+};
+
 class Device {
  public:
   virtual ~Device() = default;

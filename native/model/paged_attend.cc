@@ -26,17 +26,16 @@ void PagedAttend::forward(Schedule& schedule, int layer, Slot qkv, Slot out, Slo
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
   const int64_t kv_bytes = rows_ * 2 * kv_heads_ * head_dim_ * static_cast<int64_t>(size_of(qkv.dtype));
   schedule.add("kv_append", layer, 2 * kv_bytes, 0,
-               [=, &ops = ops_, sequences = sequences_, pool = pool_.layer(layer), heads = heads_,
-                kv_heads = kv_heads_, head_dim = head_dim_](const Frame& frame) {
+               [=, &ops = ops_, sequences = sequences_, pool = pool_.layer(layer), heads = heads_, kv_heads = kv_heads_,
+                head_dim = head_dim_](const Frame& frame) {
                  ops.kv_append(frame.stream, frame[qkv], *sequences, heads, kv_heads, head_dim, pool);
                });
-  schedule.add("attention_paged", layer, static_cast<int64_t>(qkv.bytes() + out.bytes()),
-               4 * pairs_ * heads_ * head_dim_,
-               [=, &ops = ops_, sequences = sequences_, pool = pool_.layer(layer), heads = heads_,
-                kv_heads = kv_heads_, head_dim = head_dim_](const Frame& frame) {
-                 ops.attention_paged(frame.stream, frame[qkv], *sequences, heads, kv_heads, head_dim, scale, pool,
-                                     frame[out]);
-               });
+  schedule.add(
+      "attention_paged", layer, static_cast<int64_t>(qkv.bytes() + out.bytes()), 4 * pairs_ * heads_ * head_dim_,
+      [=, &ops = ops_, sequences = sequences_, pool = pool_.layer(layer), heads = heads_, kv_heads = kv_heads_,
+       head_dim = head_dim_](const Frame& frame) {
+        ops.attention_paged(frame.stream, frame[qkv], *sequences, heads, kv_heads, head_dim, scale, pool, frame[out]);
+      });
 }
 
 void PagedAttend::backward(Schedule&, int, Slot, Slot, Slot, Slot, Slot) {

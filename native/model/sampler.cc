@@ -21,33 +21,21 @@ constexpr size_t kLogitRows = 256;
 struct Request {
   SampleRequest options;
   SampleDone done;
-  size_t start = 0;                // tokens of the session when the request came: what an abort goes back to
-  uint64_t order = 0;              // of arrival
+  size_t start = 0;    // tokens of the session when the request came: what an abort goes back to
+  uint64_t order = 0;  // of arrival
   std::vector<float> logprobs;
   std::optional<int64_t> version;  // of the weights that sampled the first token
 };
 
 struct Session {
   std::vector<int32_t> tokens;
-  int64_t cached = 0;              // tokens whose keys lie in `pages`
-  std::vector<int32_t> pages;      // pages_for(cached) of them; the last may be partly filled
+  int64_t cached = 0;          // tokens whose keys lie in `pages`
+  std::vector<int32_t> pages;  // pages_for(cached) of them; the last may be partly filled
   std::optional<Request> request;
-  uint64_t used = 0;               // the tick that last read it
+  uint64_t used = 0;  // the tick that last read it
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t pending() const { return size() - cached; }
-};
-
-// Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.
-struct Drain {
-  Stream& stream;
-  ~Drain() {
-    try {
-      stream.synchronize();
-    } catch (...) {
-      // Whoever left the scope has the cause already.
-    }
-  }
 };
 
 // A session's share of a tick.
@@ -254,7 +242,8 @@ struct Sampler::Impl {
       });
       const std::string message = "the sampler's " + std::to_string(pool.limit()) + " pages of " +
                                   std::to_string(kPageTokens) + " tokens cannot hold a session of " +
-                                  std::to_string(oldest.size()) + " tokens; raise maxPages or use a machine with more "
+                                  std::to_string(oldest.size()) +
+                                  " tokens; raise maxPages or use a machine with more "
                                   "memory";
       drop_cache(oldest);
       finished.push_back(end(oldest, failure("OUT_OF_MEMORY", message)));
@@ -364,9 +353,8 @@ struct Sampler::Impl {
   void fault(const std::vector<Part>& batch, std::vector<Finished>& finished) {
     const std::exception_ptr error = std::current_exception();
     for (auto& [id, session] : sessions) {
-      const bool concerned = batch.empty() || std::any_of(batch.begin(), batch.end(), [&](const Part& part) {
-                               return part.session == &session;
-                             });
+      const bool concerned = batch.empty() || std::any_of(batch.begin(), batch.end(),
+                                                          [&](const Part& part) { return part.session == &session; });
       if (!session.request || !concerned) continue;
       drop_cache(session);
       finished.push_back(end(session, error));
@@ -418,8 +406,8 @@ void Sampler::extend(int64_t session, const int32_t* tokens, size_t n) {
     require(tokens[i] >= 0 && tokens[i] < config.vocab_size, "token ", tokens[i], " at index ", i,
             " is outside the vocabulary of ", config.vocab_size);
   }
-  require(to.size() + static_cast<int64_t>(n) <= config.max_position_embeddings, "session ", session, " of ",
-          to.size(), " tokens cannot take ", n, " more: max_position_embeddings is ", config.max_position_embeddings);
+  require(to.size() + static_cast<int64_t>(n) <= config.max_position_embeddings, "session ", session, " of ", to.size(),
+          " tokens cannot take ", n, " more: max_position_embeddings is ", config.max_position_embeddings);
   to.tokens.insert(to.tokens.end(), tokens, tokens + n);
 }
 

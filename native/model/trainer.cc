@@ -13,18 +13,6 @@ namespace {
 
 constexpr int32_t kScoreChunkRows = 1024;
 
-// Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.
-struct Drain {
-  Stream& stream;
-  ~Drain() {
-    try {
-      stream.synchronize();
-    } catch (...) {
-      // Whoever left the scope has the cause already.
-    }
-  }
-};
-
 std::vector<int32_t> positions_of(const std::vector<int32_t>& lengths) {
   std::vector<int32_t> positions;
   for (const int32_t length : lengths) {

@@ -62,7 +62,7 @@ describe("embedded engine", () => {
 
   it("gives the trainer's logprobs over several turns with observations between", async () => {
     using session = engine.open();
-    let stream = new Int32Array();
+    let stream: Int32Array = new Int32Array();
     for (let turn = 0; turn < 5; turn++) {
       const observation = ids(`observation ${turn}`, [70, 1, 63, 64, 65][turn] as number);
       session.extend(observation);

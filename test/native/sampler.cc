@@ -172,17 +172,20 @@ TEST(sampler_forks_go_their_own_ways) {
 }
 
 TEST(sampler_reads_a_shared_prompt_once) {
-  Bench bench;
-  const std::vector<int32_t> prompt = ids(4, 200);
-  std::vector<Outcome*> outcomes;
-  for (int i = 0; i < 6; ++i) outcomes.push_back(&bench.start(bench.open(prompt), i, 4));
-  bench.finish();
-  // Three whole pages once, the last 8 tokens by each; and so do the pages: three shared, one of each.
-  CHECK(bench.sampler.usage().prefilled == 192 + 6 * 8);
-  CHECK(bench.sampler.usage().pages == 3 + 6);
-  for (Outcome* outcome : outcomes) {
-    std::vector<int32_t> stream = prompt;
-    bench.check(stream, outcome->result);
+  // Whole pages are read once and shared, but never the last token: each session needs its logits.
+  for (const auto& [length, shared] : {std::pair(200, 192), std::pair(192, 128), std::pair(193, 192)}) {
+    Bench bench;
+    const std::vector<int32_t> prompt = ids(4, length);
+    std::vector<Outcome*> outcomes;
+    for (int i = 0; i < 6; ++i) outcomes.push_back(&bench.start(bench.open(prompt), i, 4));
+    bench.finish();
+    CHECK(bench.sampler.usage().prefilled == shared + 6 * (length - shared));
+    CHECK(bench.sampler.usage().pages == shared / 64 + 6 * ((length + 3 - shared + 63) / 64));
+    for (Outcome* outcome : outcomes) {
+      CHECK(outcome->error.empty());
+      std::vector<int32_t> stream = prompt;
+      bench.check(stream, outcome->result);
+    }
   }
 }
 
@@ -209,17 +212,19 @@ TEST(sampler_reads_again_under_new_weights) {
   CHECK(!std::equal(now.begin() + start, now.begin() + start + 4, second.result.logprobs.begin()));
   bench.rig.write(bench.rig.parameters.master(), old_weights);
   bench.rig.parameters.publish(*bench.rig.stream);
+  bench.rig.stream->synchronize();
   const std::vector<float> then = bench.scored(stream);
   CHECK(std::equal(then.begin() + start, then.begin() + start + 4, second.result.logprobs.begin()));
 }
 
 TEST(sampler_gives_way_when_pages_are_few) {
-  // Seven sessions that end with 4 pages each, on 9 pages.
-  std::vector<SampleResult> results[2];
-  for (const int64_t pages : {0, 9}) {
+  // Seven sessions that end with 4 pages each, on 9 pages; with 2 tokens a tick they also take turns.
+  std::vector<std::vector<SampleResult>> results;
+  for (const auto& [pages, batch] : {std::pair(0, 40), std::pair(9, 40), std::pair(9, 2), std::pair(5, 3)}) {
     SamplerOptions options;
     options.max_pages = pages;
-    options.max_batch_tokens = 40;
+    options.max_batch_tokens = batch;
+    results.emplace_back();
     Bench bench(options);
     std::vector<Outcome*> outcomes;
     const int64_t idle = bench.open(ids(70, 100));
@@ -229,7 +234,7 @@ TEST(sampler_gives_way_when_pages_are_few) {
     bench.finish();
     for (Outcome* outcome : outcomes) {
       CHECK(outcome->error.empty());
-      results[pages != 0].push_back(outcome->result);
+      results.back().push_back(outcome->result);
     }
     CHECK(pages == 0 || bench.sampler.usage().pages <= pages);
     std::vector<int32_t> stream = ids(70, 100);
@@ -238,7 +243,36 @@ TEST(sampler_gives_way_when_pages_are_few) {
     bench.finish();
     bench.check(stream, after.result);
   }
-  for (int i = 0; i < 7; ++i) CHECK(results[0][i].logprobs == results[1][i].logprobs);
+  for (const std::vector<SampleResult>& tight : results) {
+    for (int i = 0; i < 7; ++i) CHECK(tight[i].logprobs == results[0][i].logprobs);
+  }
+}
+
+TEST(sampler_takes_no_pages_from_who_is_in_the_same_tick) {
+  // Sessions of 3 full pages each fill the pool; they go on together, fewer a tick than there are, and all need a
+  // fourth page at about the same time, so an older one asks when a younger one already has its place in the tick.
+  for (const int batch : {2, 3, 4}) {
+    SamplerOptions options;
+    options.max_pages = 15;
+    options.max_batch_tokens = batch;
+    Bench bench(options);
+    std::vector<int64_t> sessions;
+    std::vector<std::vector<int32_t>> streams;
+    for (int i = 0; i < 5; ++i) {
+      streams.push_back(ids(i, 180 + i % 3));
+      sessions.push_back(bench.open(streams.back()));
+      Outcome& first = bench.start(sessions.back(), i, 1);
+      bench.finish();
+      bench.check(streams[i], first.result);
+    }
+    std::vector<Outcome*> outcomes;
+    for (int i = 0; i < 5; ++i) outcomes.push_back(&bench.start(sessions[i], i, 40));
+    bench.finish();
+    for (int i = 0; i < 5; ++i) {
+      CHECK(outcomes[i]->error.empty());
+      bench.check(streams[i], outcomes[i]->result);
+    }
+  }
 }
 
 TEST(sampler_ends_a_request_that_no_pages_can_hold) {

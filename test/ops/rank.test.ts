@@ -139,8 +139,8 @@ describe("Rank", () => {
 
   it("fails with the registered class, and with the caller's stack", async () => {
     async function caller(): Promise<unknown> {
-      const job = rank.load("/nonexistent/checkpoint", { optimiser: false });
-      return withSignal(job).catch((error: unknown) => error);
+      const load = () => rank.load("/nonexistent/checkpoint", { optimiser: false });
+      return withSignal(load).catch((error: unknown) => error);
     }
     const error = (await caller()) as TokenringError;
     expect(error).toBeInstanceOf(TokenringError);
@@ -179,7 +179,8 @@ describe("Rank", () => {
 
   it("settles with the signal's reason", async () => {
     const reason = new Error("no longer wanted");
-    await expect(withSignal(rank.score(batch({}), 1), AbortSignal.abort(reason))).rejects.toBe(reason);
+    const start = () => rank.score(batch({}), 1);
+    await expect(withSignal(start, AbortSignal.abort(reason))).rejects.toBe(reason);
   });
 });
 
@@ -202,7 +203,6 @@ describe("dispose", () => {
     const disposal = rank.dispose();
     expect(rank.disposed).toBe(true);
     expect(rank.dispose()).toBe(disposal);
-    sampled.abort();
     expect(() => rank.version()).toThrow(
       expect.objectContaining({ code: "ERR_TOKENRING_DISPOSED" }) as Error,
     );
@@ -211,6 +211,7 @@ describe("dispose", () => {
     );
     expect(rank.closeSession(session)).toBeUndefined();
     await disposal;
+    sampled.abort(); // nothing is left to stop
     for (const outcome of await outcomes) {
       if (outcome.status === "fulfilled") continue;
       expect(outcome.reason).toMatchObject({ code: "ERR_TOKENRING_DISPOSED" });

@@ -160,6 +160,15 @@ describe("checkpoints", () => {
     expect(await policy.score(batch)).toEqual(before);
   });
 
+  it("knows its version after half a load", async () => {
+    await using policy = await Policy.create(TINY, LIVELY);
+    await policy.save(directory);
+    const version = policy.version;
+    await expect(policy.load(directory, { optimiser: true })).rejects.toThrow(/optimizer.safetensors/);
+    expect(policy.version).toBe(await policy.rank.version().promise);
+    expect(policy.version).toBeGreaterThanOrEqual(version);
+  });
+
   it("keeps bf16 to within its precision", async () => {
     await using policy = await Policy.create(TINY, { seed: 3 });
     await policy.save(directory, { dtype: "bf16" });

@@ -16,7 +16,7 @@ interface Ending {
 
 /** Runs the fixture until it ends; `onLine` hears its lines of output. */
 async function run(ending: string, onLine?: (child: ChildProcess) => void): Promise<Ending> {
-  const child = spawn(process.execPath, ["--import", "tsx", script, ending], {
+  const child = spawn(process.execPath, ["--expose-gc", "--import", "tsx", script, ending], {
     stdio: ["ignore", "pipe", "pipe"],
     timeout: 50_000,
     killSignal: "SIGKILL",
@@ -39,6 +39,10 @@ const clean = { code: 0, signal: null, errors: "" };
 describe("a process with a policy", () => {
   it("ends by itself when nothing is awaited, undisposed", async () => {
     expect(await run("undisposed")).toEqual({ ...clean, lines: ["sampled 20"] });
+  });
+
+  it("gives back what was never disposed when it is collected", async () => {
+    expect(await run("collected")).toEqual({ ...clean, lines: ["more threads: true; left over: 0"] });
   });
 
   it("exits with its own code while calls run", async () => {
