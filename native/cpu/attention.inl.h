@@ -127,13 +127,14 @@ void attend(const cpu::AttendTile& t) {
       g.ldc = ld_acc;
       g.accumulate = true;
       gemm(g);
-      for (int i = r + 1; i < end && seen(i) > shared; ++i)
-        for (int d = 0; d < t.head_dim; d += kLanes) {
-          V sum = load(acc + i * ld_acc + d);
-          for (int j = shared; j < seen(i); ++j)
-            sum = fma(set1(t.scratch[(i - r) * kTile + j]), load(t.v + (j - t.lo) * t.ldv + d), sum);
-          store(acc + i * ld_acc + d, sum);
+      for (int i = r + 1; i < end && seen(i) > shared; ++i) {
+        float* sum = acc + i * ld_acc;
+        for (int j = shared; j < seen(i); ++j) {
+          const V p = set1(t.scratch[(i - r) * kTile + j]);
+          const float* v = t.v + (j - t.lo) * t.ldv;
+          for (int d = 0; d < t.head_dim; d += kLanes) store(sum + d, fma(p, load(v + d), load(sum + d)));
         }
+      }
     }
   }
 }
