@@ -52,7 +52,8 @@ class Device {
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Device& device, size_t bytes) : device_(&device), bytes_(bytes), data_(bytes ? device.allocate(bytes) : nullptr) {}
+  Buffer(Device& device, size_t bytes)
+      : device_(&device), bytes_(bytes), data_(bytes ? device.allocate(bytes) : nullptr) {}
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(device_, other.device_);
