@@ -168,10 +168,7 @@ export class LocalSandbox implements Sandbox {
       if (result.end !== "done" || result.status !== 0) {
         // A shell that the agent bent, or folders it locked: a new shell, and the tree opened up.
         await this.#dropShell();
-        await this.#run(`chmod -R u+rwX -- ${quote(inside.workdir)} 2>/dev/null`, {
-          timeoutMs: DIFF_MS,
-          keep: 0,
-        });
+        await this.#unlock();
         result = await attempt();
       }
       if (result.end === "done" && result.status === 0) {
@@ -191,11 +188,16 @@ export class LocalSandbox implements Sandbox {
     return this.#inTurn(async () => {
       const { base, bases, slot, start } = this.#parts;
       const repository = this.#parts.snapshotDirectory();
-      try {
+      const copy = (): TreeSize =>
         copyTree(`${slot.directory}/repo`, repository, { limit: this.#treeLimit(start) });
+      try {
+        copy();
       } catch (error) {
         await removeTree(repository);
-        throw error;
+        if ((error as NodeJS.ErrnoException).code !== "EACCES") throw error;
+        // What the agent locked, an unprivileged host process cannot read either.
+        await this.#unlock();
+        copy();
       }
       bases.remember(repository, base);
       let disposing: Promise<void> | undefined;
@@ -292,6 +294,12 @@ export class LocalSandbox implements Sandbox {
       this.#clean = false;
       throw error;
     }
+  }
+
+  /** Makes the tree readable to its owner again. */
+  async #unlock(): Promise<void> {
+    const command = `command chmod -R u+rwX -- ${quote(this.#parts.inside.workdir)} 2>/dev/null`;
+    await this.#run(command, { timeoutMs: DIFF_MS, keep: 0 });
   }
 
   async #dropShell(): Promise<void> {

@@ -1,6 +1,7 @@
 // Patch and tests in, verdict out: the patch is applied to a fresh copy, the tests are put in place and run.
 import { isTokenringError, TokenringError } from "../errors.ts";
 import { SandboxFileError } from "../sandbox/errors.ts";
+import { quote } from "../sandbox/host.ts";
 import type { Sandbox, SandboxBackend } from "../sandbox/types.ts";
 import type { Instance, TaskSet, TestStatus } from "../tasks/types.ts";
 import type { VerdictCache } from "./cache.ts";
@@ -142,8 +143,4 @@ function nothing(
 /** git calls a patch that does not end in a line end corrupt. */
 function withNewline(patch: string): string {
   return patch.endsWith("\n") ? patch : `${patch}\n`;
-}
-
-function quote(word: string): string {
-  return `'${word.replaceAll("'", "'\\''")}'`;
 }

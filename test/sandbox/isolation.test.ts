@@ -1,5 +1,6 @@
 // What bubblewrap keeps an agent from. Where it is not installed there is nothing of this to test.
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
@@ -112,7 +113,9 @@ describe.each(KINDS)("a %s sandbox whose host process is killed", (kind: LocalKi
     });
     expect(left).toBe("running");
     await expect.poll(() => processesWith(`sleep\0${mark}`).length, { timeout: 10_000 }).toBe(1);
+    const gone = once(child, "exit");
     child.kill("SIGKILL");
+    await gone;
     await expect.poll(() => processesWith(`sleep\0${mark}`).length, { timeout: 10_000 }).toBe(0);
     const backend = await openBackend(kind, { directory });
     expect(readdirSync(directory)).toEqual([expect.stringContaining(`-${process.pid}-`)]);
