@@ -93,6 +93,8 @@ export const jobSchema = z.strictObject({
     name: z.literal("tinyswe"),
     train: count,
     heldOut: count,
+    /** Wall and CPU time of one verification's test command. */
+    testSeconds: z.number().positive().default(60),
   }),
   sandbox: z
     .strictObject({

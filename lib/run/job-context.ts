@@ -76,7 +76,14 @@ export async function openJob(
           repository: (instance) => tasks.repository(instance),
           sandboxes,
           verify: (instance, patch, { signal }) =>
-            verify({ instance, tasks, patch, backend: sandboxes, signal }),
+            verify({
+              instance,
+              tasks,
+              patch,
+              backend: sandboxes,
+              timeoutMs: config.tasks.testSeconds * 1000,
+              signal,
+            }),
           verdicts,
           limits: episodeLimits(limits),
           workspace: { style: "compact" },

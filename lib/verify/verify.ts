@@ -4,7 +4,6 @@ import { SandboxFileError } from "../sandbox/errors.ts";
 import { quote } from "../sandbox/host.ts";
 import type { Sandbox, SandboxBackend } from "../sandbox/types.ts";
 import type { Instance, TaskSet, TestStatus } from "../tasks/types.ts";
-import type { VerdictCache } from "./cache.ts";
 import { grade } from "./grade.ts";
 import { touchedFiles } from "./patch-files.ts";
 import type { Verification } from "./types.ts";
@@ -18,7 +17,6 @@ export interface VerifyOptions {
   /** Wall and CPU time of the test command; default is SWE-bench's 1800 s. */
   timeoutMs?: number;
   signal?: AbortSignal;
-  cache?: VerdictCache;
 }
 
 /** Fresh sandboxes to try before a broken one is believed. */
@@ -34,14 +32,12 @@ const PATCH_FAILED_STATUS = 64;
 
 /**
  * Verifies a patch by the SWE-bench rule (see `grade`). A broken sandbox is retried and then reported as
- * `not_run`/`infra_failed`; that and timeouts are never cached.
+ * `not_run`/`infra_failed`.
  * @throws ERR_TOKENRING_ABORTED when `signal` aborts; what `tasks` throws.
  */
 export async function verify(options: VerifyOptions): Promise<Verification> {
-  const { instance, patch, cache, signal } = options;
+  const { patch, signal } = options;
   if (patch.trim() === "") return nothing("not_run", "empty_patch", "");
-  const known = cache?.get(instance.instance_id, patch);
-  if (known) return known;
   let broken = "";
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     if (signal?.aborted) {
@@ -50,9 +46,7 @@ export async function verify(options: VerifyOptions): Promise<Verification> {
       });
     }
     try {
-      const verification = await verifyOnce(options);
-      if (verification.reason !== "timeout") cache?.set(instance.instance_id, patch, verification);
-      return verification;
+      return await verifyOnce(options);
     } catch (error) {
       if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
       broken = error.message;

@@ -1,9 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { TestStatus } from "../../lib/tasks/types.ts";
-import { verdictCache } from "../../lib/verify/cache.ts";
 import { grade } from "../../lib/verify/grade.ts";
 import { touchedFiles } from "../../lib/verify/patch-files.ts";
-import type { Verification } from "../../lib/verify/types.ts";
 
 const lists = { FAIL_TO_PASS: ["f1", "f2"], PASS_TO_PASS: ["p1", "p2"] };
 const passing: Record<string, TestStatus> = { f1: "PASSED", f2: "XFAIL", p1: "PASSED", p2: "XFAIL" };
@@ -67,26 +65,5 @@ describe("touchedFiles", () => {
       { path: "ä\t.txt", ...change },
     ]);
     expect(touchedFiles("no patch")).toEqual([]);
-  });
-});
-
-describe("verdictCache", () => {
-  it("forgets the least recently used", () => {
-    const cache = verdictCache({ entries: 2 });
-    const some = (log: string): Verification => ({
-      verdict: "failed",
-      reason: "tests_failed",
-      tests: {},
-      failToPass: 0,
-      passToPass: 0,
-      exitCode: 1,
-      log,
-    });
-    cache.set("i", "a", some("a"));
-    cache.set("i", "b", some("b"));
-    expect(cache.get("i", "a")?.log).toBe("a");
-    cache.set("i", "c", some("c"));
-    expect(cache.get("i", "b")).toBeUndefined();
-    expect([cache.get("i", "a")?.log, cache.get("i", "c")?.log]).toEqual(["a", "c"]);
   });
 });

@@ -2,7 +2,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { TokenringError } from "../../lib/errors.ts";
 import type { SandboxBackend } from "../../lib/sandbox/types.ts";
-import { verdictCache } from "../../lib/verify/cache.ts";
 import type { Verification } from "../../lib/verify/types.ts";
 import { type VerifyOptions, verify } from "../../lib/verify/verify.ts";
 import { KINDS, openBackend, removeDirectories } from "../sandbox/support.ts";
@@ -126,22 +125,8 @@ describe.each(KINDS)("verification in %s sandboxes", (kind) => {
 
   it("counts tests that do not come to an end as failed", async () => {
     const hang = world.patch({ "calc.py": `${GOLD}\nwhile True: pass\n` });
-    const cache = verdictCache();
-    const verification = await judge(hang, { timeoutMs: 1_000, cache });
+    const verification = await judge(hang, { timeoutMs: 1_000 });
     expect(verification).toMatchObject({ verdict: "failed", reason: "timeout", exitCode: null });
-    expect(cache.get(world.instance.instance_id, hang)).toBeUndefined();
-  });
-
-  it("asks a cache first, by instance and patch", async () => {
-    const cache = verdictCache();
-    const first = await judge(world.instance.patch, { cache });
-    const none = { ...backend, name: "none", open: () => Promise.reject(new Error("opened")) };
-    expect(await judge(world.instance.patch, { cache, backend: none })).toBe(first);
-    await expect(judge(`${world.instance.patch}\n`, { cache, backend: none })).rejects.toThrow("opened");
-    const other = { ...world.instance, instance_id: "calc-2" };
-    await expect(judge(world.instance.patch, { cache, backend: none, instance: other })).rejects.toThrow(
-      "opened",
-    );
   });
 
   it("leaves no sandbox open", async () => {
@@ -198,9 +183,8 @@ describe("verification over a backend that fails", () => {
   it("tries again with fresh sandboxes, and believes it after the third", async () => {
     const world = makeWorld();
     const backend = await openBackend(KINDS[0] ?? "unsafe-host");
-    const cache = verdictCache();
     const judge = (over: SandboxBackend): Promise<Verification> =>
-      verify({ ...world, patch: world.instance.patch, backend: over, timeoutMs: 20_000, cache });
+      verify({ ...world, patch: world.instance.patch, backend: over, timeoutMs: 20_000 });
     const never = flaky(backend, 99);
     expect(await judge(never)).toMatchObject({
       verdict: "not_run",
@@ -209,7 +193,6 @@ describe("verification over a backend that fails", () => {
       exitCode: null,
     });
     expect(never.opened).toBe(3);
-    expect(cache.get(world.instance.instance_id, world.instance.patch)).toBeUndefined();
     const twice = flaky(backend, 2);
     expect(await judge(twice)).toMatchObject({ verdict: "resolved" });
     expect(twice.opened).toBe(3);
