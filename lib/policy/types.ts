@@ -71,7 +71,10 @@ export interface Policy extends AsyncDisposable {
   /** Adds the batch's gradients to what is accumulated. */
   accumulate(batch: PackedBatch, loss: PolicyLoss, options?: CallOptions): Promise<LossResult>;
   /** Logprob and entropy of every token but the first of each document; no gradients. */
-  score(batch: Pick<PackedBatch, "tokens" | "lengths">, options?: CallOptions & { temperature?: number }): Promise<LossResult>;
+  score(
+    batch: Pick<PackedBatch, "tokens" | "lengths">,
+    options?: CallOptions & { temperature?: number },
+  ): Promise<LossResult>;
   /** One AdamW step from the accumulated gradients. */
   optimise(options: AdamWOptions): Promise<OptimiserResult>;
   dropGradients(): Promise<void>;
