@@ -10,7 +10,7 @@ namespace tokenring::cpu {
 
 // Failure INVALID_ARGUMENT unless `t` has data (or no elements), this dtype and this shape.
 void check(const char* op, const char* name, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape);
-// The same for a matrix of any size; returns nothing, so that callers read shape[0] and shape[1] after it.
+// The same for a matrix of any size.
 void check_matrix(const char* op, const char* name, const Tensor& t, DType dtype = DType::f32);
 // At least `bytes` of memory.
 void check_bytes(const char* op, const char* name, const Tensor& t, size_t bytes);

@@ -104,8 +104,8 @@ void rows_loop(int64_t rows, int64_t depth, const float* a, int64_t lda, const f
 
 // The last columns, fewer than a vector: B, C and bias go through zero-padded copies.
 template <bool T>
-void edge_columns(int n, int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                  int64_t ldc, bool accumulate, const float* bias) {
+void edge_columns(int n, int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb,
+                  float* c, int64_t ldc, bool accumulate, const float* bias) {
   alignas(64) float b_edge[kDepth * kLanes];
   alignas(64) float c_edge[kRows * kLanes];
   alignas(64) float bias_edge[kLanes];
@@ -204,8 +204,8 @@ void gemm_loops(const Gemm& g) {
 void gemm(const Gemm& g) {
   if (!g.a_transposed) return gemm_loops<false>(g);
   // Copies pay if each is used several times.
-  if (g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.cols <= cpu::kPackCols &&
-      g.cols >= kPanel && g.depth >= 64) {
+  if (g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.cols <= cpu::kPackCols && g.cols >= kPanel &&
+      g.depth >= 64) {
     Gemm rest = g;
     const int64_t done = gemm_packed(g);
     rest.b += done / kPanel * g.b_panel;
@@ -227,15 +227,17 @@ void transpose(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, fl
 }
 
 void column_sum(int64_t rows, int64_t cols, const float* y, int64_t ldy, float* c) {
-  for_lanes(cols, TOKENRING_LANES_BODY(j, k) {
-    V s = load(c + j, k);
-    for (int64_t r = 0; r < rows; ++r) s = add(s, load(y + r * ldy + j, k));
-    store(c + j, s, k);
-  });
+  for_lanes(
+      cols, TOKENRING_LANES_BODY(j, k) {
+        V s = load(c + j, k);
+        for (int64_t r = 0; r < rows; ++r) s = add(s, load(y + r * ldy + j, k));
+        store(c + j, s, k);
+      });
 }
 
 void add_to(int64_t n, const float* x, float* to) {
-  for_lanes(n, TOKENRING_LANES_BODY(i, k) { store(to + i, add(load(to + i, k), load(x + i, k)), k); });
+  for_lanes(
+      n, TOKENRING_LANES_BODY(i, k) { store(to + i, add(load(to + i, k), load(x + i, k)), k); });
 }
 
 }  // namespace

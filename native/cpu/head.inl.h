@@ -18,21 +18,21 @@ template <bool kMean>
 Softmax softmax_of(int64_t v, const float* logits, float inv_temperature, float* weights) {
   const V scale = set1(inv_temperature);
   V high = set1(-kInfinity);
-  for_lanes(v, TOKENRING_LANES_BODY(j, k) {
-    high = max(covered(mul(load(logits + j, k), scale), -kInfinity, k), high);
-  });
+  for_lanes(
+      v, TOKENRING_LANES_BODY(j, k) { high = max(covered(mul(load(logits + j, k), scale), -kInfinity, k), high); });
   Softmax s;
   s.max = maximum(high);
   const V shift = set1(s.max);
   V total = zero(), mean = zero();
-  for_lanes(v, TOKENRING_LANES_BODY(j, k) {
-    const V d = sub(mul(load(logits + j, k), scale), shift);
-    const V e = covered(exp(d), 0.0f, k);
-    if (weights) store(weights + j, e);
-    total = add(total, e);
-    // A weight of 0 adds 0, even where z is -infinity. NaN is not above 0 and goes through `total`.
-    if constexpr (kMean) mean = select(less(zero(), e), fma(e, d, mean), mean);
-  });
+  for_lanes(
+      v, TOKENRING_LANES_BODY(j, k) {
+        const V d = sub(mul(load(logits + j, k), scale), shift);
+        const V e = covered(exp(d), 0.0f, k);
+        if (weights) store(weights + j, e);
+        total = add(total, e);
+        // A weight of 0 adds 0, even where z is -infinity. NaN is not above 0 and goes through `total`.
+        if constexpr (kMean) mean = select(less(zero(), e), fma(e, d, mean), mean);
+      });
   s.sum = sum(total);
   s.lse = s.max + log(s.sum);
   s.mean = kMean ? sum(mean) : 0.0f;
@@ -53,31 +53,33 @@ void statistics(int64_t rows, int64_t v, const float* logits, const int32_t* tar
 void policy(int64_t count, const cpu::PolicyConstants& p, const float* logprob, const float* old,
             const float* advantage, const float* weight, float* g, float* loss, int32_t* flags) {
   if (!p.clip) {
-    for_lanes(count, TOKENRING_LANES_BODY(i, k) {
-      const V minus_w = sub(zero(), load(weight + i, k));
-      store(g + i, minus_w, k);
-      store(loss + i, mul(minus_w, load(logprob + i, k)), k);
-    });
+    for_lanes(
+        count, TOKENRING_LANES_BODY(i, k) {
+          const V minus_w = sub(zero(), load(weight + i, k));
+          store(g + i, minus_w, k);
+          store(loss + i, mul(minus_w, load(logprob + i, k)), k);
+        });
     __builtin_memset(flags, 0, static_cast<size_t>(count) * sizeof(int32_t));
     return;
   }
   const V limit = set1(20.0f), minus_limit = set1(-20.0f), low = set1(p.low), high = set1(p.high);
-  for_lanes(count, TOKENRING_LANES_BODY(i, k) {
-    const V minus_w = sub(zero(), load(weight + i, k)), a = load(advantage + i, k);
-    const V d = sub(load(logprob + i, k), load(old + i, k));
-    const V r = exp(min(limit, max(minus_limit, d)));  // NaN stays NaN
-    const V plain = mul(r, a), clipped = mul(min(high, max(low, r)), a);
-    const Mask is_clipped = less(clipped, plain);
-    // d r / d logprob = r; 0 where the clip or the limit holds
-    V slope = select(is_clipped, zero(), mul(minus_w, plain));
-    slope = select(less(d, minus_limit), zero(), select(less(limit, d), zero(), slope));
-    store(g + i, slope, k);
-    store(loss + i, mul(minus_w, select(is_clipped, clipped, plain)), k);
-    float flag[kLanes];
-    store(flag, select(both(is_clipped, less(r, low)), set1(1.0f),
-                       select(both(is_clipped, less(high, r)), set1(2.0f), zero())));
-    for (int64_t j = 0; j < kLanes && i + j < count; ++j) flags[i + j] = static_cast<int32_t>(flag[j]);
-  });
+  for_lanes(
+      count, TOKENRING_LANES_BODY(i, k) {
+        const V minus_w = sub(zero(), load(weight + i, k)), a = load(advantage + i, k);
+        const V d = sub(load(logprob + i, k), load(old + i, k));
+        const V r = exp(min(limit, max(minus_limit, d)));  // NaN stays NaN
+        const V plain = mul(r, a), clipped = mul(min(high, max(low, r)), a);
+        const Mask is_clipped = less(clipped, plain);
+        // d r / d logprob = r; 0 where the clip or the limit holds
+        V slope = select(is_clipped, zero(), mul(minus_w, plain));
+        slope = select(less(d, minus_limit), zero(), select(less(limit, d), zero(), slope));
+        store(g + i, slope, k);
+        store(loss + i, mul(minus_w, select(is_clipped, clipped, plain)), k);
+        float flag[kLanes];
+        store(flag, select(both(is_clipped, less(r, low)), set1(1.0f),
+                           select(both(is_clipped, less(high, r)), set1(2.0f), zero())));
+        for (int64_t j = 0; j < kLanes && i + j < count; ++j) flags[i + j] = static_cast<int32_t>(flag[j]);
+      });
 }
 
 void logits_gradient(int64_t rows, int64_t v, float* logits, const int32_t* targets, const float* lse, const float* g,
@@ -91,9 +93,10 @@ void logits_gradient(int64_t rows, int64_t v, float* logits, const int32_t* targ
     const float slope = g[i] * inv_temperature;
     const V scale = set1(inv_temperature), minus_slope = set1(-slope), shift = set1(lse[i]);
     const float target = row[targets[i]];
-    for_lanes(v, TOKENRING_LANES_BODY(j, k) {
-      store(row + j, mul(minus_slope, exp(sub(mul(load(row + j, k), scale), shift))), k);
-    });
+    for_lanes(
+        v, TOKENRING_LANES_BODY(j, k) {
+          store(row + j, mul(minus_slope, exp(sub(mul(load(row + j, k), scale), shift))), k);
+        });
     row[targets[i]] = slope * (1.0f - exp(target * inv_temperature - lse[i]));
   }
 }
@@ -128,7 +131,8 @@ void sample(int64_t rows, int64_t v, const float* logits, const float* inv_tempe
 
 double sum_of_squares(int64_t count, const float* x) {
   Squares s = no_squares();
-  for_lanes(count, TOKENRING_LANES_BODY(i, k) { accumulate(s, load(x + i, k)); });
+  for_lanes(
+      count, TOKENRING_LANES_BODY(i, k) { accumulate(s, load(x + i, k)); });
   return sum(s);
 }
 
@@ -137,16 +141,17 @@ void adamw(int64_t count, const cpu::AdamWConstants& c, float* w, const float* g
   const V scale = set1(c.gradient_scale), decay = set1(c.decay), beta1 = set1(c.beta1), rest1 = set1(c.one_minus_beta1),
           beta2 = set1(c.beta2), rest2 = set1(c.one_minus_beta2), step = set1(c.step_size),
           root = set1(c.root_correction), epsilon = set1(c.epsilon);
-  for_lanes(count, TOKENRING_LANES_BODY(i, k) {
-    const V gi = mul(load(g + i, k), scale);
-    const V mi = fma(beta1, load(m + i, k), mul(rest1, gi));
-    const V vi = fma(beta2, load(v + i, k), mul(rest2, mul(gi, gi)));
-    const V denominator = add(div(sqrt(vi), root), epsilon);
-    const V wi = fnma(step, div(mi, denominator), mul(load(w + i, k), decay));
-    store(m + i, mi, k);
-    store(v + i, vi, k);
-    store(w + i, wi, k);
-  });
+  for_lanes(
+      count, TOKENRING_LANES_BODY(i, k) {
+        const V gi = mul(load(g + i, k), scale);
+        const V mi = fma(beta1, load(m + i, k), mul(rest1, gi));
+        const V vi = fma(beta2, load(v + i, k), mul(rest2, mul(gi, gi)));
+        const V denominator = add(div(sqrt(vi), root), epsilon);
+        const V wi = fnma(step, div(mi, denominator), mul(load(w + i, k), decay));
+        store(m + i, mi, k);
+        store(v + i, vi, k);
+        store(w + i, wi, k);
+      });
 }
 
 }  // namespace

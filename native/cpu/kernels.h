@@ -136,9 +136,6 @@ struct Kernels {
 
   double (*sum_of_squares)(int64_t n, const float* x);
   void (*adamw)(int64_t n, const AdamWConstants&, float* w, const float* g, float* m, float* v);
-
-  float (*exp)(float);
-  float (*log)(float);
 };
 
 // Null where the compiler or the CPU's family has no such instructions.

@@ -8,28 +8,12 @@
 
 #include "cpu/attention_plan.h"
 #include "cpu/check.h"
+#include "cpu/heads.h"
 #include "cpu/ops.h"
 #include "cpu/stream.h"
 
 namespace tokenring::cpu {
 namespace {
-
-struct Heads {
-  int heads, kv_heads, head_dim;
-  int per_kv() const { return heads / kv_heads; }
-  int64_t ld() const { return static_cast<int64_t>(heads + 2 * kv_heads) * head_dim; }
-  int64_t q(int kv) const { return static_cast<int64_t>(kv) * per_kv() * head_dim; }
-  int64_t k(int kv) const { return static_cast<int64_t>(heads + kv) * head_dim; }
-  int64_t v(int kv) const { return static_cast<int64_t>(heads + kv_heads + kv) * head_dim; }
-};
-
-Heads check_heads(const char* op, int heads, int kv_heads, int head_dim) {
-  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kQueryBlock, op, ": ", heads,
-          " heads must be a positive multiple, at most ", kQueryBlock, ", of ", kv_heads, " kv heads");
-  require(head_dim > 0 && head_dim % 16 == 0 && head_dim <= 128, op, ": head_dim is ", head_dim,
-          "; it must be a multiple of 16 up to 128");
-  return {heads, kv_heads, head_dim};
-}
 
 // Lanes outside [lo, hi) are set to 0: they are masked later, but nothing should compute on what memory held before.
 void transpose_tile(const Kernels& kernels, const float* from, int64_t ld, int head_dim, int lo, int hi, float* to) {
@@ -74,11 +58,9 @@ size_t CpuOps::attention_workspace(int64_t rows, int heads, int kv_heads, int he
 void CpuOps::attention_forward(Stream& stream, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads,
                                int kv_heads, int head_dim, float scale, Tensor out, Tensor lse,
                                Tensor workspace) const {
-  const Heads h = check_heads("attention_forward", heads, kv_heads, head_dim);
-  check_matrix("attention_forward", "qkv", qkv);
+  const Heads h = check_qkv("attention_forward", qkv, heads, kv_heads, head_dim);
   const int64_t m = qkv.shape[0];
-  check("attention_forward", "qkv", qkv, DType::f32, {m, h.ld()});
-  check("attention_forward", "out", out, DType::f32, {m, int64_t{heads} * head_dim});
+  check("attention_forward", "out", out, DType::f32, {m, h.width()});
   check("attention_forward", "lse", lse, DType::f32, {m, heads});
   check_bytes("attention_forward", "workspace", workspace, attention_workspace(m, heads, kv_heads, head_dim));
   auto plan = std::make_shared<const AttentionPlan>(plan_attention("attention_forward", tiles, m));
@@ -131,10 +113,8 @@ void CpuOps::attention_forward(Stream& stream, Tensor qkv, const std::vector<Att
 void CpuOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                 const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim,
                                 float scale, Tensor dqkv, Tensor workspace) const {
-  const Heads h = check_heads("attention_backward", heads, kv_heads, head_dim);
-  check_matrix("attention_backward", "qkv", qkv);
-  const int64_t m = qkv.shape[0], width = int64_t{heads} * head_dim;
-  check("attention_backward", "qkv", qkv, DType::f32, {m, h.ld()});
+  const Heads h = check_qkv("attention_backward", qkv, heads, kv_heads, head_dim);
+  const int64_t m = qkv.shape[0], width = h.width();
   check("attention_backward", "dout", dout, DType::f32, {m, width});
   check("attention_backward", "out", out, DType::f32, {m, width});
   check("attention_backward", "lse", lse, DType::f32, {m, heads});

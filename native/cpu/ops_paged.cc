@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cpu/check.h"
+#include "cpu/heads.h"
 #include "cpu/ops.h"
 #include "cpu/stream.h"
 
@@ -29,17 +30,6 @@ void check_sequences(const char* op, const std::vector<PagedSequence>& sequences
   }
 }
 
-int64_t check_qkv(const char* op, const Tensor& qkv, int heads, int kv_heads, int head_dim) {
-  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kQueryBlock, op, ": ", heads,
-          " heads must be a positive multiple, at most ", kQueryBlock, ", of ", kv_heads, " kv heads");
-  require(head_dim > 0 && head_dim % 16 == 0 && head_dim <= 128, op, ": head_dim is ", head_dim,
-          "; it must be a multiple of 16 up to 128");
-  check_matrix(op, "qkv", qkv);
-  const int64_t ld = static_cast<int64_t>(heads + 2 * kv_heads) * head_dim;
-  check(op, "qkv", qkv, DType::f32, {qkv.shape[0], ld});
-  return ld;
-}
-
 }  // namespace
 
 size_t CpuOps::page_bytes(int kv_heads, int head_dim) const {
@@ -49,7 +39,7 @@ size_t CpuOps::page_bytes(int kv_heads, int head_dim) const {
 
 void CpuOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
                        int head_dim, void* pool) const {
-  const int64_t ld = check_qkv("kv_append", qkv, heads, kv_heads, head_dim);
+  const Heads h = check_qkv("kv_append", qkv, heads, kv_heads, head_dim);
   check_sequences("kv_append", sequences, qkv.shape[0], pool);
   auto list = std::make_shared<const std::vector<PagedSequence>>(sequences);
   cpu_stream(stream).enqueue([=, this] {
@@ -65,10 +55,10 @@ void CpuOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSequen
           const int64_t position = int64_t{s.q.position} + i;
           const int lane = static_cast<int>(position % kTile), count = std::min(kTile - lane, s.q.rows - i);
           float* keys = static_cast<float*>(pool) + s.pages[position / kTile] * page_floats + kv * 2 * kTile * head_dim;
-          const float* k = qkv.f32() + (s.q.row + i) * ld + (heads + kv) * head_dim;
-          k_.transpose(count, head_dim, k, ld, keys + lane, kTile);
+          const float* k = qkv.f32() + (s.q.row + i) * h.ld() + h.k(kv);
+          k_.transpose(count, head_dim, k, h.ld(), keys + lane, kTile);
           for (int j = 0; j < count; ++j)
-            std::memcpy(keys + (kTile + lane + j) * head_dim, k + j * ld + static_cast<int64_t>(kv_heads) * head_dim,
+            std::memcpy(keys + (kTile + lane + j) * head_dim, k + j * h.ld() + h.v(kv) - h.k(kv),
                         static_cast<size_t>(head_dim) * sizeof(float));
           i += count;
         }
@@ -80,8 +70,8 @@ void CpuOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSequen
 
 void CpuOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
                              int kv_heads, int head_dim, float scale, const void* pool, Tensor out) const {
-  const int64_t ld = check_qkv("attention_paged", qkv, heads, kv_heads, head_dim);
-  const int64_t width = int64_t{heads} * head_dim;
+  const Heads h = check_qkv("attention_paged", qkv, heads, kv_heads, head_dim);
+  const int64_t width = h.width();
   check("attention_paged", "out", out, DType::f32, {qkv.shape[0], width});
   check_sequences("attention_paged", sequences, qkv.shape[0], pool);
   auto list = std::make_shared<const std::vector<PagedSequence>>(sequences);
@@ -101,7 +91,7 @@ void CpuOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Paged
     }
     std::stable_sort(blocks.begin(), blocks.end(),
                      [](const Block& a, const Block& b) { return a.tokens * a.tiles > b.tokens * b.tiles; });
-    const int per_kv = heads / kv_heads;
+    const int per_kv = h.per_kv();
     const int64_t page_floats = static_cast<int64_t>(page_bytes(kv_heads, head_dim) / sizeof(float));
     const size_t acc_floats = static_cast<size_t>(per_kv) * kQueryBlock * head_dim;
     const size_t score_floats = static_cast<size_t>(std::max(kQueryBlock, per_kv)) * kTile;
@@ -121,8 +111,8 @@ void CpuOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Paged
           k_.attend({.tokens = b.tokens,
                      .heads = per_kv,
                      .head_dim = head_dim,
-                     .q = qkv.f32() + row * ld + kv * per_kv * head_dim,
-                     .ldq = ld,
+                     .q = qkv.f32() + row * h.ld() + h.q(kv),
+                     .ldq = h.ld(),
                      .keys = keys,
                      .v = keys + kTile * head_dim,
                      .ldv = head_dim,
@@ -134,8 +124,7 @@ void CpuOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Paged
                      .acc = acc,
                      .scratch = scores});
         }
-        k_.attend_finish(per_kv, b.tokens, head_dim, state, acc, out.f32() + row * width + kv * per_kv * head_dim,
-                         width, nullptr, 0);
+        k_.attend_finish(per_kv, b.tokens, head_dim, state, acc, out.f32() + row * width + h.q(kv), width, nullptr, 0);
       }
     };
     const int64_t tasks = static_cast<int64_t>(blocks.size()) * kv_heads;

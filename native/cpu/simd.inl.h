@@ -77,7 +77,8 @@ inline void transpose16(const float* from, int64_t ldfrom, float* to, int64_t ld
     b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
   }
-  // a[4 g + c]: columns c, c + 4, c + 8, c + 12 of the four rows of group g, one in each quarter
+  // a[4 g + c]: columns c, c + 4, c + 8, c + 12 of the four rows of group g, one in each quarter;
+  // then a 4 by 4 transpose of quarters
 #pragma GCC unroll 4
   for (int g = 0; g < 16; g += 4)
 #pragma GCC unroll 2
@@ -86,10 +87,10 @@ inline void transpose16(const float* from, int64_t ldfrom, float* to, int64_t ld
       a[g + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
       a[g + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
     }
-  // Then a 4 by 4 transpose of quarters.
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
-    const __m512 even01 = _mm512_shuffle_f32x4(a[c], a[c + 4], 0x88), odd01 = _mm512_shuffle_f32x4(a[c], a[c + 4], 0xdd);
+    const __m512 even01 = _mm512_shuffle_f32x4(a[c], a[c + 4], 0x88),
+                 odd01 = _mm512_shuffle_f32x4(a[c], a[c + 4], 0xdd);
     const __m512 even23 = _mm512_shuffle_f32x4(a[c + 8], a[c + 12], 0x88),
                  odd23 = _mm512_shuffle_f32x4(a[c + 8], a[c + 12], 0xdd);
     _mm512_storeu_ps(to + c * ldto, _mm512_shuffle_f32x4(even01, even23, 0x88));

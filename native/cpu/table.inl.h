@@ -32,9 +32,7 @@ constexpr cpu::Kernels table_of(const char* isa) {
           .logits_gradient = logits_gradient,
           .sample = sample,
           .sum_of_squares = sum_of_squares,
-          .adamw = adamw,
-          .exp = exp,
-          .log = log};
+          .adamw = adamw};
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 #include <limits>
 #include <map>
 
-#include "cpu/kernels.h"
 #include "harness.h"
 
 namespace fixture {
