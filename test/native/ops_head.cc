@@ -174,6 +174,8 @@ TEST(sample_takes_the_ends_and_the_argmax) {
   for (int i = 0; i < 3; ++i) logits.insert(logits.end(), row.begin(), row.end());
   const Sampled s = sample(b, logits, {1, 1, 0}, {0, last, 0.9f});
   CHECK(s.tokens[0] == 1 && s.tokens[1] == 3 && s.tokens[2] == 2);
+  // An interval holds its lower end, not its upper one.
+  CHECK(sample(b, {0, 0}, {1}, {0.5f}).tokens[0] == 1);
   CHECK(fixture::same_bits({s.logprob[2]}, statistics(b, row, {2}, 1.0f).logprob));
 }
 
