@@ -1,0 +1,178 @@
+// The loss head: statistics of rows of logits, the scalar stage of the policy loss, the gradient of the logits.
+#include "core/ops.h"
+#include "device.cuh"
+
+namespace tokenring::cuda {
+namespace {
+
+// Softmax of the numbers seen so far: their maximum, sum of exp(z - max), sum of exp(z - max) (z - max).
+struct Online {
+  float max = -INFINITY, sum = 0.0f, mean = 0.0f;
+};
+
+// Moves to a maximum at least as high. What then weighs 0 is dropped; a NaN in the sum stays.
+__device__ __forceinline__ void raise_to(Online& o, float high) {
+  if (!(high > o.max)) return;
+  const float d = o.max - high, weight = __expf(d);
+  o.mean = weight > 0.0f ? weight * (o.mean + o.sum * d) : 0.0f;
+  o.sum *= weight;
+  o.max = high;
+}
+
+__device__ __forceinline__ void merge(Online& o, Online other) {
+  raise_to(o, other.max);
+  raise_to(other, o.max);
+  o.sum += other.sum;
+  o.mean += other.mean;
+}
+
+// One block a row: threads stride over packs, then lanes are merged by a butterfly and warps in order.
+__global__ void __launch_bounds__(kMaxThreads)
+    logits_statistics_kernel(int64_t r, int64_t v, const float* logits, const int32_t* targets, float inv_temperature,
+                             float* lse, float* logprob, float* entropy) {
+  constexpr int kWarps = kMaxThreads / kWarp;
+  __shared__ float maxima[kWarps], sums[kWarps], means[kWarps];
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int64_t row = blockIdx.x; row < r; row += gridDim.x) {
+    const float* z = logits + row * v;
+    Online o;
+    for (int64_t j = static_cast<int64_t>(threadIdx.x) * kPack; j < v; j += static_cast<int64_t>(blockDim.x) * kPack) {
+      Pack a = load_pack(z + j, v - j, -INFINITY);
+      float high = -INFINITY;
+      TOKENRING_UNROLL
+      for (int i = 0; i < kPack; ++i) {
+        a.v[i] *= inv_temperature;
+        high = fmaxf(high, a.v[i]);  // passes over a NaN, which the sum meets below
+      }
+      raise_to(o, high);
+      TOKENRING_UNROLL
+      for (int i = 0; i < kPack; ++i) {
+        if (a.v[i] == -INFINITY) continue;
+        const float d = a.v[i] - o.max, weight = __expf(d);
+        o.sum += weight;
+        o.mean += weight * d;
+      }
+    }
+    TOKENRING_UNROLL
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+      Online other;
+      other.max = __shfl_xor_sync(0xffffffffu, o.max, lanes);
+      other.sum = __shfl_xor_sync(0xffffffffu, o.sum, lanes);
+      other.mean = __shfl_xor_sync(0xffffffffu, o.mean, lanes);
+      merge(o, other);
+    }
+    if (lane == 0) {
+      store(maxima + warp, o.max);
+      store(sums + warp, o.sum);
+      store(means + warp, o.mean);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (unsigned i = 1; i < blockDim.x / kWarp; ++i) {
+        Online other;
+        other.max = load(maxima + i);
+        other.sum = load(sums + i);
+        other.mean = load(means + i);
+        merge(o, other);
+      }
+      const float log_sum = logf(o.sum), row_lse = o.max + log_sum;
+      store(lse + row, row_lse);
+      store(logprob + row, load(z + load(targets + row)) * inv_temperature - row_lse);
+      store(entropy + row, log_sum - o.mean / o.sum);
+    }
+    __syncthreads();
+  }
+}
+
+// Comparisons that leave a NaN alone, as fminf and fmaxf would not.
+__device__ __forceinline__ float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
+__global__ void __launch_bounds__(256)
+    policy_scalars_kernel(int64_t n, bool clip, float low, float high, const float* logprob, const float* old,
+                          const float* advantage, const float* weight, float* g, float* loss, int32_t* flags) {
+  constexpr float kLimit = 20.0f;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const float minus_w = -load(weight + i), lp = load(logprob + i);
+    float slope = minus_w, objective = lp;
+    int32_t flag = 0;
+    if (clip) {
+      const float a = load(advantage + i), d = lp - load(old + i), ratio = expf(clamp(d, -kLimit, kLimit));
+      const float plain = ratio * a, clipped = clamp(ratio, low, high) * a;
+      const bool is_clipped = clipped < plain;
+      objective = is_clipped ? clipped : plain;
+      // d ratio / d logprob = ratio; 0 where the clip or the limit holds.
+      slope = is_clipped || d < -kLimit || d > kLimit ? 0.0f : minus_w * plain;
+      if (is_clipped) flag = ratio < low ? 1 : ratio > high ? 2 : 0;
+    }
+    store(g + i, slope);
+    store(loss + i, minus_w * objective);
+    store(flags + i, flag);
+  }
+}
+
+// One block a row, chunk by chunk. In bf16 the results take the first half of the row's memory: a chunk overwrites
+// logits of its own and earlier chunks only, so all threads read a chunk before any writes it.
+template <class Out>
+__global__ void __launch_bounds__(kMaxThreads)
+    logits_gradient_kernel(int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
+                           const float* g, float inv_temperature) {
+  constexpr int64_t kRatio = sizeof(float) / sizeof(Out);
+  for (int64_t row = blockIdx.x; row < r; row += gridDim.x) {
+    const float* z = logits + row * v;
+    Out* out = reinterpret_cast<Out*>(logits) + kRatio * row * v;
+    const float slope = load(g + row) * inv_temperature, shift = load(lse + row);
+    const int64_t target = load(targets + row);
+    for (int64_t chunk = 0; chunk < v; chunk += static_cast<int64_t>(blockDim.x) * kPack) {
+      const int64_t j = chunk + static_cast<int64_t>(threadIdx.x) * kPack;
+      Pack d{};
+      if (j < v && slope != 0.0f) {
+        d = load_pack(z + j, v - j);
+        TOKENRING_UNROLL
+        for (int i = 0; i < kPack; ++i) {
+          const float p = __expf(d.v[i] * inv_temperature - shift);
+          d.v[i] = j + i == target ? slope * (1.0f - p) : -slope * p;
+        }
+      }
+      if constexpr (kRatio > 1) __syncthreads();
+      if (j < v) store_pack(out + j, v - j, d);
+    }
+  }
+}
+
+template <class Out>
+void launch_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
+                     const float* g, float inv_temperature) {
+  if (r == 0 || v == 0) return;
+  TOKENRING_LAUNCH(logits_gradient_kernel<Out>, grid_of(r), threads_of(v), 0, stream)
+  (r, v, logits, targets, lse, g, inv_temperature);
+}
+
+}  // namespace
+
+void logits_statistics(CudaStream stream, int64_t r, int64_t v, const float* logits, const int32_t* targets,
+                       float inv_temperature, float* lse, float* logprob, float* entropy) {
+  if (r == 0 || v == 0) return;
+  TOKENRING_LAUNCH(logits_statistics_kernel, grid_of(r), threads_of(v), 0, stream)
+  (r, v, logits, targets, inv_temperature, lse, logprob, entropy);
+}
+
+void policy_scalars(CudaStream stream, int64_t n, const PolicyScalars& policy, const float* logprob, const float* old,
+                    const float* advantage, const float* weight, float* g, float* loss, int32_t* flags) {
+  if (n == 0) return;
+  TOKENRING_LAUNCH(policy_scalars_kernel, grid_of((n + 255) / 256), 256, 0, stream)
+  (n, policy.objective == PolicyObjective::ppo_clip, 1.0f - policy.clip_low, 1.0f + policy.clip_high, logprob, old,
+   advantage, weight, g, loss, flags);
+}
+
+void logits_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
+                     const float* g, float inv_temperature) {
+  launch_gradient<float>(stream, r, v, logits, targets, lse, g, inv_temperature);
+}
+
+void logits_gradient_bf16(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets,
+                          const float* lse, const float* g, float inv_temperature) {
+  launch_gradient<Bf16>(stream, r, v, logits, targets, lse, g, inv_temperature);
+}
+
+}  // namespace tokenring::cuda

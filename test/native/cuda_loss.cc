@@ -1,0 +1,225 @@
+// The kernels of loss.cu and adamw.cu, emulated, against float64.
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "core/ops.h"
+#include "emulator/rig.h"
+// The emulator comes before the kernels.
+#include "../../cuda/adamw.cu"
+#include "../../cuda/loss.cu"
+
+using rig::Buffer;
+using rig::kBf16;
+using rig::kFloat32;
+using rig::Values;
+using tokenring::AdamWStep;
+using tokenring::PolicyObjective;
+using tokenring::PolicyScalars;
+using namespace tokenring::cuda;
+using Ids = std::vector<int32_t>;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// [rows, vocabulary]: one row, tails, rows that start unaligned, more than one chunk of 4096 logits a row.
+struct Shape {
+  int64_t r, v;
+};
+const Shape kShapes[] = {{1, 2}, {1, 64}, {3, 33}, {5, 431}, {2, 9003}};
+
+struct Reference {
+  double lse, logprob, entropy;
+  std::vector<double> p;
+};
+
+Reference reference(const float* logits, int64_t v, int32_t target, double inv_temperature) {
+  Reference row{0, 0, 0, std::vector<double>(v)};
+  double high = -kInfinity, sum = 0;
+  for (int64_t j = 0; j < v; ++j) high = std::max(high, logits[j] * inv_temperature);
+  for (int64_t j = 0; j < v; ++j) sum += row.p[j] = std::exp(logits[j] * inv_temperature - high);
+  row.lse = high + std::log(sum);
+  row.logprob = logits[target] * inv_temperature - row.lse;
+  for (double& p : row.p)
+    if ((p /= sum) > 0) row.entropy -= p * std::log(p);
+  return row;
+}
+
+auto statistics(const Values& logits, const Ids& targets, float inv_temperature) {
+  const int64_t r = static_cast<int64_t>(targets.size()), v = static_cast<int64_t>(logits.size()) / r;
+  const Buffer<float> z(logits), lse(r), logprob(r), entropy(r);
+  const Buffer<int32_t> t(targets);
+  logits_statistics(nullptr, r, v, z.data(), t.data(), inv_temperature, lse.data(), logprob.data(), entropy.data());
+  CHECK(rig::same_bits(z.read(), logits));
+  return std::tuple{lse.read(), logprob.read(), entropy.read()};
+}
+
+}  // namespace
+
+TEST(cuda_logits_statistics_match_float64) {
+  for (const auto [r, v] : kShapes)
+    for (float inv : {1.0f, 0.7f}) {
+      const Values logits = rig::random_floats(r * v, v, -10, 10);
+      const Ids targets = rig::random_ids(r, 2, static_cast<int>(v));
+      const auto got = rig::on_two_schedules([&] { return statistics(logits, targets, inv); });
+      std::vector<double> lse, logprob, entropy;
+      for (int64_t i = 0; i < r; ++i) {
+        const Reference row = reference(&logits[i * v], v, targets[i], inv);
+        lse.push_back(row.lse);
+        logprob.push_back(row.logprob);
+        entropy.push_back(row.entropy);
+      }
+      // logprob and entropy are differences of numbers of up to 20.
+      rig::check_close("lse", std::get<0>(got), lse, kFloat32, 1);
+      rig::check_close("logprob", std::get<1>(got), logprob, kFloat32, 1);
+      rig::check_close("entropy", std::get<2>(got), entropy, kFloat32, 1);
+      // A row does not depend on the others.
+      const auto last = statistics(Values(logits.end() - v, logits.end()), {targets.back()}, inv);
+      CHECK(std::get<0>(last)[0] == std::get<0>(got).back() && std::get<1>(last)[0] == std::get<1>(got).back() &&
+            std::get<2>(last)[0] == std::get<2>(got).back());
+    }
+}
+
+TEST(cuda_logits_statistics_survive_extremes) {
+  const auto [lse, logprob, entropy] = statistics({1e4f, -1e4f, 0, -kInfinity, 3, 3, -kInfinity, -5}, {0, 0, 1, 1}, 1);
+  for (int i : {0, 1, 3}) CHECK(logprob[i] == 0.0f && entropy[i] == 0.0f);
+  CHECK(lse[0] == 1e4f && lse[1] == 0.0f && lse[3] == -5.0f);
+  CHECK_NEAR(logprob[2], -std::log(2.0), 1e-6);
+  CHECK_NEAR(entropy[2], std::log(2.0), 1e-6);
+  // Wherever a NaN stands and whatever other threads see, the row is NaN.
+  for (int64_t at : {0, 300, 599}) {
+    Values row = rig::random_floats(600, 1, -5, 5);
+    row[at] = NAN;
+    const auto nan = statistics(row, {7}, 1);
+    CHECK(std::isnan(std::get<0>(nan)[0]) && std::isnan(std::get<1>(nan)[0]) && std::isnan(std::get<2>(nan)[0]));
+  }
+}
+
+TEST(cuda_logits_gradient_matches_float64_in_both_types) {
+  for (const auto [r, v] : kShapes) {
+    const float inv = 0.8f;
+    Values logits = rig::random_floats(r * v, 1, -5, 5), g = rig::random_floats(r, 2);
+    const Ids targets = rig::random_ids(r, 3, static_cast<int>(v));
+    Values lse = std::get<0>(statistics(logits, targets, inv));
+    if (r == 3) {
+      g[1] = 0.0f;  // a row of no weight is 0 even where it is no number
+      logits[v] = lse[1] = NAN;
+    }
+    const auto [full, half] = rig::on_two_schedules([&] {
+      const Buffer<float> z(logits), narrow(logits), l(lse), dg(g);
+      const Buffer<int32_t> t(targets);
+      logits_gradient(nullptr, r, v, z.data(), t.data(), l.data(), dg.data(), inv);
+      logits_gradient_bf16(nullptr, r, v, narrow.data(), t.data(), l.data(), dg.data(), inv);
+      std::vector<Bf16> rows(r * v);
+      for (int64_t i = 0; i < r; ++i) std::memcpy(&rows[i * v], narrow.data() + i * v, v * sizeof(Bf16));
+      return std::tuple{z.read(), rows};
+    });
+    std::vector<double> expected(r * v);
+    for (int64_t i = 0; i < r; ++i) {
+      if (g[i] == 0.0f) continue;
+      const Reference row = reference(&logits[i * v], v, targets[i], inv);
+      for (int64_t j = 0; j < v; ++j) expected[i * v + j] = double{g[i]} * inv * ((j == targets[i]) - row.p[j]);
+    }
+    // p = exp(z - lse), where z and lse are of size 10: float32 rounds the exponent by 1e-6.
+    rig::check_close("gradient", full, expected, kFloat32, 1e-3);
+    rig::check_close("gradient in bf16", half, expected, kBf16, 1e-6);
+  }
+}
+
+// Loss and gradient of the clipped objective at points on all sides of the clip, and its slope by differences.
+TEST(cuda_policy_scalars_match_the_formula) {
+  const PolicyScalars p{PolicyObjective::ppo_clip, 0.2f, 0.28f};
+  Values logprob, old, advantage, weight;
+  for (int turn = 0; turn < 20; ++turn)  // more than one block's tokens
+    for (float delta : {-30.0f, -1.0f, -0.3f, -0.1f, 0.0f, 0.1f, 0.3f, 1.0f, 30.0f})
+      for (float a : {-1.5f, 0.0f, 2.0f}) {
+        logprob.push_back(-2.0f + delta);
+        old.push_back(-2.0f);
+        advantage.push_back(a);
+        weight.push_back(0.25f);
+      }
+  const int64_t n = static_cast<int64_t>(old.size());
+  const auto loss_at = [&](int64_t i, double lp) {
+    const double r = std::exp(std::clamp(lp - old[i], -20.0, 20.0)), a = advantage[i];
+    return -weight[i] * std::min(r * a, std::clamp(r, 1 - 0.2, 1 + 0.28) * a);
+  };
+  const Buffer<float> lp(logprob), o(old), a(advantage), w(weight), dg(n), dl(n);
+  const Buffer<int32_t> df(n);
+  policy_scalars(nullptr, n, p, lp.data(), o.data(), a.data(), w.data(), dg.data(), dl.data(), df.data());
+  std::vector<double> loss, slope;
+  for (int64_t i = 0; i < n; ++i) {
+    const double at = logprob[i], step = 1e-6;
+    loss.push_back(loss_at(i, at));
+    slope.push_back((loss_at(i, at + step) - loss_at(i, at - step)) / (2 * step));
+    const double r = std::exp(at - old[i]);
+    CHECK(df.read()[i] == (advantage[i] < 0 && r < 0.8 ? 1 : advantage[i] > 0 && r > 1.28 ? 2 : 0));
+  }
+  rig::check_close("loss", dl.read(), loss, kFloat32, 1);
+  rig::check_close("g", dg.read(), slope, kFloat32, 1);
+  policy_scalars(nullptr, n, {}, lp.data(), nullptr, nullptr, w.data(), dg.data(), dl.data(), df.data());
+  for (int64_t i = 0; i < n; ++i)
+    CHECK(dg.read()[i] == -0.25f && dl.read()[i] == -0.25f * logprob[i] && df.read()[i] == 0);
+  const Buffer<float> nan(Values(1, NAN));
+  policy_scalars(nullptr, 1, p, nan.data(), o.data(), a.data(), w.data(), dg.data(), dl.data(), df.data());
+  CHECK(std::isnan(dl.read()[0]));
+}
+
+// The formula of torch.optim.AdamW, three steps from zero moments. `offset` makes the pointers unaligned.
+TEST(cuda_adamw_matches_float64) {
+  for (const auto& [n, offset] : {std::pair<int64_t, int64_t>{1, 0}, {64, 0}, {2051, 0}, {75, 1}}) {
+    const int64_t total = n + offset;
+    const Values w0 = rig::random_floats(total, 1);
+    const auto [w, m, v] = rig::on_two_schedules([&] {
+      const Buffer<float> dw(w0), dm(Values(total, 0.0f)), dv(Values(total, 0.0f));
+      for (int64_t t = 1; t <= 3; ++t) {
+        const Buffer<float> g(rig::random_floats(total, 10 + t));
+        adamw(nullptr, n, AdamWStep{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, t}, dw.data() + offset, g.data() + offset,
+              dm.data() + offset, dv.data() + offset);
+      }
+      return std::tuple{dw.read(), dm.read(), dv.read()};
+    });
+    std::vector<double> ew(w0.begin(), w0.end()), em(total), ev(total);
+    for (int64_t t = 1; t <= 3; ++t) {
+      const Values g = rig::random_floats(total, 10 + t);
+      for (int64_t i = offset; i < total; ++i) {
+        const double gi = 0.5 * g[i], rate = 1e-2f, b1 = 0.9f, b2 = 0.95f;
+        ew[i] *= 1 - rate * 0.1f;
+        em[i] = b1 * em[i] + (1 - b1) * gi;
+        ev[i] = b2 * ev[i] + (1 - b2) * gi * gi;
+        const double hat_m = em[i] / (1 - std::pow(b1, t)), hat_v = ev[i] / (1 - std::pow(b2, t));
+        ew[i] -= rate * hat_m / (std::sqrt(hat_v) + 1e-8f);
+      }
+    }
+    rig::check_close("w", w, ew, kFloat32, 0.1);
+    rig::check_close("m", m, em, kFloat32, 0.1);
+    rig::check_close("v", v, ev, kFloat32, 0.01);
+  }
+}
+
+TEST(cuda_sum_of_squares_matches_float64) {
+  for (int64_t n : {0, 1, 63, 4096, 4097, 20001}) {
+    const Values x = rig::random_floats(n + 1, 1, -3, 3);
+    for (int64_t offset : {0, 1}) {
+      const auto [sum] = rig::on_two_schedules([&] {
+        const Buffer<float> dx(x), out(1);
+        const Buffer<char> workspace(sum_of_squares_workspace(n));
+        sum_of_squares(nullptr, n, dx.data() + offset, out.data(), workspace.data());
+        return std::tuple{out.read()};
+      });
+      double expected = 0;
+      for (int64_t i = 0; i < n; ++i) expected += double{x[i + offset]} * x[i + offset];
+      // Float64 inside: only the last rounding to float32 shows.
+      rig::check_close("sum", sum, {expected}, 0x1p-24, 0);
+    }
+  }
+}
+
+TEST(cuda_launches_nothing_for_no_tokens) {
+  logits_statistics(nullptr, 0, 8, nullptr, nullptr, 1, nullptr, nullptr, nullptr);
+  policy_scalars(nullptr, 0, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  logits_gradient(nullptr, 0, 8, nullptr, nullptr, nullptr, nullptr, 1);
+  logits_gradient_bf16(nullptr, 0, 8, nullptr, nullptr, nullptr, nullptr, 1);
+  adamw(nullptr, 0, AdamWStep{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 1}, nullptr, nullptr, nullptr, nullptr);
+  CHECK(sum_of_squares_workspace(0) == 0);
+}
