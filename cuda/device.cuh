@@ -12,6 +12,8 @@
 // Told of every access that load() and store() make; the emulator checks it.
 #define TOKENRING_ACCESS(address, bytes, is_store)
 #define TOKENRING_UNROLL _Pragma("unroll")
+// A multiple of what the largest device runs at once.
+#define TOKENRING_MAX_BLOCKS 2048
 #elif !defined(TOKENRING_EMULATOR)
 #error "Compile with nvcc, or include test/native/emulator/cuda.h before this file to run kernels on a CPU"
 #endif
@@ -127,8 +129,10 @@ inline unsigned threads_of(int64_t columns) {
   return static_cast<unsigned>(rounded < kMaxThreads ? rounded : kMaxThreads);
 }
 
-// Blocks that fill the largest device a few times over; kernels stride over what is left.
-inline unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(blocks < 2048 ? blocks : 2048); }
+// Blocks of a grid; kernels stride over what is left.
+inline unsigned grid_of(int64_t blocks) {
+  return static_cast<unsigned>(blocks < TOKENRING_MAX_BLOCKS ? blocks : TOKENRING_MAX_BLOCKS);
+}
 
 }  // namespace
 }  // namespace tokenring::cuda

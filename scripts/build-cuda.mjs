@@ -14,6 +14,8 @@ const flags = [
   "-O3",
   "-lineinfo",
   "-gencode=arch=compute_90a,code=sm_90a",
+  // Registers that spill and stack frames fail the build: they turn a kernel slow without a word.
+  "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror",
   "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
   "-Icuda",
   "-Inative",

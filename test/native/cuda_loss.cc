@@ -23,11 +23,12 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// [rows, vocabulary]: one row, tails, rows that start unaligned, more than one chunk of 4096 logits a row.
+// [rows, vocabulary]: one row, tails, rows that start unaligned, more rows than blocks (3), more than one chunk of
+// 4096 logits a row.
 struct Shape {
   int64_t r, v;
 };
-const Shape kShapes[] = {{1, 2}, {1, 64}, {3, 33}, {5, 431}, {2, 9003}};
+const Shape kShapes[] = {{1, 2}, {1, 15}, {1, 64}, {3, 33}, {11, 431}, {2, 9003}};
 
 struct Reference {
   double lse, logprob, entropy;

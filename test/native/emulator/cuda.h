@@ -122,6 +122,8 @@ T exchange_value(T value, unsigned lane, unsigned mask, std::source_location whe
   emulator::launcher(#kernel, kernel, grid, block, shared, stream)
 #define TOKENRING_ACCESS(address, bytes, is_store) emulator::access(address, bytes, is_store)
 #define TOKENRING_UNROLL
+// Few, so that small tests have blocks that stride.
+#define TOKENRING_MAX_BLOCKS 3
 
 #define __global__
 #define __device__
