@@ -44,8 +44,8 @@ struct AttentionTile {
 // pages[p], an index into the page pool.
 constexpr int kPageTokens = 64;
 struct PagedSequence {
-  Span q;                       // the new tokens: rows of the packed batch, their first absolute position
-  std::vector<int32_t> pages;   // covers positions [0, q.position + q.rows)
+  Span q;                      // the new tokens: rows of the packed batch, their first absolute position
+  std::vector<int32_t> pages;  // covers positions [0, q.position + q.rows)
 };
 
 struct RopeTable {
@@ -112,7 +112,8 @@ class Ops {
   // qkv as above after rope; out [m, heads*head_dim]; lse f32 [m, heads]. scale multiplies q.k.
   virtual size_t attention_workspace(int64_t rows, int heads, int kv_heads, int head_dim) const = 0;
   virtual void attention_forward(Stream&, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads, int kv_heads,
-                                 int head_dim, float scale, Tensor out, Tensor lse, Tensor workspace /* u8 */) const = 0;
+                                 int head_dim, float scale, Tensor out, Tensor lse,
+                                 Tensor workspace /* u8 */) const = 0;
   virtual void attention_backward(Stream&, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                   const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim,
                                   float scale, Tensor dqkv /* overwritten */, Tensor workspace) const = 0;
