@@ -232,34 +232,56 @@ class LocalBackend implements SandboxBackend {
     const env = checkEnvironment(spec.env ?? {});
     // A link may stand for the repository; what lies in it is copied as it is.
     const repository = existsSync(spec.repository) ? realpathSync(spec.repository) : spec.repository;
-    const base = this.#bases.acquire(repository);
-    let sandbox: LocalSandbox | undefined;
     try {
-      sandbox = await this.#make(repository, base, workdir, limits, env);
-      await sandbox.start(signal);
-      this.#assertOpen();
-      return sandbox;
+      return await this.#open(repository, workdir, limits, env, signal);
     } catch (error) {
-      if (sandbox) await sandbox.close();
-      else this.#bases.release(base);
       throw error instanceof TokenringError
         ? error
         : sandboxBroken(`A sandbox on ${spec.repository} did not open: ${String(error)}`, { cause: error });
     }
   }
 
+  async #open(
+    repository: string,
+    workdir: string,
+    limits: SandboxLimits,
+    env: Readonly<Record<string, string>>,
+    signal: AbortSignal | undefined,
+    again = true,
+  ): Promise<LocalSandbox> {
+    const base = this.#bases.acquire(repository);
+    const launcher = this.#liveLauncher();
+    let sandbox: LocalSandbox | undefined;
+    try {
+      sandbox = await this.#make(launcher, repository, base, workdir, limits, env);
+      await sandbox.start(signal);
+      this.#assertOpen();
+      return sandbox;
+    } catch (error) {
+      if (sandbox) await sandbox.close();
+      else this.#bases.release(base);
+      // A launcher's death is noticed only when it is asked for something; that is no fault of this sandbox.
+      if (!again || !launcher.dead || this.#disposing || signal?.aborted) throw error;
+    }
+    return this.#open(repository, workdir, limits, env, signal, false);
+  }
+
+  #liveLauncher(): Launcher {
+    if (this.#launcher.dead) {
+      const { nextSlot } = this.#launcher;
+      this.#launcher = new Launcher(this.#scratch, this.#way.plan, this.#tools.bash, nextSlot);
+    }
+    return this.#launcher;
+  }
+
   async #make(
+    launcher: Launcher,
     repository: string,
     base: Base,
     workdir: string,
     limits: SandboxLimits,
     env: Readonly<Record<string, string>>,
   ): Promise<LocalSandbox> {
-    if (this.#launcher.dead) {
-      const { nextSlot } = this.#launcher;
-      this.#launcher = new Launcher(this.#scratch, this.#way.plan, this.#tools.bash, nextSlot);
-    }
-    const launcher = this.#launcher;
     const slot = await launcher.acquire();
     const host = this.name === "unsafe-host";
     const inside = host

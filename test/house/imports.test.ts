@@ -53,6 +53,8 @@ describe("the rule catches a planted violation", () => {
     ["native/misc/x.cc", '#include "core/tensor.h"'],
     ["cuda/attention.cu", '#include "cuda/device.h"'],
     ["test/native/test_ops.cc", '#include "addon/module.h"'],
+    ["test/native/test_ops.cc", '#include "../../native/core/tensor.h"'],
+    ["native/cpu/device.cc", '#include "../core/tensor.h"'],
   ])("%s: %s", (file, text) => {
     expect(broken(file, text)).toBe(1);
   });
@@ -70,6 +72,8 @@ describe("the rule lets pass what is right", () => {
     ["native/cpu/device.cc", '#include "cpu/simd.h"\n#include "core/device.h"\n#include <vector>'],
     ["cuda/attention.cu", '#include "core/tensor.h"\n#include "launch.h"'],
     ["test/native/test_ops.cc", '#include "cpu/device.h"'],
+    ["test/native/cuda_loss.cc", '#include "../../cuda/loss.cu"'],
+    ["test/native/emulator/rig.h", '#include "../harness.h"'],
   ])("%s: %s", (file, text) => {
     expect(violations([{ file, text }])).toEqual([]);
   });

@@ -166,6 +166,10 @@ describe.each(KINDS)("a %s backend", (kind: LocalKind) => {
     expect(["lived on", "ERR_TOKENRING_SANDBOX"]).toContain(outcome);
     const next = await backend.open({ repository });
     expect((await next.exec("echo y")).output).toBe("y\n");
+    // Killed again, and this time asked before anybody has noticed.
+    for (const pid of processesWith(`cd '${join(directory, scratch)}'`)) process.kill(pid, "SIGKILL");
+    const last = await backend.open({ repository });
+    expect((await last.exec("echo z")).output).toBe("z\n");
     await backend.dispose();
   });
 
