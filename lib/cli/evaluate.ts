@@ -2,10 +2,9 @@
 import { writeFile } from "node:fs/promises";
 import type { Command } from "commander";
 import { TokenringError } from "../errors.ts";
-import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
+import type { Evaluation } from "../evaluate/evaluate.ts";
 import { parseConfig } from "../run/config-file.ts";
 import { findCheckpoint, readManifest } from "../run/directory.ts";
-import { openJob } from "../run/job-context.ts";
 import { positiveNumber } from "./options.ts";
 import { Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
@@ -27,6 +26,8 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   const runs = options.runs ?? config.evaluate.runs;
   const limits = { ...config.evaluate.limits, maxTurns: options.maxTurns ?? config.evaluate.limits.maxTurns };
   const progress = new Progress({ quiet: options.quiet ?? false });
+  const { openJob } = await import("../run/job-context.ts");
+  const { evaluate } = await import("../evaluate/evaluate.ts");
   await using context = await openJob(config, { progress, checkpoint: path });
   const instances = context.tasks.heldOut;
   if (instances.length === 0) {

@@ -50,9 +50,10 @@ export class Progress implements ProgressSink {
     this.#show(false);
   }
 
-  /** A line that stays. */
+  /** A line that stays: above the phase that it falls into, below one that is complete. */
   log(line: string): void {
     if (this.#quiet) return;
+    if (this.#total !== undefined && this.#done >= this.#total) this.#finish();
     this.#erase();
     this.#stream.write(`${line}\n`);
     if (this.#stream.isTTY) this.#show(true);

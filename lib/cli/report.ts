@@ -1,8 +1,6 @@
 // `tokenring report RUN...`: draws one or more runs as a single HTML file.
 import path from "node:path";
 import type { Command } from "commander";
-import { writeReport } from "../report/report.ts";
-import { readRun } from "../run/read.ts";
 import { positiveNumber } from "./options.ts";
 
 export function register(program: Command): void {
@@ -16,6 +14,8 @@ export function register(program: Command): void {
     .option("--out <path>", "the file to write (default: report.html in the first run)")
     .option("--samples <n>", "sample trajectories per stage", positiveNumber)
     .action(async (directories: string[], options: { out?: string; samples?: number }) => {
+      const { readRun } = await import("../run/read.ts");
+      const { writeReport } = await import("../report/report.ts");
       const samples = options.samples === undefined ? {} : { samples: options.samples };
       const runs = [];
       for (const directory of directories) runs.push(await readRun(directory, samples));

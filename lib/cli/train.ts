@@ -5,12 +5,9 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { TokenringError } from "../errors.ts";
-import { writeReport } from "../report/report.ts";
-import { arcTable } from "../report/terminal.ts";
 import { readConfig } from "../run/config-file.ts";
 import { RunDirectory } from "../run/directory.ts";
-import { type JobResult, runJob } from "../run/job.ts";
-import { readRun } from "../run/read.ts";
+import type { JobResult } from "../run/job.ts";
 import { wholeNumber } from "./options.ts";
 import { duration, Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
@@ -56,6 +53,12 @@ async function train(file: string, name: string, options: TrainOptions): Promise
   const { version } = JSON.parse(await readFile(PACKAGE, "utf8")) as { version: string };
   const progress = new Progress({ quiet: options.quiet ?? false });
   const signal = commandSignal();
+  const { runJob } = await import("../run/job.ts");
+  const [{ readRun }, { writeReport }, { arcTable }] = await Promise.all([
+    import("../run/read.ts"),
+    import("../report/report.ts"),
+    import("../report/terminal.ts"),
+  ]);
   let result: JobResult;
   {
     await using run = await RunDirectory.create(directory, {

@@ -61,14 +61,24 @@ export class Policy implements PolicyShape {
     });
   }
 
-  /** A policy with random weights: normal(0, std) matrices, ones for norms, zeros for biases. */
+  /**
+   * A policy with random weights: normal(0, std) matrices, ones for norms, zeros for biases.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT for a seed that is no integer.
+   */
   static async create(config: DecoderConfig, options: CreateOptions = {}): Promise<Policy> {
+    const seed = options.seed ?? 0;
+    if (typeof seed === "number" && !Number.isSafeInteger(seed)) {
+      throw new TokenringError(
+        "ERR_TOKENRING_INVALID_ARGUMENT",
+        `Policy.create: seed is ${seed}; give an integer`,
+      );
+    }
     const policy = new Policy(config, options);
     return policy.#begin(async () => {
       await withSignal(() =>
         policy.rank.initialise({
           std: options.std ?? 0.02,
-          seed: BigInt.asUintN(64, BigInt(options.seed ?? 0)),
+          seed: BigInt.asUintN(64, BigInt(seed)),
           previousTokenBias: options.previousTokenBias ?? 0,
         }),
       );

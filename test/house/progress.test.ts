@@ -61,6 +61,17 @@ describe("on a terminal", () => {
     expect(screen(chunks)).toEqual(["checkpoint written", "rft: 0/4  0.0 s", "dapo …"]);
   });
 
+  test("what is logged about a phase that is complete stands below it", () => {
+    const { chunks, stream: terminal } = stream(true);
+    const progress = new Progress({ stream: terminal });
+    progress.phase("evaluation", 4);
+    vi.advanceTimersByTime(2_000);
+    progress.update(4);
+    progress.log("Pass@1 50 %");
+    progress.phase("dapo");
+    expect(screen(chunks)).toEqual(["evaluation: 4/4  2.0/s  2.0 s", "Pass@1 50 %", "dapo …"]);
+  });
+
   test("a line never wraps, because a wrapped one could not be rewritten", () => {
     const { chunks, stream: terminal } = stream(true, 30);
     const progress = new Progress({ stream: terminal });

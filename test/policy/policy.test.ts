@@ -53,6 +53,12 @@ describe("policy", () => {
     expect((await other.score(batch)).logprob).not.toEqual(logprobs[0]);
   });
 
+  it("refuses a seed that is no integer", async () => {
+    await expect(Policy.create(TINY, { seed: 1.5 })).rejects.toMatchObject({
+      code: "ERR_TOKENRING_INVALID_ARGUMENT",
+    });
+  });
+
   it("scores every token but the first of each document", async () => {
     await using policy = await Policy.create(TINY, LIVELY);
     const { logprob, entropy, flags } = await policy.score(packed(ids("a", 3), ids("b", 4)));
