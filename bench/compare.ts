@@ -1,5 +1,5 @@
 // How something of ours and its peer are timed: side by side in one run, in turns, so that both see the same machine.
-import { Bench, medianAbsoluteDeviation } from "tinybench";
+import { Bench } from "tinybench";
 
 /** One call of each does the same work. */
 export interface Comparison {
@@ -36,14 +36,15 @@ export interface CompareOptions {
   calls: number;
 }
 
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const half = (sorted.length - 1) / 2;
+  return ((sorted[Math.floor(half)] as number) + (sorted[Math.ceil(half)] as number)) / 2;
+}
+
 function summary(rates: readonly number[]): { value: number; mad: number } {
-  const sorted = [...rates].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  const value =
-    sorted.length % 2 === 1
-      ? (sorted[half] as number)
-      : ((sorted[half - 1] as number) + (sorted[half] as number)) / 2;
-  return { value, mad: medianAbsoluteDeviation(sorted as never, value) };
+  const value = median(rates);
+  return { value, mad: median(rates.map((rate) => Math.abs(rate - value))) };
 }
 
 /** Times both sides of a comparison; the first call of each warms it up and does not count. */

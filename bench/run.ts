@@ -17,8 +17,9 @@ function count(name: string, text: string): number {
 }
 
 function line(result: Result): string {
+  const digits = (value: number): string => value.toLocaleString("en", { maximumSignificantDigits: 3 });
   const rate = (side: { value: number; mad: number }): string =>
-    `${side.value.toPrecision(4)} ± ${side.mad.toPrecision(2)} ${result.unit}`;
+    `${digits(side.value)} ± ${digits(side.mad)} ${result.unit}`;
   const peer =
     result.peer && result.ratio !== null
       ? `${result.peer.name}: ${rate(result.peer)}   ratio ${result.ratio.toFixed(2)}`

@@ -26,7 +26,7 @@ async function bwrap(tree: string, command: string): Promise<void> {
 }
 
 async function clone(repository: string, tree: string): Promise<void> {
-  await run("git", ["clone", "--quiet", "--local", repository, tree], { timeout: DEADLINE_MS });
+  await run("git", ["clone", "--quiet", "--no-hardlinks", repository, tree], { timeout: DEADLINE_MS });
 }
 
 export const sandbox: Suite = {
