@@ -37,10 +37,11 @@ export type {
   PackedBatch,
   PolicyLoss,
 } from "./policy/types.ts";
+export type { ArcStage } from "./report/arc.ts";
 export { type JobConfig, jobSchema } from "./run/config.ts";
 export { readConfig } from "./run/config-file.ts";
 export { RunDirectory } from "./run/directory.ts";
-export { type JobOptions, type JobResult, runJob, type StageResult } from "./run/job.ts";
+export { type JobOptions, type JobResult, runJob } from "./run/job.ts";
 export { localBackend } from "./sandbox/local.ts";
 export type { ExecResult, Sandbox, SandboxBackend, SandboxSpec } from "./sandbox/types.ts";
 export { tinyswe } from "./tasks/tinyswe/tinyswe.ts";

@@ -2,15 +2,18 @@
 import { mean, sem } from "../evaluate/statistics.ts";
 import type { RunEvent } from "../learn/events.ts";
 
-/** One stage of the arc. Rates are in [0, 1]. */
+/** One stage of the arc. Rates are shares in [0, 1]. */
 export interface ArcStage {
   name: string;
+  /** Mean over the evaluation's runs of the share of held-out instances solved. */
   pass1: number;
-  /** Standard error of `pass1`; null when it is not known. */
+  /** Standard error of `pass1` over the runs; null with fewer than two. */
   sem: number | null;
-  /** null when fewer than ten runs were made. */
+  /** Share of held-out instances solved in at least one of ten runs; null with fewer than ten. */
   pass10: number | null;
+  /** Mean turns per episode. */
   turns: number;
+  /** Episodes that the numbers come from. */
   episodes: number;
 }
 

@@ -7,28 +7,15 @@ import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
 import type { StageSeconds } from "../learn/events.ts";
 import { rft } from "../learn/rft.ts";
+import type { ArcStage } from "../report/arc.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
 import type { RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
 import type { ProgressSink } from "./progress.ts";
 import { warmStart } from "./warm-start.ts";
 
-/** One point of the arc. Rates are shares in [0, 1]. */
-export interface StageResult {
-  name: string;
-  /** Mean over the evaluation's runs of the share of held-out instances solved, and its standard error over runs. */
-  pass1: number;
-  sem: number | null;
-  /** Share of held-out instances solved in at least one of ten runs; null with fewer than ten. */
-  pass10: number | null;
-  /** Mean turns per episode. */
-  turns: number;
-  /** Episodes that the numbers come from. */
-  episodes: number;
-}
-
 export interface JobResult {
-  stages: StageResult[];
+  stages: ArcStage[];
   seconds: number;
   /** Largest resident set of this process, in MiB. */
   peakRssMiB: number;
@@ -87,7 +74,7 @@ export async function runJob(config: JobConfig, options: JobOptions): Promise<Jo
 }
 
 class Job {
-  readonly stages: StageResult[] = [];
+  readonly stages: ArcStage[] = [];
   readonly #config: JobConfig;
   readonly #context: JobContext;
   readonly #run: RunDirectory;

@@ -1,29 +1,19 @@
 // Trajectories on disk: index.jsonl says what happened, safetensors shards hold the token lanes.
 import { open, rename } from "node:fs/promises";
 import path from "node:path";
-import type { Exit, Trajectory, Turn } from "../agent/types.ts";
+import type { Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
-import type { Verdict } from "../verify/types.ts";
 import { AppendLog, readLog } from "./metrics.ts";
 import { encodeSafetensors, type Lane, SafetensorsFile } from "./safetensors.ts";
 
-/** One line of index.jsonl. */
-export interface TrajectoryEntry {
-  id: string;
+/** One line of index.jsonl: a trajectory without its lanes, which `shard` holds. */
+export interface TrajectoryEntry extends Omit<Trajectory, "tokens" | "provenance" | "logprobs"> {
   stage: string;
   iteration: number;
-  instanceId: string;
-  rollout: number;
   /** File in trajectories/, and which of its tokens are this trajectory's. */
   shard: string;
   offset: number;
   length: number;
-  turns: Turn[];
-  exit: Exit;
-  verdict: Verdict;
-  reason: string | null;
-  patch: string;
-  verifyMs: number;
   /** Infrastructure broke it: it counted nowhere. */
   dropped?: true;
   /** What learning made of it, where it did. */

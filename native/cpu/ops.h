@@ -63,6 +63,10 @@ class CpuOps final : public Ops {
   // Rough nanoseconds of work that a chunk should hold, so that sharing pays.
   static constexpr int64_t kChunkNanoseconds = 8000;
 
+  // c [m, n] (+)= a [m, k] times the [k, n] matrix in `panels`, plus a bias of n.
+  void multiply_by_panels(const float* a, int64_t m, int64_t k, const float* panels, int64_t n, float* c,
+                          bool accumulate, const float* bias) const;
+
   // body(begin, end) over n items that cost about `nanoseconds` each; alone when the whole is small.
   template <class Body>
   void share(int64_t n, double nanoseconds, const Body& body) const {

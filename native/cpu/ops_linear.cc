@@ -104,6 +104,30 @@ void CpuOps::prepare_weight(Stream& stream, Tensor master, Weight out) const {
   });
 }
 
+void CpuOps::multiply_by_panels(const float* a, int64_t m, int64_t k, const float* panels, int64_t n, float* c,
+                                bool accumulate, const float* bias) const {
+  const Blocks b = row_blocks(m, n, k, pool_.threads());
+  share(b.count, static_cast<double>(b.rows * b.cols * k) / 80.0, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / b.across * b.rows, column = i % b.across * b.cols;
+      k_.gemm({.rows = std::min(b.rows, m - row),
+               .cols = std::min(b.cols, n - column),
+               .depth = k,
+               .a = a + row * k,
+               .lda = k,
+               .a_transposed = false,
+               .b = panels + column * k,
+               .ldb = kPanel,
+               .b_panel = k * kPanel,
+               .c = c + row * n + column,
+               .ldc = n,
+               .accumulate = accumulate,
+               .bias = bias ? bias + column : nullptr,
+               .pack = nullptr});
+    }
+  });
+}
+
 void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Tensor y) const {
   check_weight("linear_forward", w);
   check_matrix("linear_forward", "x", x);
@@ -112,27 +136,7 @@ void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Ten
   check("linear_forward", "y", y, DType::f32, {m, w.n});
   if (bias) check("linear_forward", "bias", bias, DType::f32, {w.n});
   cpu_stream(stream).enqueue([=, this] {
-    const float* panel = panels_of(w).forward;
-    const Blocks b = row_blocks(m, w.n, w.k, pool_.threads());
-    share(b.count, static_cast<double>(b.rows * b.cols * w.k) / 80.0, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
-        k_.gemm({.rows = std::min(b.rows, m - r),
-                 .cols = std::min(b.cols, w.n - c),
-                 .depth = w.k,
-                 .a = x.f32() + r * w.k,
-                 .lda = w.k,
-                 .a_transposed = false,
-                 .b = panel + c * w.k,
-                 .ldb = kPanel,
-                 .b_panel = w.k * kPanel,
-                 .c = y.f32() + r * w.n + c,
-                 .ldc = w.n,
-                 .accumulate = false,
-                 .bias = bias ? bias.f32() + c : nullptr,
-                 .pack = nullptr});
-      }
-    });
+    multiply_by_panels(x.f32(), m, w.k, panels_of(w).forward, w.n, y.f32(), false, bias ? bias.f32() : nullptr);
   });
 }
 
@@ -142,29 +146,8 @@ void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool a
   const int64_t m = dy.shape[0];
   check("linear_dgrad", "dy", dy, DType::f32, {m, w.n});
   check("linear_dgrad", "dx", dx, DType::f32, {m, w.k});
-  cpu_stream(stream).enqueue([=, this] {
-    const float* panel = panels_of(w).backward;
-    const Blocks b = row_blocks(m, w.k, w.n, pool_.threads());
-    share(b.count, static_cast<double>(b.rows * b.cols * w.n) / 80.0, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
-        k_.gemm({.rows = std::min(b.rows, m - r),
-                 .cols = std::min(b.cols, w.k - c),
-                 .depth = w.n,
-                 .a = dy.f32() + r * w.n,
-                 .lda = w.n,
-                 .a_transposed = false,
-                 .b = panel + c * w.n,
-                 .ldb = kPanel,
-                 .b_panel = w.n * kPanel,
-                 .c = dx.f32() + r * w.k + c,
-                 .ldc = w.k,
-                 .accumulate = accumulate,
-                 .bias = nullptr,
-                 .pack = nullptr});
-      }
-    });
-  });
+  cpu_stream(stream).enqueue(
+      [=, this] { multiply_by_panels(dy.f32(), m, w.n, panels_of(w).backward, w.k, dx.f32(), accumulate, nullptr); });
 }
 
 void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {

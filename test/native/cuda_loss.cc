@@ -5,6 +5,7 @@
 
 #include "core/ops.h"
 #include "emulator/rig.h"
+#include "policy_reference.h"
 // The emulator comes before the kernels.
 #include "../../cuda/adamw.cu"
 #include "../../cuda/loss.cu"
@@ -130,37 +131,23 @@ TEST(cuda_logits_gradient_matches_float64_in_both_types) {
 
 // Loss and gradient of the clipped objective at points on all sides of the clip, and its slope by differences.
 TEST(cuda_policy_scalars_match_the_formula) {
-  const PolicyScalars p{PolicyObjective::ppo_clip, 0.2f, 0.28f};
-  Values logprob, old, advantage, weight;
-  for (int turn = 0; turn < 20; ++turn)  // more than one block's tokens
-    for (float delta : {-30.0f, -1.0f, -0.3f, -0.1f, 0.0f, 0.1f, 0.3f, 1.0f, 30.0f})
-      for (float a : {-1.5f, 0.0f, 2.0f}) {
-        logprob.push_back(-2.0f + delta);
-        old.push_back(-2.0f);
-        advantage.push_back(a);
-        weight.push_back(0.25f);
-      }
-  const int64_t n = static_cast<int64_t>(old.size());
-  const auto loss_at = [&](int64_t i, double lp) {
-    const double r = std::exp(std::clamp(lp - old[i], -20.0, 20.0)), a = advantage[i];
-    return -weight[i] * std::min(r * a, std::clamp(r, 1 - 0.2, 1 + 0.28) * a);
-  };
-  const Buffer<float> lp(logprob), o(old), a(advantage), w(weight), dg(n), dl(n);
+  const PolicyScalars p{PolicyObjective::ppo_clip, policy_reference::kLow, policy_reference::kHigh};
+  const policy_reference::Tokens tokens(20);  // more than one block's
+  const int64_t n = tokens.count();
+  const Buffer<float> lp(tokens.logprob), o(tokens.old), a(tokens.advantage), w(tokens.weight), dg(n), dl(n);
   const Buffer<int32_t> df(n);
   policy_scalars(nullptr, n, p, lp.data(), o.data(), a.data(), w.data(), dg.data(), dl.data(), df.data());
   std::vector<double> loss, slope;
   for (int64_t i = 0; i < n; ++i) {
-    const double at = logprob[i], step = 1e-6;
-    loss.push_back(loss_at(i, at));
-    slope.push_back((loss_at(i, at + step) - loss_at(i, at - step)) / (2 * step));
-    const double r = std::exp(at - old[i]);
-    CHECK(df.read()[i] == (advantage[i] < 0 && r < 0.8 ? 1 : advantage[i] > 0 && r > 1.28 ? 2 : 0));
+    loss.push_back(tokens.loss(i));
+    slope.push_back(tokens.slope(i));
+    CHECK(df.read()[i] == tokens.flag(i));
   }
   rig::check_close("loss", dl.read(), loss, kFloat32, 1);
   rig::check_close("g", dg.read(), slope, kFloat32, 1);
   policy_scalars(nullptr, n, {}, lp.data(), nullptr, nullptr, w.data(), dg.data(), dl.data(), df.data());
   for (int64_t i = 0; i < n; ++i)
-    CHECK(dg.read()[i] == -0.25f && dl.read()[i] == -0.25f * logprob[i] && df.read()[i] == 0);
+    CHECK(dg.read()[i] == -0.25f && dl.read()[i] == -0.25f * tokens.logprob[i] && df.read()[i] == 0);
   const Buffer<float> nan(Values(1, NAN));
   policy_scalars(nullptr, 1, p, nan.data(), o.data(), a.data(), w.data(), dg.data(), dl.data(), df.data());
   CHECK(std::isnan(dl.read()[0]));

@@ -5,6 +5,7 @@
 
 #include "harness.h"
 #include "ops_fixture.h"
+#include "policy_reference.h"
 
 using fixture::Bench;
 using fixture::random_floats;
@@ -113,37 +114,24 @@ TEST(logits_gradient_matches_float64) {
 
 // Loss and gradient of the clipped objective at points on all sides of the clip, and its slope by differences.
 TEST(policy_scalars_match_the_formula) {
-  const PolicyScalars p{PolicyObjective::ppo_clip, 0.2f, 0.28f};
-  std::vector<float> logprob, old, advantage, weight;
-  for (float delta : {-30.0f, -1.0f, -0.3f, -0.1f, 0.0f, 0.1f, 0.3f, 1.0f, 30.0f})
-    for (float a : {-1.5f, 0.0f, 2.0f}) {
-      logprob.push_back(-2.0f + delta);
-      old.push_back(-2.0f);
-      advantage.push_back(a);
-      weight.push_back(0.25f);
-    }
-  const int64_t n = static_cast<int64_t>(old.size());
-  const auto loss_at = [&](int64_t i, double lp) {
-    const double r = std::exp(std::clamp(lp - old[i], -20.0, 20.0)), a = advantage[i];
-    return -weight[i] * std::min(r * a, std::clamp(r, 1 - 0.2, 1 + 0.28) * a);
-  };
+  const PolicyScalars p{PolicyObjective::ppo_clip, policy_reference::kLow, policy_reference::kHigh};
+  const policy_reference::Tokens tokens(1);
+  const int64_t n = tokens.count();
   Bench b;
   const Tensor g = b.f32({n}), loss = b.f32({n}), flags = b.i32({n});
-  const Tensor lp = b.f32({n}, logprob), w = b.f32({n}, weight);
-  b.ops().policy_scalars(b.stream(), p, lp, b.f32({n}, old), b.f32({n}, advantage), w, g, loss, flags);
+  const Tensor lp = b.f32({n}, tokens.logprob), w = b.f32({n}, tokens.weight);
+  b.ops().policy_scalars(b.stream(), p, lp, b.f32({n}, tokens.old), b.f32({n}, tokens.advantage), w, g, loss, flags);
   const auto got_g = b.read(g), got_loss = b.read(loss);
   const auto got_flags = b.read_ids(flags);
   for (int64_t i = 0; i < n; ++i) {
-    const double at = logprob[i], step = 1e-6, scale = std::max(1.0, std::abs(loss_at(i, at)));
-    CHECK_NEAR(got_loss[i], loss_at(i, at), 2e-6 * scale, "at ", logprob[i] - old[i], " advantage ", advantage[i]);
-    CHECK_NEAR(got_g[i], (loss_at(i, at + step) - loss_at(i, at - step)) / (2 * step), 2e-6 * scale);
-    const double r = std::exp(at - old[i]);
-    const int expected = advantage[i] < 0 && r < 0.8 ? 1 : advantage[i] > 0 && r > 1.28 ? 2 : 0;
-    CHECK(got_flags[i] == expected);
+    const double scale = std::max(1.0, std::abs(tokens.loss(i)));
+    CHECK_NEAR(got_loss[i], tokens.loss(i), 2e-6 * scale, "token ", i);
+    CHECK_NEAR(got_g[i], tokens.slope(i), 2e-6 * scale, "token ", i);
+    CHECK(got_flags[i] == tokens.flag(i));
   }
   b.ops().policy_scalars(b.stream(), {}, lp, {}, {}, w, g, loss, flags);
   const auto nll_g = b.read(g), nll_loss = b.read(loss);
-  for (int64_t i = 0; i < n; ++i) CHECK(nll_g[i] == -0.25f && nll_loss[i] == -0.25f * logprob[i]);
+  for (int64_t i = 0; i < n; ++i) CHECK(nll_g[i] == -0.25f && nll_loss[i] == -0.25f * tokens.logprob[i]);
   CHECK_FAILS("INVALID_ARGUMENT", b.ops().policy_scalars(b.stream(), p, lp, {}, {}, w, g, loss, flags));
 }
 
