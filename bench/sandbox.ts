@@ -38,7 +38,17 @@ export const sandbox: Suite = {
     const resident = await backend.open({ repository });
     const directory = mkdtempSync(join(existsSync("/dev/shm") ? "/dev/shm" : tmpdir(), "tokenring-bench-"));
     const tree = join(directory, "tree");
-    await clone(repository, tree);
+    const close = async (): Promise<void> => {
+      await backend.dispose();
+      await tasks.dispose();
+      await rm(directory, { recursive: true });
+    };
+    try {
+      await clone(repository, tree);
+    } catch (error) {
+      await close();
+      throw error;
+    }
     const peer = findProgram("bwrap") !== null && backend.name === "bubblewrap";
     let clones = 0;
     return {
@@ -81,11 +91,7 @@ export const sandbox: Suite = {
             : null,
         },
       ],
-      async close() {
-        await backend.dispose();
-        await tasks.dispose();
-        await rm(directory, { recursive: true });
-      },
+      close,
     };
   },
 };

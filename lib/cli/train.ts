@@ -1,12 +1,14 @@
-// `tokenring train CONFIG` runs a job; `tokenring demo` runs the one that ships, and ends with the arc that it drew.
+// `tokenring train CONFIG` runs a job, `tokenring demo` the one that ships, and `tokenring resume RUN` goes on with one
+// that was interrupted. Each ends with the arc that it drew.
 import { existsSync } from "node:fs";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { TokenringError } from "../errors.ts";
-import { readConfig } from "../run/config-file.ts";
-import { RunDirectory } from "../run/directory.ts";
+import type { JobConfig } from "../run/config.ts";
+import { parseConfig, readConfig } from "../run/config-file.ts";
+import { RunDirectory, readManifest } from "../run/directory.ts";
 import type { JobResult } from "../run/job.ts";
 import { wholeNumber } from "./options.ts";
 import { duration, Progress } from "./progress.ts";
@@ -16,11 +18,14 @@ import { commandSignal } from "./signals.ts";
 const DEMO_CONFIG = fileURLToPath(new URL("../../recipes/tinyswe.yaml", import.meta.url));
 const PACKAGE = fileURLToPath(new URL("../../package.json", import.meta.url));
 
-interface TrainOptions {
-  seed?: number;
-  out?: string;
+interface ResultOptions {
   json?: string;
   quiet?: boolean;
+}
+
+interface TrainOptions extends ResultOptions {
+  seed?: number;
+  out?: string;
 }
 
 /** `base`, or `base-2`, `base-3`, …: the first that is not there yet. */
@@ -48,9 +53,26 @@ async function prepareJson(file: string): Promise<void> {
 async function train(file: string, name: string, options: TrainOptions): Promise<void> {
   const { config: parsed, text: configText } = await readConfig(file);
   const config = options.seed === undefined ? parsed : { ...parsed, seed: options.seed };
-  if (options.json !== undefined) await prepareJson(options.json);
   const directory = options.out ?? freshDirectory(path.join("runs", `${name}-seed${config.seed}`));
   const { version } = JSON.parse(await readFile(PACKAGE, "utf8")) as { version: string };
+  const manifest = { config, configText, seed: config.seed, version };
+  await work(config, directory, () => RunDirectory.create(directory, manifest), options);
+}
+
+async function resume(directory: string, options: ResultOptions): Promise<void> {
+  const manifest = await readManifest(directory);
+  const config = parseConfig(JSON.stringify(manifest.config), path.join(directory, "run.json"));
+  await work(config, directory, () => RunDirectory.open(directory), options);
+}
+
+/** Does the job of an opened run directory, draws its report and prints its arc. */
+async function work(
+  config: JobConfig,
+  directory: string,
+  open: () => Promise<RunDirectory>,
+  options: ResultOptions,
+): Promise<void> {
+  if (options.json !== undefined) await prepareJson(options.json);
   const progress = new Progress({ quiet: options.quiet ?? false });
   const signal = commandSignal();
   const { runJob } = await import("../run/job.ts");
@@ -61,14 +83,14 @@ async function train(file: string, name: string, options: TrainOptions): Promise
   ]);
   let result: JobResult;
   {
-    await using run = await RunDirectory.create(directory, {
-      config,
-      configText,
-      seed: config.seed,
-      version,
-    });
+    await using run = await open();
     progress.log(`run directory: ${directory}`);
-    result = await runJob(config, { run, progress, signal });
+    try {
+      result = await runJob(config, { run, progress, signal });
+    } catch (error) {
+      if (signal.aborted) progress.log(`to go on: tokenring resume ${directory}`);
+      throw error;
+    }
     progress.end();
   }
   const report = await writeReport([await readRun(directory)], path.join(directory, "report.html"));
@@ -80,12 +102,21 @@ async function train(file: string, name: string, options: TrainOptions): Promise
   );
 }
 
-function addOptions(command: Command): Command {
+function addResultOptions(command: Command): Command {
   return command
-    .option("--seed <n>", "decides every random choice (default: the config's)", wholeNumber)
-    .option("--out <directory>", "the run directory; must be new or empty (default: a new one under runs/)")
     .option("--json <path>", "also write the arc and its cost as JSON")
     .option("--quiet", "print nothing but errors");
+}
+
+function addOptions(command: Command): Command {
+  return addResultOptions(
+    command
+      .option("--seed <n>", "decides every random choice (default: the config's)", wholeNumber)
+      .option(
+        "--out <directory>",
+        "the run directory; must be new or empty (default: a new one under runs/)",
+      ),
+  );
 }
 
 export function register(program: Command): void {
@@ -109,4 +140,14 @@ export function register(program: Command): void {
       )
       .argument("<config>", "path of the job's YAML"),
   ).action((config: string, options: TrainOptions) => train(config, path.parse(config).name, options));
+
+  addResultOptions(
+    program
+      .command("resume")
+      .summary("go on with a run that was interrupted")
+      .description(
+        "Goes on after the last finished stage of RUN and ends as if the run had never been interrupted.",
+      )
+      .argument("<run>", "a run directory"),
+  ).action(resume);
 }

@@ -209,7 +209,7 @@ export class RunDirectory implements AsyncDisposable {
         const there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
         if (there.length > 0) {
           const cure = there.includes("run.json")
-            ? "resume that run, or give another directory"
+            ? `go on with that run (tokenring resume ${directory}), or give another directory`
             : "give an empty or a new directory";
           throw fault(`${at}: exists and is not empty (${there.slice(0, 3).join(", ")}); ${cure}`);
         }

@@ -9,7 +9,7 @@ import type { StageSeconds } from "../learn/events.ts";
 import { rft } from "../learn/rft.ts";
 import type { ArcStage } from "../report/arc.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
-import type { RunDirectory } from "./directory.ts";
+import { findCheckpoint, type RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
 import type { ProgressSink } from "./progress.ts";
 import { warmStart } from "./warm-start.ts";
@@ -55,38 +55,64 @@ class Stations {
   }
 }
 
+/** What a run directory remembers of a job, so that another process can go on with it. */
+interface JobProgress {
+  /** Stages that are done; the last one's checkpoint holds the policy. */
+  stages: ArcStage[];
+  rates: ReturnType<SolveRates["toJSON"]>;
+  /** Wall seconds so far. */
+  seconds: number;
+}
+
 /**
- * Runs the job of `config` in a new run directory. An abort ends it after the episode or micro-batch under way with
- * ERR_TOKENRING_ABORTED; what was finished stays in the directory.
+ * Runs the job of `config` in a run directory: from its beginning in a new one, after the last finished stage in one
+ * that was opened again, with the results of a run that was never interrupted. An abort ends it after the episode or
+ * micro-batch under way with ERR_TOKENRING_ABORTED; the stages that were finished stay in the directory.
  */
 export async function runJob(config: JobConfig, options: JobOptions): Promise<JobResult> {
-  const began = performance.now();
-  await using context = await openJob(config, { progress: options.progress });
-  const job = new Job(config, context, options);
+  const { run } = options;
+  const saved = run.progress as JobProgress | null;
+  const last = saved?.stages.at(-1);
+  const checkpoint = last && (await findCheckpoint(run.path, last.name)).path;
+  await using context = await openJob(config, {
+    progress: options.progress,
+    ...(checkpoint === undefined ? {} : { checkpoint }),
+  });
+  const job = new Job(config, context, options, saved);
   await job.base();
   if (config.rft) await job.rft(config.rft);
-  const rates = new SolveRates();
-  for (const stage of config.stages) await job.dapo(stage, rates);
-  const seconds = (performance.now() - began) / 1000;
+  for (const stage of config.stages) await job.dapo(stage);
+  const seconds = job.seconds();
   const peakRssMiB = process.resourceUsage().maxRSS / 1024;
   await options.run.record({ type: "end", seconds, peakRssMiB });
   return { stages: job.stages, seconds, peakRssMiB, seed: config.seed };
 }
 
 class Job {
-  readonly stages: ArcStage[] = [];
+  readonly stages: ArcStage[];
+  /** What training episodes so far say of each instance. */
+  readonly #rates: SolveRates;
+  readonly #began: number;
   readonly #config: JobConfig;
   readonly #context: JobContext;
   readonly #run: RunDirectory;
   readonly #progress: ProgressSink;
   readonly #signal: { signal?: AbortSignal };
 
-  constructor(config: JobConfig, context: JobContext, options: JobOptions) {
+  constructor(config: JobConfig, context: JobContext, options: JobOptions, saved: JobProgress | null) {
+    this.stages = [...(saved?.stages ?? [])];
+    this.#rates = SolveRates.fromJSON(saved?.rates ?? {});
+    this.#began = performance.now() - 1000 * (saved?.seconds ?? 0);
     this.#config = config;
     this.#context = context;
     this.#run = options.run;
     this.#progress = options.progress;
     this.#signal = options.signal ? { signal: options.signal } : {};
+  }
+
+  /** Wall seconds, those before an interruption included. */
+  seconds(): number {
+    return (performance.now() - this.#began) / 1000;
   }
 
   /** The policy that the arc starts from: loaded, or new and warm-started on scripted demonstrations. */
@@ -166,11 +192,11 @@ class Job {
     });
   }
 
-  dapo(stage: StageConfig, rates: SolveRates): Promise<void> {
+  dapo(stage: StageConfig): Promise<void> {
     return this.#stage(stage.name, async (stations) => {
       const { policy, tasks } = this.#context;
       const { name, limits, pool: which, ...rest } = stage;
-      const pool = which === "refined" ? refinePool(tasks.train, rates) : tasks.train;
+      const pool = which === "refined" ? refinePool(tasks.train, this.#rates) : tasks.train;
       if (which === "refined")
         this.#progress.log(`${name}: ${pool.length} of ${tasks.train.length} instances left`);
       const iterations = dapo({
@@ -192,7 +218,7 @@ class Job {
       for await (const { iteration, groups, steps: taken, summary } of iterations) {
         stations.add("rollouts", summary.rolloutMs / 1000);
         stations.add("learn", summary.learnMs / 1000);
-        rates.add(groups.map((scored) => scored.group));
+        this.#rates.add(groups.map((scored) => scored.group));
         for (const metrics of taken) {
           await this.#run.record({ type: "step", stage: name, step: steps++, iteration, metrics });
         }
@@ -216,8 +242,9 @@ class Job {
     });
   }
 
-  /** Runs a stage's work, saves its checkpoint and evaluates it on the held-out instances. */
+  /** Runs a stage's work, saves its checkpoint and evaluates it on the held-out instances; unless that is done. */
   async #stage(name: string, work: (stations: Stations) => Promise<void>): Promise<void> {
+    if (this.stages.some((stage) => stage.name === name)) return;
     const stations = new Stations();
     await this.#run.record({ type: "stage_start", stage: name });
     await work(stations);
@@ -227,7 +254,12 @@ class Job {
     await this.#run.record({ type: "stage_end", stage: name, seconds: stations.total() });
     const { pass1, sem, passK, turns, episodes } = evaluation;
     this.stages.push({ name, pass1, sem, pass10: passK["10"] ?? null, turns, episodes });
-    await this.#run.saveProgress({ stages: this.stages });
+    const progress: JobProgress = {
+      stages: this.stages,
+      rates: this.#rates.toJSON(),
+      seconds: this.seconds(),
+    };
+    await this.#run.saveProgress(progress);
     this.#progress.log(
       `${name}: Pass@1 ${percent(pass1)} ± ${percent(sem ?? 0)} on ${evaluation.instances} held-out tasks`,
     );

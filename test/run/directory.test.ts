@@ -44,7 +44,7 @@ describe("create and open", () => {
 
   test("a finished run is not overwritten", async () => {
     await (await make()).close();
-    await expect(make()).rejects.toMatchObject({ code: FAULT, message: /resume that run/ });
+    await expect(make()).rejects.toMatchObject({ code: FAULT, message: /tokenring resume/ });
   });
 
   test("what is no run, and what another version wrote, is said to be so", async () => {

@@ -167,6 +167,41 @@ describe("a job", () => {
     expect(reopened.manifest.seed).toBe(5);
   });
 
+  it("goes on after an interruption as if there had been none", async () => {
+    const controller = new AbortController();
+    // The base is done and saved when stage 1 begins.
+    const phase = (name: string): void => {
+      if (name === "stage1") controller.abort(new Error("pulled the plug"));
+    };
+    await using created = await RunDirectory.create(directory("resumed"), {
+      config,
+      seed: config.seed,
+      version: "test",
+    });
+    const interrupted = runJob(config, {
+      run: created,
+      progress: { ...silent, phase },
+      signal: controller.signal,
+    });
+    await expect(interrupted).rejects.toMatchObject({ code: "ERR_TOKENRING_ABORTED" });
+    await created.close();
+
+    const phases: string[] = [];
+    await using opened = await RunDirectory.open(directory("resumed"));
+    const result = await runJob(config, {
+      run: opened,
+      progress: { ...silent, phase: (name) => phases.push(name) },
+    });
+    expect(phases).toEqual(["stage1", "stage1: evaluation"]);
+    expect(result.stages).toEqual(results[0]?.stages);
+    const [whole, resumed] = await Promise.all(
+      ["first", "resumed"].map(async (name) =>
+        timeless(await readEvents(path.join(directory(name), "metrics.jsonl"))),
+      ),
+    );
+    expect(resumed).toEqual(whole);
+  });
+
   it("says what to do when rejection fine-tuning finds nothing to learn from", async () => {
     const { stages: _, ...rest } = small;
     const hopeless = jobSchema.parse({

@@ -1,0 +1,74 @@
+// `tokenring train` and `tokenring resume` as processes, on a job of seconds.
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, expect, test } from "vitest";
+
+const main = path.resolve("dist/cli/main.js");
+const root = mkdtempSync(path.join(tmpdir(), "tokenring-command-"));
+afterAll(() => rmSync(root, { recursive: true }));
+
+function writeConfig(name: string, steps: number): string {
+  const file = path.join(root, name);
+  const text = `
+seed: 3
+model: { create: { hiddenSize: 32, layers: 1, heads: 1, keyValueHeads: 1, headDim: 32, intermediateSize: 64, maxPositions: 512 } }
+tasks: { name: tinyswe, train: 1, heldOut: 2 }
+warmStart:
+  copySteps: 1
+  copyBatch: { sequences: 2, tokens: 48 }
+  steps: ${steps}
+  tokensPerStep: 300
+  expertShare: 0.5
+  personas: { expert: 0.5, sloppy: 0.5, confused: 0 }
+  learningRate: 0.001
+evaluate: { runs: 1, limits: { maxTurns: 2, maxContext: 320 } }
+`;
+  writeFileSync(file, text);
+  return file;
+}
+
+test("a run gives arc, report and JSON; resumed when it is whole, the same arc again; and is not overwritten", () => {
+  const run = path.join(root, "whole");
+  const json = path.join(root, "whole.json");
+  const call = (...args: string[]) =>
+    spawnSync(process.execPath, [main, ...args], { encoding: "utf8", timeout: 50_000 });
+  const config = writeConfig("whole.yaml", 3);
+  const trained = call("train", config, "--out", run, "--json", json);
+  expect(trained).toMatchObject({ status: 0, stderr: expect.stringContaining(`run directory: ${run}`) });
+  expect(trained.stdout).toMatch(/^ {2}base +\d/m);
+  const result = JSON.parse(readFileSync(json, "utf8"));
+  expect(result).toMatchObject({ seed: 3, stages: [{ name: "base", episodes: 2, pass10: null }] });
+  rmSync(path.join(run, "report.html"));
+
+  const again = call("resume", run, "--json", json);
+  expect(again).toMatchObject({ status: 0 });
+  expect(existsSync(path.join(run, "report.html"))).toBe(true);
+  expect(JSON.parse(readFileSync(json, "utf8")).stages).toEqual(result.stages);
+
+  const over = call("train", config, "--out", run);
+  expect(over.status).toBe(1);
+  expect(over.stderr).toContain(`tokenring resume ${run}`);
+  expect(call("resume", root)).toMatchObject({
+    status: 1,
+    stderr: expect.stringContaining("no run directory; check the path"),
+  });
+});
+
+test("Ctrl-C stops a run, says how to go on, and leaves nothing locked", async () => {
+  const run = path.join(root, "stopped");
+  const child = spawn(process.execPath, [main, "train", writeConfig("long.yaml", 100_000), "--out", run], {
+    stdio: ["ignore", "ignore", "pipe"],
+    timeout: 50_000,
+  });
+  let said = "";
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    said += text;
+    if (said.includes("warm start") && !child.killed) child.kill("SIGINT");
+  });
+  expect(await once(child, "close")).toEqual([130, null]);
+  expect(said).toContain(`to go on: tokenring resume ${run}`);
+  expect(existsSync(path.join(run, "lock"))).toBe(false);
+});
