@@ -37,7 +37,17 @@ function isHighSurrogate(text: string, at: number): boolean {
   return unit >= 0xd800 && unit < 0xdc00;
 }
 
+/** Characters of a path that the shell prompt shows. */
+const PATH_CHARS = 256;
+
+/** A path as one short line: names may hold anything. */
+function shownPath(path: string): string {
+  const line = printable(path).replaceAll("\n", "\\n");
+  return line.length <= PATH_CHARS ? line : `${line.slice(0, PATH_CHARS)}...`;
+}
+
 /** The line that ends every observation. `file` is null when none is open. */
 export function shellPrompt(directory: string, file: string | null): string {
-  return `(Current directory: ${directory}, current file: ${file ?? "none"}) bash-$`;
+  const open = file === null ? "none" : shownPath(file);
+  return `(Current directory: ${shownPath(directory)}, current file: ${open}) bash-$`;
 }

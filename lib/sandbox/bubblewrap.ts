@@ -1,5 +1,5 @@
 // The strong kind: namespaces by bubblewrap. A sandbox sees the system read-only, its tree, its /tmp, and nobody else.
-import { existsSync } from "node:fs";
+import { chmodSync, copyFileSync, existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Python, quote, SANDBOX_PATH, sandboxEnvironment, systemMounts, writeEtc } from "./host.ts";
 import type { LaunchPlan } from "./launcher.ts";
@@ -7,6 +7,8 @@ import type { Owner } from "./tree.ts";
 
 /** Holds `python`; first on the PATH inside. */
 const EXTRA_BIN = "/opt/bin";
+/** The resident shell: a bash that may be run but not read, which keeps its pipes in /proc from everybody else. */
+const RESIDENT_BASH = "/opt/resident/bash";
 /** The base commit's objects, read-only, for diffs that no agent can spoil. */
 export const BASE_INSIDE = "/opt/base";
 
@@ -24,6 +26,11 @@ export function bubblewrapPlan(options: {
   const { scratch, bwrap, bash, script, python, user } = options;
   const etc = join(scratch, "etc");
   if (!existsSync(etc)) writeEtc(etc);
+  const unreadable = join(scratch, "bash");
+  if (!existsSync(unreadable)) {
+    copyFileSync(bash, unreadable);
+    chmodSync(unreadable, 0o111);
+  }
   const devices = ["null", "zero", "full", "random", "urandom"].flatMap((name) => {
     const path = `/dev/${name}`;
     return existsSync(path) ? ["--dev-bind", path, path] : [];
@@ -44,6 +51,7 @@ export function bubblewrapPlan(options: {
     "--as-pid-1",
     ...systemMounts(),
     ...["--ro-bind", etc, "/etc", "--proc", "/proc"],
+    ...["--ro-bind", unreadable, RESIDENT_BASH],
     ...devices,
     ...["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/proc/self/fd/0", "/dev/stdin"],
     ...["--symlink", "/proc/self/fd/1", "/dev/stdout", "--symlink", "/proc/self/fd/2", "/dev/stderr"],
@@ -55,7 +63,7 @@ export function bubblewrapPlan(options: {
   const own =
     `--ro-bind "bases/$base" ${BASE_INSIDE} --bind "slots/$slot/tmp" /tmp --bind "slots/$slot/repo" "$workdir" ` +
     `--remount-ro / --chdir "$workdir"`;
-  const shell = [bash, "--norc", "--noprofile", "-c", script, "bash"].map(quote).join(" ");
+  const shell = [RESIDENT_BASH, "--norc", "--noprofile", "-c", script, "bash"].map(quote).join(" ");
   return {
     env: sandboxEnvironment(`${EXTRA_BIN}:${SANDBOX_PATH}`, "/tmp"),
     user,

@@ -5,6 +5,7 @@ import {
   closeSync,
   constants,
   fchownSync,
+  fstatSync,
   lchownSync,
   mkdirSync,
   openSync,
@@ -14,6 +15,7 @@ import {
 } from "node:fs";
 import { posix } from "node:path";
 import { StringDecoder } from "node:string_decoder";
+import { isTokenringError } from "../errors.ts";
 import type { Base, BaseStore } from "./base.ts";
 import { checkBaseCommand, diffCommand } from "./diff.ts";
 import { SandboxFileError, sandboxBroken, sandboxClosed } from "./errors.ts";
@@ -27,8 +29,6 @@ import type { PathMapping } from "./unsafe-host.ts";
 
 /** Largest text that `read` gives and `write` takes, and largest diff. */
 export const TEXT_BYTES: number = 8 * 1024 * 1024;
-/** Folder in /tmp for what git has to write while it compares; made by the first diff that needs it. */
-const OBJECTS = ".git-objects";
 const INTERNAL_MS = 30_000;
 const DIFF_MS = 60_000;
 /** SIGXCPU: the CPU limit's warning, which kills by default. */
@@ -61,6 +61,8 @@ export class LocalSandbox implements Sandbox {
   #cwd: string;
   #queue: Promise<unknown> = Promise.resolve();
   #closing: Promise<void> | undefined;
+  /** Whether the shell has run a command of the agent, and may be bent or have company. */
+  #used = false;
   /** Whether every shell so far is known to have gone with all its processes. */
   #clean = true;
 
@@ -82,6 +84,7 @@ export class LocalSandbox implements Sandbox {
         const output = "bash: a command cannot contain a NUL character\n";
         return { output, exitCode: 2, timedOut: false, droppedBytes: 0, cwd: this.#shown(this.#cwd) };
       }
+      this.#used = true;
       const result = await this.#run(mapping ? mapping.inward(command) : command, {
         timeoutMs: options.timeoutMs ?? limits.commandMs,
         keep: limits.outputBytes,
@@ -103,18 +106,24 @@ export class LocalSandbox implements Sandbox {
   read(path: string): Promise<string> {
     return this.#inTurn(async () => {
       const file = quote(this.#resolve(path));
-      // read(1) fails at the end of a file and succeeds at a NUL, which no text has.
-      const result = await this.#run(
-        `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ ! -e ${file} ]]; then builtin exit 20; ` +
-          `elif [[ ! -f ${file} ]]; then builtin exit 22; fi; ` +
-          `IFS= builtin read -r -d '' text <${file} && builtin exit 23; ` +
-          `[[ -r ${file} ]] || builtin exit 24; builtin printf %s "$text" ) 2>/dev/null`,
-        { timeoutMs: INTERNAL_MS, keep: TEXT_BYTES },
-      );
-      const fault = FILE_FAULTS[result.status ?? -1];
-      if (fault) throw new SandboxFileError(path, fault);
-      if (result.end !== "done" || result.dropped > 0) throw new SandboxFileError(path, "File too large");
-      return result.output.toString("utf8");
+      // Through a file of our own: what the agent left running may print at any time. read(1) fails at the end of a file
+      // and succeeds at a NUL, which no text has.
+      const bytes = await this.#withTemporary(Buffer.alloc(0), async (inside, outside) => {
+        const result = await this.#runOwn(
+          `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ ! -e ${file} ]]; then builtin exit 20; ` +
+            `elif [[ ! -f ${file} ]]; then builtin exit 22; fi; ` +
+            `IFS= builtin read -r -d '' __text <${file} && builtin exit 23; ` +
+            `[[ -r ${file} ]] || builtin exit 24; builtin printf %s "$__text" >|${inside} ) >/dev/null 2>&1`,
+        );
+        const fault = FILE_FAULTS[result.status ?? -1];
+        if (fault) throw new SandboxFileError(path, fault);
+        const read = result.end === "done" && result.status === 0 ? readOwn(outside) : null;
+        if (read === null) throw new SandboxFileError(path, "File too large");
+        return read;
+      });
+      const decoded = decodeUtf8(bytes);
+      if (decoded === null) throw new SandboxFileError(path, "Not UTF-8 text");
+      return decoded;
     });
   }
 
@@ -128,10 +137,9 @@ export class LocalSandbox implements Sandbox {
       }
       const file = quote(this.#resolve(path));
       await this.#withTemporary(bytes, async (inside) => {
-        const result = await this.#run(
+        const result = await this.#runOwn(
           `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ -e ${file} && ! -f ${file} ]]; then builtin exit 22; fi; ` +
-            `IFS= builtin read -r -d '' text <${inside}; builtin printf %s "$text" >${file} )`,
-          { timeoutMs: INTERNAL_MS, keep: 4096 },
+            `IFS= builtin read -r -d '' __text <${inside}; builtin printf %s "$__text" >|${file} )`,
         );
         if (result.end === "done" && result.status === 0) return;
         // bash says it as "bash: line 1: a/b: No such file or directory".
@@ -149,30 +157,41 @@ export class LocalSandbox implements Sandbox {
     return this.#inTurn(async () => {
       const { base, slot, inside, git } = this.#parts;
       const at = { git, base: inside.base, workdir: inside.workdir, commit: base.commit };
-      const objects = `${inside.tmp}/${OBJECTS}`;
       const repo = `${slot.directory}/repo`;
       const files = base.tracked === null ? null : listFiles(repo, base.tracked.size + TREE_ENTRIES);
       const onlyTracked = files !== null && [...files].every((file) => base.tracked?.has(file));
-      const attempt = async (): Promise<ShellResult> => {
-        const run = (index: string | null, emptyIndex: boolean): Promise<ShellResult> =>
-          this.#run(diffCommand({ ...at, objects, index, emptyIndex }), {
+      const attempt = async (attributes: string | null): Promise<ShellResult> => {
+        const run = (
+          index: string | null,
+          objects: string | null,
+          emptyIndex: boolean,
+        ): Promise<ShellResult> =>
+          this.#run(diffCommand({ ...at, attributes, objects, index, emptyIndex }), {
             timeoutMs: DIFF_MS,
             keep: TEXT_BYTES,
           });
-        if (onlyTracked) return run(null, false);
+        if (onlyTracked) return run(null, null, false);
         const index = base.tracked === null ? null : readFileSync(`${base.directory}/index`);
-        this.#makeTemporaryFolder(OBJECTS);
-        return this.#withTemporary(index, (path) => run(path, index === null));
+        return this.#withTemporary(index, (path) =>
+          this.#withTemporaryFolder((objects) => run(path, objects, index === null)),
+        );
       };
-      let result = await attempt();
+      // In a shell that the agent never spoke to, after all that it left running has ended: nobody else writes the diff.
+      if (this.#used) await this.#dropShell();
+      let result = await attempt(null);
       if (result.end !== "done" || result.status !== 0) {
-        // A shell that the agent bent, or folders it locked: a new shell, and the tree opened up.
+        // Folders that the agent locked: the tree is opened up.
         await this.#dropShell();
         await this.#unlock();
-        result = await attempt();
+        result = await attempt(null);
       }
       if (result.end === "done" && result.status === 0) {
-        return result.dropped > 0 ? "" : result.output.toString("utf8");
+        if (result.dropped > 0) return "";
+        const text = decodeUtf8(result.output);
+        if (text !== null) return text;
+        // Other encodings travel as git's binary patches, which are ASCII and exact.
+        const binary = await this.#withTemporary(Buffer.from("* -diff\n"), attempt);
+        return binary.dropped > 0 ? "" : binary.output.toString("utf8");
       }
       const sound = await this.#run(checkBaseCommand(at), { timeoutMs: INTERNAL_MS, keep: 0 });
       if (sound.status !== 0) {
@@ -194,10 +213,15 @@ export class LocalSandbox implements Sandbox {
         copy();
       } catch (error) {
         await removeTree(repository);
-        if ((error as NodeJS.ErrnoException).code !== "EACCES") throw error;
+        if ((error as NodeJS.ErrnoException).code !== "EACCES") throw cannotCopy(error);
         // What the agent locked, an unprivileged host process cannot read either.
         await this.#unlock();
-        copy();
+        try {
+          copy();
+        } catch (still) {
+          await removeTree(repository);
+          throw cannotCopy(still);
+        }
       }
       bases.remember(repository, base);
       let disposing: Promise<void> | undefined;
@@ -272,6 +296,15 @@ export class LocalSandbox implements Sandbox {
     }
   }
 
+  /** Runs shell text of `read` and `write`; where the agent has bent the shell so that it fails, again in a new one. */
+  async #runOwn(command: string): Promise<ShellResult> {
+    const options = { timeoutMs: INTERNAL_MS, keep: 4096 };
+    const result = await this.#run(command, options);
+    if (!this.#used || result.status === 0 || FILE_FAULTS[result.status ?? -1]) return result;
+    await this.#dropShell();
+    return this.#run(command, options);
+  }
+
   async #startShell(signal?: AbortSignal): Promise<ResidentShell> {
     const { launcher, slot, base, inside, limits, env, countProcesses } = this.#parts;
     if (this.#closing) throw sandboxClosed();
@@ -283,6 +316,7 @@ export class LocalSandbox implements Sandbox {
       ...exports,
       `{ cd -- ${quote(this.#cwd)} 2>/dev/null || cd -- ${quote(inside.workdir)}; }`,
     ].join(" && ");
+    this.#used = false;
     try {
       return await ResidentShell.start(launcher, slot, {
         base: base.name,
@@ -313,9 +347,12 @@ export class LocalSandbox implements Sandbox {
    * Puts `bytes` (null: just a name that is free) where the inside can read them, for as long as `use` runs. The file's
    * name cannot be foreseen and must not exist, and its folder is no link: nothing is followed out of the sandbox.
    */
-  async #withTemporary<T>(bytes: Buffer | null, use: (inside: string) => Promise<T>): Promise<T> {
+  async #withTemporary<T>(
+    bytes: Buffer | null,
+    use: (inside: string, outside: string) => Promise<T>,
+  ): Promise<T> {
     const { slot, inside } = this.#parts;
-    const name = `.${randomBytes(12).toString("hex")}`;
+    const name = temporaryName();
     const path = `${slot.directory}/tmp/${name}`;
     if (bytes !== null) {
       const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
@@ -328,7 +365,7 @@ export class LocalSandbox implements Sandbox {
       }
     }
     try {
-      return await use(`${inside.tmp}/${name}`);
+      return await use(`${inside.tmp}/${name}`, path);
     } finally {
       try {
         unlinkSync(path);
@@ -338,14 +375,17 @@ export class LocalSandbox implements Sandbox {
     }
   }
 
-  #makeTemporaryFolder(name: string): void {
-    const { slot } = this.#parts;
+  /** As `#withTemporary`, an empty folder. */
+  async #withTemporaryFolder<T>(use: (inside: string) => Promise<T>): Promise<T> {
+    const { slot, inside } = this.#parts;
+    const name = temporaryName();
     const path = `${slot.directory}/tmp/${name}`;
+    mkdirSync(path, 0o700);
+    if (slot.owner) lchownSync(path, slot.owner.uid, slot.owner.gid);
     try {
-      mkdirSync(path, 0o700);
-      if (slot.owner) lchownSync(path, slot.owner.uid, slot.owner.gid);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      return await use(`${inside.tmp}/${name}`);
+    } finally {
+      await removeTree(path);
     }
   }
 
@@ -376,6 +416,42 @@ const FILE_FAULTS: Readonly<Record<number, string>> = {
   23: "Binary file",
   24: "Permission denied",
 };
+
+function cannotCopy(error: unknown): Error {
+  if (isTokenringError(error)) return error;
+  return sandboxBroken(`The sandbox's tree cannot be copied: ${String(error)}`, { cause: error });
+}
+
+function temporaryName(): string {
+  return `.${randomBytes(12).toString("hex")}`;
+}
+
+/** What the inside wrote to a temporary file; null where it is no file any more or holds over TEXT_BYTES. */
+function readOwn(path: string): Buffer | null {
+  let file: number;
+  try {
+    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  } catch {
+    return null;
+  }
+  try {
+    const stat = fstatSync(file);
+    return stat.isFile() && stat.size <= TEXT_BYTES ? readFileSync(file) : null;
+  } finally {
+    closeSync(file);
+  }
+}
+
+const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** null where the bytes are not UTF-8. */
+function decodeUtf8(bytes: Buffer): string | null {
+  try {
+    return strict.decode(bytes);
+  } catch {
+    return null;
+  }
+}
 
 /** UTF-8 with replacement; a character that the limit cut in two is left out. */
 function decode(result: ShellResult): string {

@@ -58,29 +58,34 @@ interface CopyOptions {
 export function copyTree(source: string, target: string, options: CopyOptions = {}): TreeSize {
   const size: TreeSize = { bytes: 0, entries: 0 };
   mkdirSync(target, { recursive: true, mode: 0o755 });
-  copyDirectory(source, target, options, size);
+  copyDirectory(Buffer.from(source), Buffer.from(target), options, size);
   return size;
 }
 
-function copyDirectory(source: string, target: string, options: CopyOptions, size: TreeSize): void {
+// Names are bytes, not text.
+function below(directory: Buffer | string, name: Buffer): Buffer {
+  return Buffer.concat([Buffer.from(directory), Buffer.from("/"), name]);
+}
+
+function copyDirectory(source: Buffer, target: Buffer, options: CopyOptions, size: TreeSize): void {
   const { owner, limit, omit } = options;
   const directory = openSync(source, DIRECTORY);
   try {
     const anchor = `/proc/self/fd/${directory}`;
-    const entries = readdirSync(anchor, { withFileTypes: true });
+    const entries = readdirSync(anchor, { withFileTypes: true, encoding: "buffer" });
     // A fixed order of creation is a fixed order of listing on tmpfs.
-    entries.sort((a, b) => (a.name < b.name ? -1 : 1));
+    entries.sort((a, b) => Buffer.compare(a.name, b.name));
     for (const entry of entries) {
-      const from = `${anchor}/${entry.name}`;
-      const to = `${target}/${entry.name}`;
+      const from = below(anchor, entry.name);
+      const to = below(target, entry.name);
       if (entry.isDirectory()) {
-        const rest = omit?.[0] === entry.name ? omit.slice(1) : undefined;
+        const rest = omit?.[0] === entry.name.toString() ? omit.slice(1) : undefined;
         if (rest?.length === 0) continue;
         mkdirSync(to, 0o755);
         copyDirectory(from, to, { owner, limit, omit: rest }, size);
       } else if (entry.isFile()) copyFile(from, to, owner, limit, size);
       else if (entry.isSymbolicLink()) {
-        symlinkSync(readlinkSync(from), to);
+        symlinkSync(readlinkSync(from, { encoding: "buffer" }), to);
         if (owner) lchownSync(to, owner.uid, owner.gid);
       }
       size.entries++;
@@ -93,15 +98,15 @@ function copyDirectory(source: string, target: string, options: CopyOptions, siz
 }
 
 /** Gives a directory that is complete its rights, owner and time. */
-export function finishDirectory(path: string, owner: Owner | undefined): void {
+export function finishDirectory(path: Buffer | string, owner: Owner | undefined): void {
   chmodSync(path, 0o755);
   if (owner) chownSync(path, owner.uid, owner.gid);
   utimesSync(path, FIXED_TIME, FIXED_TIME);
 }
 
 function copyFile(
-  from: string,
-  to: string,
+  from: Buffer,
+  to: Buffer,
   owner: Owner | undefined,
   limit: TreeSize | undefined,
   size: TreeSize,
@@ -136,7 +141,10 @@ function checkSize(size: TreeSize, limit: TreeSize | undefined): void {
   }
 }
 
-/** Adds up `directory`, following no link, and stops soon after `limit` is passed. Entries that vanish count nothing. */
+/**
+ * Adds up `directory`, following no link, and stops soon after `limit` is passed. Entries that vanish count nothing; what
+ * lies too deep to be looked at passes the limit.
+ */
 export function measureTree(
   directory: string,
   limit: TreeSize,
@@ -145,7 +153,8 @@ export function measureTree(
   let entries: ReturnType<typeof readNames>;
   try {
     entries = readNames(directory);
-  } catch {
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENAMETOOLONG") size.entries = limit.entries + 1;
     return size;
   }
   for (const entry of entries) {

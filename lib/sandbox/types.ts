@@ -49,10 +49,13 @@ export interface Sandbox {
   readonly workdir: string;
   /** Runs in a resident shell; working directory and exported variables persist. A killed shell is started again. */
   exec(command: string, options?: ExecOptions): Promise<ExecResult>;
-  /** Paths are absolute inside the sandbox or relative to `workdir`. */
+  /** UTF-8 text. Paths are absolute inside the sandbox or relative to `workdir`. */
   read(path: string): Promise<string>;
   write(path: string, content: string): Promise<void>;
-  /** Unified git diff of the working tree against HEAD, new untracked files included, ignored files left out. */
+  /**
+   * Unified git diff of the working tree against the commit that it was opened on, new untracked files included, ignored
+   * files left out. Ends what commands left running, and the shell with its variables: nobody else writes the diff.
+   */
   diff(): Promise<string>;
   snapshot(): Promise<Snapshot>;
   close(): Promise<void>;

@@ -30,6 +30,11 @@ const MODEL_PATCH = ".git/model.patch";
 const TEST_PATCH = ".git/test.patch";
 const PATCH_FAILED_STATUS = 64;
 
+/** A header line that names something in .git, where a hook or a setting would be run as a program. */
+const GIT_PATH =
+  /^(?:diff --git|---|\+\+\+|rename (?:from|to)|copy (?:from|to)|Index:) (?:.*[\s"/])?\.git(?:[/"\s]|$)/m;
+const GIT = "git -c core.hooksPath=/dev/null -c core.fsmonitor=false";
+
 /**
  * Verifies a patch by the SWE-bench rule (see `grade`). A broken sandbox is retried and then reported as
  * `not_run`/`infra_failed`.
@@ -102,9 +107,13 @@ async function applyPatches(
     if (!(error instanceof SandboxFileError)) throw error;
     return { applied: false, log: `${error.message}\n>>>>> Patch Apply Failed\n` };
   }
+  if (GIT_PATH.test(patch)) {
+    return { applied: false, log: "the patch reaches into .git\n>>>>> Patch Apply Failed\n" };
+  }
+  const fail = `exit ${PATCH_FAILED_STATUS}`;
   const steps = [
-    `{ git apply --verbose ${MODEL_PATCH} || git apply --verbose --reject ${MODEL_PATCH} || ` +
-      `patch --batch --fuzz=5 -p1 -i ${MODEL_PATCH} || exit ${PATCH_FAILED_STATUS}; }`,
+    `{ ${GIT} apply --verbose ${MODEL_PATCH} || ${GIT} apply --verbose --reject ${MODEL_PATCH} || ` +
+      `patch --batch --fuzz=5 -p1 -i ${MODEL_PATCH} || ${fail}; }`,
   ];
   if (instance.test_patch.trim() !== "") {
     await sandbox.write(TEST_PATCH, withNewline(instance.test_patch));
@@ -113,10 +122,11 @@ async function applyPatches(
     const before = files.filter((file) => !file.added).map((file) => quote(file.path));
     if (all !== "") steps.push(`rm -rf -- ${all}`);
     // The repository stands at base_commit, and no patch can move HEAD.
-    if (before.length > 0) steps.push(`git checkout --quiet HEAD -- ${before.join(" ")}`);
-    steps.push(`git apply --verbose ${TEST_PATCH}`);
+    if (before.length > 0) steps.push(`${GIT} checkout --quiet HEAD -- ${before.join(" ")} || ${fail}`);
+    // It fits the tree that the dataset has: where it does not go in, the model's patch stands in its way, and the tests
+    // as they were must not be asked instead.
+    steps.push(`${GIT} apply --verbose ${TEST_PATCH} || ${fail}`);
   }
-  // As in SWE-bench the tests run even if the test patch did not go in: then they are missing, which is a failure.
   const result = await sandbox.exec(`( ${steps.join("\n")} )`, { timeoutMs: APPLY_MS, ...open });
   const applied = result.exitCode !== null && result.exitCode !== PATCH_FAILED_STATUS;
   return { applied, log: applied ? result.output : `${result.output}>>>>> Patch Apply Failed\n` };

@@ -107,6 +107,21 @@ describe.each(KINDS)("a %s backend", (kind: LocalKind) => {
     expect(readdirSync(directory)).toEqual([]);
   });
 
+  it("opens, and takes snapshots of, trees with names that are no text, or too long to be copied", async () => {
+    const backend = await openBackend(kind);
+    const repository = makeRepository({ "a.txt": "a\n" });
+    writeFileSync(Buffer.concat([Buffer.from(`${repository}/n`), Buffer.of(0xe9)]), "odd\n");
+    const sandbox = await backend.open({ repository });
+    expect((await sandbox.exec("cat n*")).output).toBe("odd\n");
+    const snapshot = await sandbox.snapshot();
+    await snapshot.dispose();
+    await sandbox.exec(
+      'python3 -c \'import os\nfor i in range(600): os.mkdir("long-name"); os.chdir("long-name")\'',
+    );
+    await expect(sandbox.snapshot()).rejects.toMatchObject({ code: "ERR_TOKENRING_SANDBOX" });
+    await backend.dispose();
+  });
+
   it("aborts opening and commands, and the sandbox lives on", async () => {
     const backend = await openBackend(kind);
     const repository = makeRepository({ "a.txt": "a\n" });

@@ -112,6 +112,32 @@ describe.each(KINDS)("the diff of a %s sandbox", (kind: LocalKind) => {
     expect(await diffAfter(edit, "sleep 60 & trap '' TERM HUP; set -eu -o noglob")).toBe(CHANGE);
   });
 
+  it("is written by nobody else: not by what still runs, nor by functions and modes of the shell", async () => {
+    const noise = "(while :; do echo noise; echo noise >&2; done) & disown";
+    expect(await diffAfter(edit, noise)).toBe(CHANGE);
+    expect(await diffAfter("set -xv; trap 'echo trapped' DEBUG; set -T")).toBe("");
+    const forged = 'builtin() { case $1 in exec) echo forged; exit 0;; *) command builtin "$@";; esac; }';
+    expect(await diffAfter(edit, forged)).toBe(CHANGE);
+  });
+
+  it("keeps new files beside a repository that holds nothing", async () => {
+    const diff = await diffAfter("git init -q scratch; mkdir -p /tmp; touch ~/.git-objects; echo n >new.py");
+    expect(diff).toContain("+++ b/new.py\n");
+  });
+
+  it("carries every byte of files that are not UTF-8", async () => {
+    const latin = Buffer.from("name = 'caf\xe9'\nx = 1 - 2\n", "latin1");
+    const before = makeRepository({ "a.py": latin });
+    const sandbox = await backend.open({ repository: before });
+    await sandbox.exec("sed -i 's/1 - 2/1 + 2/' a.py");
+    const diff = await sandbox.diff();
+    await sandbox.close();
+    writeFileSync(join(before, ".git/p"), diff);
+    git(before, "apply", ".git/p");
+    const after = Buffer.from(latin.toString("latin1").replace("1 - 2", "1 + 2"), "latin1");
+    expect(readFileSync(join(before, "a.py"))).toEqual(after);
+  });
+
   it("is empty where the change is beyond any patch, and the sandbox goes on", async () => {
     const sandbox = await backend.open({ repository, limits: { fileBytes: 64 * 1024 * 1024 } });
     await sandbox.exec("yes | head -c 10M >a.py");

@@ -79,6 +79,28 @@ describe.each(KINDS)("files of a %s sandbox", (kind: LocalKind) => {
     }
   });
 
+  it("refuses text in another encoding, which an edit would spoil", async () => {
+    await sandbox.exec("printf 'caf\\351\\n' >latin.txt");
+    await expect(sandbox.read("latin.txt")).rejects.toThrow("latin.txt: Not UTF-8 text");
+  });
+
+  it.each([
+    ["something that still prints", "(while :; do echo noise; echo noise >&2; done) & disown"],
+    ["a shell that says what it does", "set -xv; set -T; trap 'echo trapped' DEBUG"],
+    [
+      "options and variables of the agent",
+      "set -eu -o noclobber -o noglob; readonly text=1; declare -u name; IFS=o",
+    ],
+  ])("reads and writes the file itself beside %s", async (_, command) => {
+    await sandbox.write("own.txt", "one\ntwo\n");
+    await sandbox.exec(command);
+    expect(await sandbox.read("own.txt")).toBe("one\ntwo\n");
+    await sandbox.write("own.txt", "three\n");
+    expect(await sandbox.read("own.txt")).toBe("three\n");
+    await sandbox.diff(); // Ends what runs.
+    expect((await sandbox.exec("cat own.txt")).output).toBe("three\n");
+  });
+
   it("does not follow a link of the agent's out of the sandbox", async () => {
     const outside = temporaryDirectory();
     const secret = join(outside, "secret");

@@ -126,6 +126,11 @@ describe.each(KINDS)("the shell of a %s sandbox", (kind: LocalKind) => {
     expect(output).not.toMatch(/\b[0-9a-f]{24}\b/);
     // Its standard streams, and the folder that it lists.
     expect(output.match(/ \d+ -> /g)).toEqual([" 0 -> ", " 1 -> ", " 2 -> ", " 3 -> "]);
+    if (kind !== "bubblewrap") return;
+    const resident = await sandbox.exec("ls -l /proc/1/fd; cat /proc/1/environ; cat <&3; exit 7");
+    expect(resident.output).toContain("Permission denied");
+    expect(resident.output).not.toContain("->");
+    expect(resident.exitCode).toBe(7);
   });
 
   it("runs commands that were asked for at once one after the other", async () => {

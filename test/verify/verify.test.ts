@@ -85,6 +85,28 @@ describe.each(KINDS)("verification in %s sandboxes", (kind) => {
     expect(await judge(outside)).toMatchObject({ reason: "patch_failed" });
   });
 
+  it("fails a patch on which the test patch does not go in, instead of asking the old tests", async () => {
+    const data =
+      "diff --git a/data/x.txt b/data/x.txt\nnew file mode 100644\n--- /dev/null\n+++ b/data/x.txt\n@@ -0,0 +1 @@\n+x\n";
+    const instance = {
+      ...world.instance,
+      FAIL_TO_PASS: world.instance.PASS_TO_PASS.filter((id) => id.startsWith("test_calc")),
+      PASS_TO_PASS: [],
+      test_patch: world.instance.test_patch + data,
+    };
+    expect(await judge(world.instance.patch, { instance })).toMatchObject({ verdict: "resolved" });
+    const blocks =
+      "diff --git a/data b/data\nnew file mode 120000\n--- /dev/null\n+++ b/data\n@@ -0,0 +1 @@\n+/usr\n\\ No newline at end of file\n";
+    expect(await judge(blocks, { instance })).toMatchObject({ verdict: "failed", reason: "patch_failed" });
+  });
+
+  it("fails a patch that reaches into .git, where settings and hooks are run", async () => {
+    const hook = "--- /dev/null\n+++ b/.git/hooks/post-checkout\n@@ -0,0 +1 @@\n+#!/bin/sh\n";
+    expect(await judge(world.instance.patch + hook)).toMatchObject({ reason: "patch_failed" });
+    const ignore = world.patch({ ".gitignore": "x\n", "calc.py": GOLD });
+    expect(await judge(ignore)).toMatchObject({ verdict: "resolved" });
+  });
+
   it("applies by fuzz what git refuses", async () => {
     const shifted = world.instance.patch.replace(/^ +$/m, " # a context that is not there");
     expect(shifted).not.toBe(world.instance.patch);
