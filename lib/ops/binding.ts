@@ -99,6 +99,7 @@ export interface NativeRank {
   score(batch: NativeBatch, temperature: number): NativeJob<NativeLossResult>;
   optimise(options: NativeAdamW): NativeJob<{ gradientNorm: number; step: number; version: number }>;
   dropGradients(): NativeJob<void>;
+  resetOptimiser(): NativeJob<void>;
   /** Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). */
   save(directory: string, options: { dtype: "f32" | "bf16"; optimiser: boolean }): NativeJob<void>;
   load(directory: string, options: { optimiser: boolean }): NativeJob<{ version: number }>;

@@ -152,6 +152,11 @@ export class Policy implements PolicyShape {
     await withSignal(() => this.rank.dropGradients());
   }
 
+  /** AdamW starts anew, as after `load`: no gradients, zero moments, step 0. The weights stay. */
+  async resetOptimiser(): Promise<void> {
+    await withSignal(() => this.rank.resetOptimiser());
+  }
+
   async save(directory: string, options: SaveOptions = {}): Promise<void> {
     if (this.disposed)
       throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");

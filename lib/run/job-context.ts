@@ -34,7 +34,7 @@ export interface JobContext extends AsyncDisposable {
 }
 
 /**
- * Opens a job. `checkpoint` replaces the model that the config names (to evaluate or to go on).
+ * Opens a job. `checkpoint` replaces the model that the config names (to evaluate, or to go on with the next stage).
  * Whatever was opened is closed again when a later step fails.
  */
 export async function openJob(
@@ -119,7 +119,7 @@ async function openPolicy(
   checkpoint: string | undefined,
 ): Promise<Policy> {
   const rank = { device: config.device, threads: config.threads };
-  if (checkpoint !== undefined) return Policy.load(checkpoint, { ...rank, optimiser: true });
+  if (checkpoint !== undefined) return Policy.load(checkpoint, rank);
   if ("path" in config.model) return Policy.load(config.model.path, rank);
   const model = config.model.create;
   return Policy.create(

@@ -247,6 +247,9 @@ class Job {
     if (this.stages.some((stage) => stage.name === name)) return;
     const stations = new Stations();
     await this.#run.record({ type: "stage_start", stage: name });
+    // Stages are trainings of their own, with other losses: moments of one would steer the next, and a stage would do
+    // something else here than when it starts from the same checkpoint in a job of its own.
+    await this.#context.policy.resetOptimiser();
     await work(stations);
     await this.#run.saveCheckpoint(name, (directory) => this.#context.save(directory));
     const evaluation = await stations.time("evaluate", () => this.#evaluate(name));

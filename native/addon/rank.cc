@@ -110,6 +110,7 @@ Napi::Function RankObject::define(Napi::Env env) {
                          InstanceMethod<&RankObject::guard<&RankObject::score>>("score"),
                          InstanceMethod<&RankObject::guard<&RankObject::optimise>>("optimise"),
                          InstanceMethod<&RankObject::guard<&RankObject::drop_gradients>>("dropGradients"),
+                         InstanceMethod<&RankObject::guard<&RankObject::reset_optimiser>>("resetOptimiser"),
                          InstanceMethod<&RankObject::guard<&RankObject::save>>("save"),
                          InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
                          InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
@@ -267,6 +268,13 @@ Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
 Napi::Value RankObject::drop_gradients(const Napi::CallbackInfo& info) {
   return submit<Nothing>(info.Env(), [](Rank& rank, const std::atomic<bool>&) {
     rank.trainer().drop_gradients();
+    return Nothing{};
+  });
+}
+
+Napi::Value RankObject::reset_optimiser(const Napi::CallbackInfo& info) {
+  return submit<Nothing>(info.Env(), [](Rank& rank, const std::atomic<bool>&) {
+    rank.trainer().reset_optimiser();
     return Nothing{};
   });
 }

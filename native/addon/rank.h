@@ -38,6 +38,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   Napi::Value score(const Napi::CallbackInfo&);
   Napi::Value optimise(const Napi::CallbackInfo&);
   Napi::Value drop_gradients(const Napi::CallbackInfo&);
+  Napi::Value reset_optimiser(const Napi::CallbackInfo&);
   Napi::Value save(const Napi::CallbackInfo&);
   Napi::Value load(const Napi::CallbackInfo&);
   Napi::Value version(const Napi::CallbackInfo&);

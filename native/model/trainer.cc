@@ -228,4 +228,9 @@ void Trainer::drop_gradients() {
   impl_->stream->synchronize();
 }
 
+void Trainer::reset_optimiser() {
+  impl_->parameters.reset_optimiser(*impl_->stream);
+  impl_->stream->synchronize();
+}
+
 }  // namespace tokenring

@@ -42,6 +42,8 @@ class Trainer {
   // NON_FINITE names the first gradient that is not finite; then the gradients are dropped, the weights as before.
   OptimiserResult optimise(const AdamW&);
   void drop_gradients();
+  // As for a policy that was just loaded: no gradients, zero moments, step 0. The weights stay.
+  void reset_optimiser();
 
  private:
   struct Impl;
