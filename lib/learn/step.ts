@@ -157,6 +157,8 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
     checkAborted(signal, "optimiser step");
   } catch (error) {
     await policy.dropGradients();
+    // A pass that the signal stopped rejects with the signal's own reason.
+    checkAborted(signal, "optimiser step");
     throw error;
   }
   const { gradientNorm } = await policy.optimise(optimiser);

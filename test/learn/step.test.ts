@@ -1,11 +1,14 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { ACTION } from "../../lib/agent/types.ts";
 import { isTokenringError } from "../../lib/errors.ts";
 import { learningRate } from "../../lib/learn/schedule.ts";
 import { type SftStep, sft } from "../../lib/learn/sft.ts";
 import { type StepOptions, trainStep } from "../../lib/learn/step.ts";
-import { trajectoryDocument } from "../../lib/learn/weights.ts";
+import { demonstrationDocument, trajectoryDocument } from "../../lib/learn/weights.ts";
+import { Policy } from "../../lib/policy/policy.ts";
 import type { LossResult } from "../../lib/policy/types.ts";
+import { ids, LIVELY, TINY } from "../policy/tiny.ts";
 import { PolicyDouble, trajectory } from "./doubles.ts";
 
 const CLIP = { objective: "ppo_clip", clipLow: 0.2, clipHigh: 0.3, temperature: 1 } as const;
@@ -176,6 +179,49 @@ describe("failures leave the weights alone", () => {
     expect(isTokenringError(error, "ERR_TOKENRING_ABORTED")).toBe(true);
     expect((error.cause as Error).message).toBe("enough");
     expect([policy.calls.length, policy.optimised.length, policy.dropped]).toEqual([1, 0, 1]);
+  });
+
+  test("an abort within a pass is an abort of the step, with the signal's reason as its cause", async () => {
+    const controller = new AbortController();
+    class Stopped extends PolicyDouble {
+      override async accumulate(...args: Parameters<PolicyDouble["accumulate"]>): Promise<LossResult> {
+        await super.accumulate(...args);
+        controller.abort();
+        throw args[2]?.signal?.reason;
+      }
+    }
+    const policy = new Stopped();
+    const error = await failure(step(policy, { signal: controller.signal }));
+    expect(isTokenringError(error, "ERR_TOKENRING_ABORTED")).toBe(true);
+    expect(error.cause).toBe(controller.signal.reason);
+    expect([policy.optimised.length, policy.dropped]).toEqual([0, 1]);
+  });
+
+  test("an abort within the native pass leaves version and gradients as they were", async () => {
+    await using policy = await Policy.create(TINY, LIVELY);
+    const controller = new AbortController();
+    const accumulate = policy.accumulate.bind(policy);
+    policy.accumulate = (...args) => {
+      const pass = accumulate(...args);
+      controller.abort();
+      return pass;
+    };
+    const documents = Array.from({ length: 4 }, (_, i) =>
+      demonstrationDocument(`d${i}`, ids(`d${i}`, 512), new Uint8Array(512).fill(ACTION)),
+    );
+    const error = await failure(
+      trainStep({
+        policy,
+        documents,
+        loss: { objective: "nll" },
+        optimiser: { learningRate: 1e-3 },
+        microBatchTokens: 2048,
+        signal: controller.signal,
+      }),
+    );
+    expect(isTokenringError(error, "ERR_TOKENRING_ABORTED")).toBe(true);
+    expect(error.cause).toBe(controller.signal.reason);
+    expect(await policy.optimise({ learningRate: 0 })).toMatchObject({ gradientNorm: 0, step: 1 });
   });
 
   test("a loss that is not finite stops before the update", async () => {
