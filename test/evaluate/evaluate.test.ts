@@ -121,6 +121,62 @@ describe("evaluate", () => {
     expect(result.passK["5"]).toBeCloseTo((0.5 + 0.5 + 5 / 9) / 3, 12);
   });
 
+  test("episodes that broke leave their run and their instance, and Pass@k the instances with fewer than k", async () => {
+    // By run, 1 = solved, 0 = not, x = broke:
+    const outcomes: Record<string, string> = { a: "11000", b: "x1000", c: "00xx0" };
+    const broken = new RolloutDouble((one, rollout) => {
+      const outcome = outcomes[one.instance_id]?.[rollout];
+      return episode(1, outcome === "1", {
+        instanceId: one.instance_id,
+        rollout,
+        // Broken while acting leaves the group, broken while judged stays in it: neither counts.
+        ...(outcome === "x" && rollout < 3 ? { exit: "infra_failed" as const } : {}),
+        ...(outcome === "x" && rollout === 3 ? { reason: "infra_failed" } : {}),
+      });
+    });
+    const result = await evaluate({ rollouts: broken, instances, runs: 5 });
+    expect(result).toMatchObject({ episodes: 12, dropped: 3, solved: 3 });
+    expect(result.runRates).toEqual([1 / 2, 2 / 3, 0, 0, 0]);
+    // The mean over runs, 7/30: over instances it is 13/60, over episodes 1/4.
+    expect(result.pass1).toBeCloseTo(7 / 30, 12);
+    // Squares about it 19/45, over 4 degrees of freedom and 5 runs.
+    expect(result.sem).toBeCloseTo(Math.sqrt(19 / 45 / 4 / 5), 12);
+    expect(Object.keys(result.passK)).toEqual(["1", "5"]);
+    expect(result.passK["1"]).toBeCloseTo((2 / 5 + 1 / 4 + 0) / 3, 12);
+    // Only a has five episodes.
+    expect(result.passK["5"]).toBe(1);
+    expect(result.byKind).toMatchObject({
+      one: { pass1: 0.325, instances: 2, episodes: 9 },
+      two: { pass1: 0, instances: 1, episodes: 3 },
+    });
+  });
+
+  test("every option arrives at the rollouts", async () => {
+    const { signal } = new AbortController();
+    const seen: string[] = [];
+    const { temperature } = await evaluate({
+      rollouts,
+      instances,
+      runs: 3,
+      temperature: 0.6,
+      purpose: "evaluate/stage1",
+      iteration: 4,
+      signal,
+      onTrajectory: (one) => seen.push(one.id),
+    });
+    expect(temperature).toBe(0.6);
+    expect(seen).toHaveLength(9);
+    const request = rollouts.requests.at(-1);
+    expect(request).toMatchObject({
+      rollouts: 3,
+      temperature: 0.6,
+      purpose: "evaluate/stage1",
+      iteration: 4,
+    });
+    expect(request?.instances).toEqual(instances);
+    expect(request?.signal).toBe(signal);
+  });
+
   test("a number of runs that is none is refused", async () => {
     await expect(evaluate({ rollouts, instances, runs: 0 })).rejects.toThrow(/runs is 0/);
   });

@@ -75,6 +75,19 @@ describe("the schedule of instances", () => {
     );
   });
 
+  test("name and seed each decide the order", () => {
+    const instances = Array.from({ length: 12 }, (_, i) => instance(`i${i}`));
+    const first = (seed: number, name: string): string =>
+      JSON.stringify(
+        instanceSchedule(instances, 12, seed, name)
+          .next()
+          .value.map((one) => one.instance_id),
+      );
+    expect(first(5, "stage1/pool")).toBe(first(5, "stage1/pool"));
+    expect(first(5, "stage2/pool")).not.toBe(first(5, "stage1/pool"));
+    expect(first(6, "stage1/pool")).not.toBe(first(5, "stage1/pool"));
+  });
+
   test("passes differ from each other", () => {
     const instances = Array.from({ length: 12 }, (_, i) => instance(`i${i}`));
     const schedule = instanceSchedule(instances, 12, 5, "test");

@@ -74,6 +74,17 @@ describe("one optimiser step", () => {
           const split = new PolicyDouble();
           const a = await step(whole, { documents, microBatchTokens: 10_000 });
           const b = await step(split, { documents, microBatchTokens });
+          expect(whole.calls).toHaveLength(1);
+          // As few calls as the limit allows: each is within it or holds one document, and none has room for the next.
+          const lengths = split.calls.map((call) => [...call.batch.lengths]);
+          expect(lengths.flat()).toEqual(actions.map((action) => 4 + action));
+          for (const [i, call] of lengths.entries()) {
+            const size = call.reduce((sum, length) => sum + length, 0);
+            expect(size <= microBatchTokens || call.length === 1).toBe(true);
+            expect(size + (lengths[i + 1]?.[0] ?? Number.POSITIVE_INFINITY)).toBeGreaterThan(
+              microBatchTokens,
+            );
+          }
           // The double sums in float64 in the order of the documents, so equal means equal.
           expect(split.optimised[0]?.gradient).toEqual(whole.optimised[0]?.gradient);
           expect(b.gradientNorm).toBe(a.gradientNorm);
