@@ -1,6 +1,15 @@
 // Reads a job's YAML and says of every fault which key, on which line, and what to write instead.
 import { readFile } from "node:fs/promises";
-import { isMap, isScalar, LineCounter, type Node, parseDocument, type YAMLMap } from "yaml";
+import {
+  type Document,
+  isMap,
+  isScalar,
+  LineCounter,
+  type Node,
+  parseDocument,
+  visit,
+  type YAMLMap,
+} from "yaml";
 import type { z } from "zod";
 import { TokenringError } from "../errors.ts";
 import { type JobConfig, jobSchema } from "./config.ts";
@@ -47,14 +56,33 @@ function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
   return child ? keysAt(child, rest) : [];
 }
 
-/** The issues of the union branch that fits best, so that "Invalid input" never hides the real fault. */
-function flatten(issue: z.core.$ZodIssue): z.core.$ZodIssue[] {
-  if (issue.code !== "invalid_union" || issue.errors.length === 0) return [issue];
-  const unknownKeys = (issues: z.core.$ZodIssue[]): number =>
-    issues.filter((i) => i.path.length === 0 && i.code === "unrecognized_keys").length;
-  const best =
-    [...issue.errors].sort((a, b) => unknownKeys(a) - unknownKeys(b) || a.length - b.length)[0] ?? [];
-  return best.flatMap((inner) => flatten({ ...inner, path: [...issue.path, ...inner.path] }));
+/** What was written at `path`; undefined when nothing was. */
+function valueAt(value: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>(
+    (at, part) =>
+      typeof at === "object" && at !== null ? (at as Record<PropertyKey, unknown>)[part] : undefined,
+    value,
+  );
+}
+
+/**
+ * The issues of the union branch that was meant, which is the one whose own key was written, so that "Invalid input"
+ * never hides the real fault. If none was or several were, the union's message says which keys exclude each other.
+ */
+function flatten(issue: z.core.$ZodIssue, config: unknown): z.core.$ZodIssue[] {
+  if (issue.code !== "invalid_union") return [issue];
+  const branches = issue.errors.map((inner) =>
+    inner.map((one) => ({ ...one, path: [...issue.path, ...one.path] })),
+  );
+  const depth = issue.path.length;
+  const absent = (one: z.core.$ZodIssue): boolean =>
+    one.code === "invalid_type" &&
+    (one.path.length === depth || (one.path.length === depth + 1 && valueAt(config, one.path) === undefined));
+  const meant = branches.filter((branch) => !branch.some(absent));
+  if (meant.length === 1) return (meant[0] ?? []).flatMap((one) => flatten(one, config));
+  if (meant.length > 1) return [issue];
+  const unknown = branches[0]?.filter((one) => one.code === "unrecognized_keys") ?? [];
+  return unknown.length > 0 ? unknown : [issue];
 }
 
 function lineOf(root: Node | null, lines: LineCounter, path: readonly PropertyKey[], key?: string): number {
@@ -78,6 +106,32 @@ function lineOf(root: Node | null, lines: LineCounter, path: readonly PropertyKe
   return lines.linePos(offset).line;
 }
 
+function fault(
+  message: string,
+  options: { cause?: unknown; details?: Record<string, unknown> } = {},
+): TokenringError {
+  return new TokenringError("ERR_TOKENRING_CONFIG", message, options);
+}
+
+/** The value of a document without errors. Aliases are resolved only here, and so are their faults found. */
+function toValue(document: Document.Parsed, lines: LineCounter, file: string): unknown {
+  try {
+    return document.toJS() ?? {};
+  } catch (cause) {
+    let first: number | undefined;
+    let unresolved: number | undefined;
+    visit(document, {
+      Alias(_, alias) {
+        first ??= alias.range?.[0];
+        if (alias.resolve(document) === undefined) unresolved ??= alias.range?.[0];
+      },
+    });
+    const { line } = lines.linePos(unresolved ?? first ?? 0);
+    const cure = unresolved === undefined ? "write the values out" : "write the value out or name an anchor";
+    throw fault(`${file}:${line}: not valid YAML: ${(cause as Error).message}; ${cure}`, { cause });
+  }
+}
+
 /**
  * Checks the text of a job's YAML against the schema.
  * Throws ERR_TOKENRING_CONFIG whose message has one line a fault, `file:line: key: what is wrong; what to do`.
@@ -88,18 +142,19 @@ export function parseConfig(text: string, file: string): JobConfig {
   const broken = document.errors[0];
   if (broken) {
     const line = lines.linePos(broken.pos[0]).line;
-    throw new TokenringError(
-      "ERR_TOKENRING_CONFIG",
-      `${file}:${line}: not valid YAML: ${broken.message}; correct this line`,
-      {
-        cause: broken,
-      },
+    throw fault(
+      broken.code === "MULTIPLE_DOCS"
+        ? `${file}:${line}: a second YAML document begins here; give one document, without a "---" between its keys`
+        : `${file}:${line}: not valid YAML: ${broken.message}; correct this line`,
+      { cause: broken },
     );
   }
-  const result = jobSchema.safeParse(document.toJS() ?? {});
+  const value = toValue(document, lines, file);
+  const result = jobSchema.safeParse(value);
   if (result.success) return result.data;
   const root = document.contents as Node | null;
-  const faults = result.error.issues.flatMap(flatten).flatMap((issue) => {
+  const issues = result.error.issues.flatMap((issue) => flatten(issue, value));
+  const faults = issues.flatMap((issue) => {
     if (issue.code === "unrecognized_keys") {
       const known = keysAt(jobSchema, issue.path);
       return issue.keys.map((key) => {
@@ -111,34 +166,43 @@ export function parseConfig(text: string, file: string): JobConfig {
         };
       });
     }
-    const missing = issue.code === "invalid_type" && document.getIn(issue.path as unknown[]) === undefined;
+    const missing = issue.code === "invalid_type" && valueAt(value, issue.path) === undefined;
     const what = missing ? "missing; add it" : issue.message;
     return [
       { line: lineOf(root, lines, issue.path), text: `${issue.path.join(".") || "(whole file)"}: ${what}` },
     ];
   });
   faults.sort((a, b) => a.line - b.line);
-  throw new TokenringError(
-    "ERR_TOKENRING_CONFIG",
-    faults.map((f) => `${file}:${f.line}: ${f.text}`).join("\n"),
-    {
-      details: { issues: result.error.issues },
-      cause: result.error,
-    },
-  );
+  throw fault(faults.map((f) => `${file}:${f.line}: ${f.text}`).join("\n"), {
+    details: { issues: result.error.issues },
+    cause: result.error,
+  });
+}
+
+/** Keeps a byte order mark: the text is stored as its author wrote it. */
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** The text of `bytes`; null if they are not UTF-8. A NUL is UTF-8, but in a text it comes from UTF-16. */
+function decode(bytes: Uint8Array): string | null {
+  try {
+    return bytes.includes(0) ? null : utf8.decode(bytes);
+  } catch {
+    return null;
+  }
 }
 
 /** Reads and checks a job's YAML file; `text` is the file as it stands. Throws ERR_TOKENRING_CONFIG. */
 export async function readConfig(file: string): Promise<{ config: JobConfig; text: string }> {
-  let text: string;
+  let bytes: Uint8Array;
   try {
-    text = await readFile(file, "utf8");
+    bytes = await readFile(file);
   } catch (cause) {
-    throw new TokenringError(
-      "ERR_TOKENRING_CONFIG",
+    throw fault(
       `${file}: cannot be read (${(cause as NodeJS.ErrnoException).code}); give the path of a job's YAML, for example recipes/tinyswe.yaml`,
       { cause },
     );
   }
+  const text = decode(bytes);
+  if (text === null) throw fault(`${file}: not UTF-8; save the file as UTF-8`);
   return { config: parseConfig(text, file), text };
 }

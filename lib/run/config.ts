@@ -4,6 +4,8 @@ import { z } from "zod";
 
 const count = z.int().positive();
 const rate = z.number().positive().max(1);
+/** A Node timer holds at most 2^31 - 1 milliseconds and fires at once when it is given more. */
+const seconds = z.number().positive().max(2_147_483);
 
 const adamw = {
   learningRate: rate,
@@ -33,7 +35,7 @@ const limits = z.strictObject({
   maxContext: count,
   maxActionTokens: count.default(48),
   observationChars: count.default(1_000),
-  episodeSeconds: z.number().positive().default(60),
+  episodeSeconds: seconds.default(60),
   autoSubmit: z.boolean().default(true),
 });
 
@@ -42,7 +44,7 @@ const warmStart = z.strictObject({
   copySteps: z.int().min(0),
   copyBatch: z.strictObject({ sequences: count, tokens: count }),
   steps: count,
-  tokensPerStep: count,
+  tokensPerStep: count.max(1_000_000),
   /** Share of the steps that learns from the expert alone; the rest from the mix of personas. */
   expertShare: z.number().min(0).max(1),
   personas: z.strictObject({
@@ -65,8 +67,17 @@ const rft = z.strictObject({
   ...adamw,
 });
 
+/** Checkpoints and shards of trajectories that the job itself names. */
+const RESERVED = /^(base|rft|latest)$|-evaluation$/;
+
 const stage = z.strictObject({
-  name: z.string().regex(/^[a-z0-9_-]+$/, "use lower-case letters, digits, - and _"),
+  name: z
+    .string()
+    .regex(
+      /^[a-z0-9][a-z0-9_-]{0,63}$/,
+      "use at most 64 lower-case letters, digits, - and _, the first a letter or a digit",
+    )
+    .refine((name) => !RESERVED.test(name), "this name is the job's own; give the stage another"),
   iterations: count,
   instances: count,
   rollouts: count.min(2),
@@ -83,18 +94,34 @@ const stage = z.strictObject({
   ...adamw,
 });
 
-export const jobSchema = z.strictObject({
+/** A stage that is called as one before it would be taken for done. */
+const stages = z.array(stage).superRefine((list, context) => {
+  for (const [i, { name }] of list.entries()) {
+    const first = list.findIndex((other) => other.name === name);
+    if (first < i) {
+      context.addIssue({
+        code: "custom",
+        path: [i, "name"],
+        message: `"${name}" is the name of stages.${first}; give each stage a name of its own`,
+      });
+    }
+  }
+});
+
+const job = z.strictObject({
   seed: z.int().min(0).default(1),
   device: z.enum(["cpu", "cuda"]).default("cpu"),
   /** CPU threads of the engine; 0 = all cores. */
   threads: z.int().min(0).default(0),
-  model: z.union([z.strictObject({ path: z.string().min(1) }), z.strictObject({ create: newModel })]),
+  model: z.union([z.strictObject({ path: z.string().min(1) }), z.strictObject({ create: newModel })], {
+    error: "give either path (a model's directory) or create (the shape of a new model)",
+  }),
   tasks: z.strictObject({
     name: z.literal("tinyswe"),
-    train: count,
-    heldOut: count,
+    train: count.max(1_000_000),
+    heldOut: count.max(1_000_000),
     /** Wall and CPU time of one verification's test command. */
-    testSeconds: z.number().positive().default(60),
+    testSeconds: seconds.default(60),
   }),
   sandbox: z
     .strictObject({
@@ -107,13 +134,58 @@ export const jobSchema = z.strictObject({
   microBatchTokens: count.default(4096),
   warmStart: warmStart.optional(),
   rft: rft.extend({ limits }).optional(),
-  stages: z.array(stage).default([]),
+  stages: stages.default([]),
   /** The same for every checkpoint, so that the arc compares like with like. */
   evaluate: z.strictObject({
     runs: count.default(10),
     temperature: z.number().min(0).default(1),
     limits,
   }),
+});
+
+/** What two keys say together and each alone does not: found out here, not after the warm start. */
+export const jobSchema = job.superRefine((config, context) => {
+  const fault = (path: PropertyKey[], message: string): void =>
+    context.addIssue({ code: "custom", path, message });
+  const bounded: [PropertyKey[], z.output<typeof limits>][] = config.stages.map((one, i) => [
+    ["stages", i],
+    one.limits,
+  ]);
+  if (config.rft) bounded.push([["rft"], config.rft.limits]);
+  // These bound the demonstrations of the warm start too.
+  bounded.push([["evaluate"], config.evaluate.limits]);
+
+  if ("create" in config.model) {
+    const { heads, keyValueHeads, maxPositions } = config.model.create;
+    if (heads % keyValueHeads !== 0) {
+      fault(
+        ["model", "create", "heads"],
+        `${heads} is no multiple of keyValueHeads (${keyValueHeads}); change one of them`,
+      );
+    }
+    const most = `more than model.create.maxPositions (${maxPositions}); lower it or raise that`;
+    for (const [path, { maxContext }] of bounded)
+      if (maxContext > maxPositions) fault([...path, "limits", "maxContext"], `${maxContext} is ${most}`);
+    const copied = config.warmStart?.copyBatch.tokens ?? 0;
+    if (copied > maxPositions) fault(["warmStart", "copyBatch", "tokens"], `${copied} is ${most}`);
+  }
+  for (const [i, { lengthPenalty, lengthThreshold, limits }] of config.stages.entries()) {
+    if (lengthPenalty && lengthThreshold >= limits.maxTurns) {
+      fault(
+        ["stages", i, "lengthThreshold"],
+        `${lengthThreshold} is not below limits.maxTurns (${limits.maxTurns}); lower it or set lengthPenalty to false`,
+      );
+    }
+  }
+  if (config.warmStart && config.warmStart.expertShare < 1) {
+    const { expert, sloppy, confused } = config.warmStart.personas;
+    if (expert + sloppy + confused === 0) {
+      fault(
+        ["warmStart", "personas"],
+        "all are 0, and expertShare is below 1; give one of them a weight above 0",
+      );
+    }
+  }
 });
 
 export type JobConfig = z.output<typeof jobSchema>;

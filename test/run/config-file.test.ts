@@ -1,4 +1,6 @@
-import { readFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { isTokenringError } from "../../lib/errors.ts";
 import { nearest, parseConfig, readConfig } from "../../lib/run/config-file.ts";
@@ -13,6 +15,13 @@ function faults(text: string): string {
     throw error;
   }
   return "accepted";
+}
+
+/** The recipe's faults after `from` has become `to`, which must stand on the line that is named. */
+function faultsWith(from: string | RegExp, to: string, mark: string = to): string {
+  const text = recipe.replace(from, to);
+  expect(text).not.toBe(recipe);
+  return faults(text).replace(`job.yaml:${lineOf(text, mark)}: `, "HERE ");
 }
 
 const lineOf = (text: string, part: string): number => text.slice(0, text.indexOf(part)).split("\n").length;
@@ -42,6 +51,99 @@ describe("a job's YAML", () => {
     );
   });
 
+  it.each([
+    ["both", "model:\n  path: x\n  create:"],
+    ["neither", "model: {}\nunused:"],
+    ["no mapping", "model: qwen\nunused:"],
+  ])("asks for either path or create where there is %s", (_, model) => {
+    const message = faultsWith("model:\n  create:", model, "model:");
+    expect(message).toMatch(/^HERE model: give either path .* or create /);
+    expect(message).not.toMatch(/did you mean|model\.(path|create)/);
+  });
+
+  it("suggests a key of the union for one that is misspelt, and names the branch that was meant", () => {
+    expect(faultsWith("  create:", "  crate:")).toContain(
+      'HERE model.crate: unknown key; did you mean "create"?',
+    );
+    expect(faultsWith("model:\n", "model:\n  # see below\n")).toBe("accepted");
+    expect(faultsWith(/model:\n {2}create:\n( {4}.*\n)+/, "model: { path: 5 }\n")).toContain(
+      "model.path: Invalid input: expected string",
+    );
+  });
+
+  it.each([
+    ["name: stage2", "name: base", "the job's own"],
+    ["name: stage2", "name: rft", "the job's own"],
+    ["name: stage2", "name: latest", "the job's own"],
+    ["name: stage2", "name: stage1-evaluation", "the job's own"],
+    ["name: stage2", "name: _2", "the first a letter or a digit"],
+    ["name: stage2", "name: -a", "the first a letter or a digit"],
+    ["name: stage2", `name: ${"a".repeat(65)}`, "at most 64"],
+  ])("refuses a stage for %s → %s", (from, to, why) => {
+    expect(faultsWith(from, to)).toMatch(new RegExp(`^HERE stages\\.1\\.name: .*${why}`));
+  });
+
+  it("refuses a second stage of one name, which would be taken for done", () => {
+    const text = recipe.replace("name: stage2", "name: stage1");
+    expect(faults(text)).toBe(
+      `job.yaml:${lineOf(recipe, "name: stage2")}: stages.1.name: "stage1" is the name of stages.0; give each stage a name of its own`,
+    );
+  });
+
+  it.each([
+    [
+      "lengthThreshold: 10\n    pool",
+      "lengthThreshold: 24\n    pool",
+      "stages.1.lengthThreshold: 24 is not below",
+    ],
+    [/(rft:[\s\S]*?maxContext: )640/, "$11025", "rft.limits.maxContext: 1025 is more than model.create.maxP"],
+    [
+      /(stage1[\s\S]*?maxContext: )640/,
+      "$11025",
+      "stages.0.limits.maxContext: 1025 is more than model.create.maxP",
+    ],
+    [
+      /(evaluate:[\s\S]*?maxContext: )1008/,
+      "$11025",
+      "evaluate.limits.maxContext: 1025 is more than model.create.maxP",
+    ],
+    [
+      "sequences: 16, tokens: 64",
+      "sequences: 16, tokens: 1025",
+      "warmStart.copyBatch.tokens: 1025 is more than",
+    ],
+    [/\bheads: 4/, "heads: 5", "model.create.heads: 5 is no multiple of keyValueHeads (2)"],
+    [/personas: .*/, "personas: { expert: 0, sloppy: 0, confused: 0 }", "warmStart.personas: all are 0"],
+  ] as const)("refuses what contradicts another key: %s → %s", (from, to, message) => {
+    const mark = message.includes("1025") ? "1025" : message.includes("24 is") ? "lengthThreshold: 24" : to;
+    expect(faultsWith(from, to, mark)).toMatch(`HERE ${message}`);
+  });
+
+  it("takes what would contradict a key that is not used", () => {
+    expect(
+      faultsWith("lengthThreshold: 10\n    pool", "lengthThreshold: 24\n    lengthPenalty: false\n    pool"),
+    ).toBe("accepted");
+    const expert = recipe.replace(/personas: .*/, "personas: { expert: 0, sloppy: 0, confused: 0 }");
+    expect(faults(expert.replace("expertShare: 0.7", "expertShare: 1"))).toBe("accepted");
+    const loaded = recipe.replace(/model:\n {2}create:\n( {4}.*\n)+/, "model: { path: qwen }\n");
+    expect(faults(loaded.replaceAll("maxContext: 640", "maxContext: 4096"))).toBe("accepted");
+  });
+
+  it.each([
+    ["heldOut: 60", "heldOut: 60\n  testSeconds: 2147484", "tasks.testSeconds"],
+    [
+      "evaluate:\n  runs: 10\n  limits: {",
+      "evaluate:\n  runs: 10\n  limits: { episodeSeconds: 2147484,",
+      "evaluate.limits.episodeSeconds",
+    ],
+    ["train: 600", "train: 1000001", "tasks.train"],
+    ["heldOut: 60", "heldOut: 1000001", "tasks.heldOut"],
+    ["tokensPerStep: 450", "tokensPerStep: 1000001", "warmStart.tokensPerStep"],
+  ])("bounds what a timer or the memory could not hold: %s → %s", (from, to, key) => {
+    const mark = to.slice(to.lastIndexOf("\n") + 1);
+    expect(faultsWith(from, to, mark)).toMatch(`HERE ${key}: Too big`);
+  });
+
   it("names impossible values and every fault at once, in the order of the lines", () => {
     const text = recipe.replace(/heldOut: \d+/, "heldOut: -1").replace("runs: 10", "runs: many");
     const lines = faults(text).split("\n");
@@ -52,6 +154,46 @@ describe("a job's YAML", () => {
 
   it("names the line of broken YAML", () => {
     expect(faults("seed: 1\nmodel: {create: [\n")).toMatch(/^job.yaml:\d+: not valid YAML/);
+  });
+
+  it("names the line of an alias that nothing resolves", () => {
+    expect(faults("seed: &one 1\nthreads: *one\nmodel: *tow\n")).toMatch(
+      /^job.yaml:3: not valid YAML: Unresolved alias .*; write the value out or name an anchor$/,
+    );
+  });
+
+  it("refuses aliases that multiply", () => {
+    const row = (name: string) => `[${Array.from({ length: 10 }, () => `*${name}`).join(", ")}]`;
+    const text = `a: &a [1]\nb: &b ${row("a")}\nc: &c ${row("b")}\nd: &d ${row("c")}\n`;
+    expect(faults(text)).toMatch(
+      /^job.yaml:2: not valid YAML: Excessive alias count.*; write the values out$/,
+    );
+  });
+
+  it("wants one document", () => {
+    expect(faults("seed: 1\n---\nseed: 2\n")).toMatch(
+      /^job.yaml:\d: a second YAML document begins here; give one document/,
+    );
+  });
+
+  it.each([
+    ["UTF-16 with its mark", Buffer.from(`\ufeff${recipe}`, "utf16le")],
+    ["UTF-16 without", Buffer.from(recipe.replace(/[^\n -~]/g, ""), "utf16le")],
+    ["Latin-1", Buffer.from(`# für\n${recipe}`, "latin1")],
+  ])("says that %s is not UTF-8", async (_, bytes) => {
+    const directory = mkdtempSync(path.join(tmpdir(), "tokenring-config-"));
+    try {
+      const file = path.join(directory, "job.yaml");
+      writeFileSync(file, bytes);
+      await expect(readConfig(file)).rejects.toMatchObject({
+        code: "ERR_TOKENRING_CONFIG",
+        message: `${file}: not UTF-8; save the file as UTF-8`,
+      });
+      writeFileSync(file, `\ufeff# für\n${recipe}`);
+      expect((await readConfig(file)).config.seed).toBe(1);
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
   });
 
   it("says what an empty file lacks", () => {
