@@ -116,7 +116,7 @@ describe("the optimiser", () => {
   const batch = packed(ids("optimiser", 40));
 
   /** Weights and moments after `steps` updates, and the norm of the last gradient. */
-  async function after(
+  async function updated(
     steps: number,
     how: AdamWOptions,
   ): Promise<{ weights: Record<string, Float32Array>; moments: Record<string, Float32Array>; norm: number }> {
