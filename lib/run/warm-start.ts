@@ -1,10 +1,12 @@
 // The warm start: what stands in for instruction tuning where no pretrained weights can be had. First a copying task,
 // from which the induction circuit forms, then scripted demonstrations that go through the very same episode, tools
 // and chat format as the policy later does, in a simulated sandbox.
+import { setImmediate as eventLoopTurn } from "node:timers/promises";
 import { runEpisode } from "../agent/episode.ts";
 import { ACTION } from "../agent/types.ts";
 import { scriptedEngine } from "../engine/scripted.ts";
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
+import { checkAborted } from "../learn/abort.ts";
 import { type SftStep, sft } from "../learn/sft.ts";
 import { demonstrationDocument, type TrainingDocument } from "../learn/weights.ts";
 import type { Policy } from "../policy/types.ts";
@@ -79,13 +81,22 @@ async function demonstration(
   });
 }
 
+/** Demonstrations never wait for the event loop, so that no signal would come through: they let it turn this often. */
+const TURN_MS = 20;
+
 /** Batches of about `tokensPerStep` tokens; no demonstration comes twice. */
 async function* demonstrationBatches(options: WarmStartOptions): AsyncGenerator<TrainingDocument[]> {
   const { steps, tokensPerStep, expertShare } = options.config;
   let index = 0;
+  let turned = performance.now();
   for (let step = 0; step < steps; step++) {
     const batch: TrainingDocument[] = [];
     for (let tokens = 0; tokens < tokensPerStep; ) {
+      if (performance.now() - turned >= TURN_MS) {
+        await eventLoopTurn();
+        turned = performance.now();
+      }
+      checkAborted(options.signal, `demonstration ${index}`);
       const document = await demonstration(index++, step < expertShare * steps, options);
       batch.push(document);
       tokens += document.tokens.length;
