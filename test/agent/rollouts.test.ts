@@ -18,7 +18,7 @@ function judged(verdict: Verification["verdict"], reason: Verification["reason"]
 /** Says something that depends on the key alone, as a sampler does, after a number of microtasks that differs. */
 function keyedEngine(
   pauses: () => number = () => 0,
-): Engine & { peak: number; asked: number; forks: number } {
+): Engine & { peak: number; asked: number; forks: number; temperatures: Set<number> } {
   const engine = {
     name: "keyed",
     vocabularySize: tokenizer.vocabularySize,
@@ -26,6 +26,7 @@ function keyedEngine(
     peak: 0,
     asked: 0,
     forks: 0,
+    temperatures: new Set<number>(),
     open: () => session(0, []),
   };
   const session = (length: number, turns: number[]): Session => {
@@ -34,7 +35,8 @@ function keyedEngine(
       extend(tokens: ArrayLike<number>) {
         state.length += tokens.length;
       },
-      async sample({ seed, stop }: SampleOptions) {
+      async sample({ seed, stop, temperature }: SampleOptions) {
+        engine.temperatures.add(temperature);
         engine.asked++;
         engine.peak = Math.max(engine.peak, engine.asked);
         for (let left = pauses(); left > 0; left--) await Promise.resolve();
@@ -132,6 +134,14 @@ test("seed, purpose, iteration, instance and rollout each change the draws", asy
   expect(await tokensOf({}, 4)).not.toBe(base);
   const [a] = await new Rollouts(options()).collect(request);
   expect(new Set(a?.trajectories.map((trajectory) => [...trajectory.tokens].join())).size).toBeGreaterThan(1);
+});
+
+test("every turn is sampled at the request's temperature", async () => {
+  for (const temperature of [1, 0.6, 0]) {
+    const engine = keyedEngine();
+    await new Rollouts(options({ engine })).collect({ ...request, temperature });
+    expect([...engine.temperatures]).toEqual([temperature]);
+  }
 });
 
 test("the prompt is held once a group and forked once a rollout; limits hold; everything is closed", async () => {

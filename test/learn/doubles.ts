@@ -105,6 +105,7 @@ export function episode(turns: number, solved: boolean, shape: TrajectoryShape =
 export interface AccumulateCall {
   batch: PackedBatch;
   loss: PolicyLoss;
+  signal: AbortSignal | undefined;
 }
 
 /**
@@ -140,8 +141,8 @@ export class PolicyDouble implements Policy {
     this.drift = options.drift ?? 0.01;
   }
 
-  accumulate(batch: PackedBatch, loss: PolicyLoss, _options?: CallOptions): Promise<LossResult> {
-    this.calls.push({ batch, loss });
+  accumulate(batch: PackedBatch, loss: PolicyLoss, options?: CallOptions): Promise<LossResult> {
+    this.calls.push({ batch, loss, signal: options?.signal });
     const total = batch.tokens.length;
     const result: LossResult = {
       loss: 0,

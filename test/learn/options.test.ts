@@ -187,7 +187,8 @@ describe("dapo", () => {
       [3, 3, 4],
       [3, 3, 4],
     ]);
-    for (const { loss } of policy.calls) {
+    for (const { loss, signal: given } of policy.calls) {
+      expect(given).toBe(signal);
       expect(loss).toEqual({ objective: "ppo_clip", clipLow: 0.11, clipHigh: 0.22, temperature: 0.7 });
     }
     // The second step of a warm-up of four is the first that is taken here.
@@ -249,6 +250,17 @@ describe("dapo", () => {
     expect(await order(2, "stage1")).toEqual(base);
     const others = [...(await order(3, "stage1")), ...(await order(2, "stage2"))];
     expect(new Set([...base, ...others]).size).toBe(6);
+  });
+
+  test("seed and purpose each change the order of the pool", async () => {
+    const instances = Array.from({ length: 12 }, (_, i) => instance(`i${i}`));
+    const order = async (seed: number, purpose: string): Promise<string | undefined> => {
+      const { source } = await run({}, { instances, seed, purpose });
+      return source.requests[0]?.instances.map((one) => one.instance_id).join();
+    };
+    const base = await order(2, "stage1");
+    expect(await order(2, "stage1")).toBe(base);
+    expect(new Set([base, await order(3, "stage1"), await order(2, "stage2")]).size).toBe(3);
   });
 });
 
@@ -333,6 +345,7 @@ describe("rft", () => {
       expect(adamw).toEqual({ learningRate: expect.closeTo(rates[i] as number, 12), ...ADAMW });
     }
     expect(policy.optimised).toHaveLength(12);
+    for (const call of policy.calls) expect(call.signal).toBe(signal);
   });
 
   test("an epoch holds everything once, in an order of its own", async () => {
@@ -362,7 +375,9 @@ describe("rft", () => {
   });
 
   test("the aggregation makes the weights; micro-batches and the tolerance are the options'", async () => {
-    const { policy } = await run({ aggregation: "sample_mean", microBatchTokens: 1 });
+    const { policy, events: made } = await run({ aggregation: "sample_mean", microBatchTokens: 1 });
+    // Of the eight that are solved one has nothing to learn from.
+    expect(made[0]).toMatchObject({ type: "rollouts", summary: { solved: 8, kept: 7, steps: 1 } });
     expect(policy.calls).toHaveLength(7);
     expect(policy.optimised).toHaveLength(1);
     for (const { weights } of learnt(policy)) {
