@@ -52,11 +52,16 @@ export async function readJson(path: string): Promise<Json | null> {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
     throw failure(`cannot read ${path}: ${(error as Error).message}`, error);
   }
+  let json: unknown;
   try {
-    return JSON.parse(text) as Json;
+    json = JSON.parse(text);
   } catch (error) {
     throw failure(`${path} is not JSON: ${(error as Error).message}`, error);
   }
+  if (typeof json !== "object" || json === null || Array.isArray(json)) {
+    throw failure(`${path} holds no JSON object; save the model's tokenizer there again`);
+  }
+  return json as Json;
 }
 
 class ByteLevelTokenizer implements Tokenizer {
