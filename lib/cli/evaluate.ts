@@ -5,7 +5,7 @@ import { TokenringError } from "../errors.ts";
 import type { Evaluation } from "../evaluate/evaluate.ts";
 import { parseConfig } from "../run/config-file.ts";
 import { findCheckpoint, readManifest } from "../run/directory.ts";
-import { positiveNumber } from "./options.ts";
+import { givenPath, positiveNumber, prepareJson } from "./options.ts";
 import { Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
 
@@ -25,6 +25,7 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   const { name, path } = await findCheckpoint(directory, options.checkpoint);
   const runs = options.runs ?? config.evaluate.runs;
   const limits = { ...config.evaluate.limits, maxTurns: options.maxTurns ?? config.evaluate.limits.maxTurns };
+  if (options.json !== undefined) await prepareJson(options.json);
   const progress = new Progress({ quiet: options.quiet ?? false });
   const { openJob } = await import("../run/job-context.ts");
   const { evaluate } = await import("../evaluate/evaluate.ts");
@@ -80,7 +81,7 @@ export function register(program: Command): void {
     .option("--checkpoint <name>", "base, rft, stage1, … (default: the newest)")
     .option("--runs <n>", "episodes per task (default: the config's)", positiveNumber)
     .option("--max-turns <n>", "turn limit of an episode (default: the config's)", positiveNumber)
-    .option("--json <path>", "also write all numbers as JSON")
+    .option("--json <path>", "also write all numbers as JSON", givenPath)
     .option("--quiet", "print nothing but errors")
     .action(evaluateRun);
 }

@@ -1,5 +1,8 @@
 // What several commands' options have in common.
+import { mkdir, writeFile } from "node:fs/promises";
+import path from "node:path";
 import { InvalidArgumentError } from "commander";
+import { TokenringError } from "../errors.ts";
 
 /** Parses a whole number from 0 up; commander puts the option's name before the message. */
 export function wholeNumber(text: string): number {
@@ -15,4 +18,24 @@ export function positiveNumber(text: string): number {
   const value = wholeNumber(text);
   if (value === 0) throw new InvalidArgumentError("Give a whole number from 1 up.");
   return value;
+}
+
+/** A path that is not "", which would mean the working directory. */
+export function givenPath(text: string): string {
+  if (text === "") throw new InvalidArgumentError("Give a path.");
+  return text;
+}
+
+/** A result that cannot be written would cost the whole work: found out before it starts. */
+export async function prepareJson(file: string): Promise<void> {
+  try {
+    await mkdir(path.dirname(path.resolve(file)), { recursive: true });
+    await writeFile(file, "");
+  } catch (cause) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `--json ${file}: cannot be written (${(cause as NodeJS.ErrnoException).code}); give a path in a directory of yours`,
+      { cause },
+    );
+  }
 }

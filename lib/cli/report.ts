@@ -1,7 +1,7 @@
 // `tokenring report RUN...`: draws one or more runs as a single HTML file.
 import path from "node:path";
 import type { Command } from "commander";
-import { positiveNumber } from "./options.ts";
+import { givenPath, positiveNumber } from "./options.ts";
 
 export function register(program: Command): void {
   program
@@ -11,7 +11,7 @@ export function register(program: Command): void {
       "Writes the arc, the curves and sample trajectories of one or more runs as one HTML file that needs no network.",
     )
     .argument("<runs...>", "run directories")
-    .option("--out <path>", "the file to write (default: report.html in the first run)")
+    .option("--out <path>", "the file to write (default: report.html in the first run)", givenPath)
     .option("--samples <n>", "sample trajectories per stage", positiveNumber)
     .action(async (directories: string[], options: { out?: string; samples?: number }) => {
       const { readRun } = await import("../run/read.ts");

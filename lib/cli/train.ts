@@ -1,16 +1,15 @@
 // `tokenring train CONFIG` runs a job, `tokenring demo` the one that ships, and `tokenring resume RUN` goes on with one
 // that was interrupted. Each ends with the arc that it drew.
 import { existsSync } from "node:fs";
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
-import { TokenringError } from "../errors.ts";
 import type { JobConfig } from "../run/config.ts";
 import { parseConfig, readConfig } from "../run/config-file.ts";
 import { RunDirectory, readManifest } from "../run/directory.ts";
 import type { JobResult } from "../run/job.ts";
-import { wholeNumber } from "./options.ts";
+import { givenPath, prepareJson, wholeNumber } from "./options.ts";
 import { duration, Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
 
@@ -33,20 +32,6 @@ function freshDirectory(base: string): string {
   for (let n = 1; ; n++) {
     const candidate = n === 1 ? base : `${base}-${n}`;
     if (!existsSync(candidate)) return candidate;
-  }
-}
-
-/** A result that cannot be written would cost the whole job: found out before it starts. */
-async function prepareJson(file: string): Promise<void> {
-  try {
-    await mkdir(path.dirname(path.resolve(file)), { recursive: true });
-    await writeFile(file, "");
-  } catch (cause) {
-    throw new TokenringError(
-      "ERR_TOKENRING_INVALID_ARGUMENT",
-      `--json ${file}: cannot be written (${(cause as NodeJS.ErrnoException).code}); give a path in a directory of yours`,
-      { cause },
-    );
   }
 }
 
@@ -88,7 +73,9 @@ async function work(
     try {
       result = await runJob(config, { run, progress, signal });
     } catch (error) {
-      if (signal.aborted) progress.log(`to go on: tokenring resume ${directory}`);
+      // A fault of the cleaning must not hide the one that ended the run.
+      const removed = await run.discardUnused().catch(() => false);
+      if (signal.aborted && !removed) progress.log(`to go on: tokenring resume ${directory}`);
       throw error;
     }
     progress.end();
@@ -104,7 +91,7 @@ async function work(
 
 function addResultOptions(command: Command): Command {
   return command
-    .option("--json <path>", "also write the arc and its cost as JSON")
+    .option("--json <path>", "also write the arc and its cost as JSON", givenPath)
     .option("--quiet", "print nothing but errors");
 }
 
@@ -115,6 +102,7 @@ function addOptions(command: Command): Command {
       .option(
         "--out <directory>",
         "the run directory; must be new or empty (default: a new one under runs/)",
+        givenPath,
       ),
   );
 }

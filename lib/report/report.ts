@@ -1,7 +1,8 @@
 // The report: one HTML file that needs nothing else, asks the network for nothing and shows what is in the files.
 import { createHash } from "node:crypto";
-import { mkdir, rename, writeFile } from "node:fs/promises";
+import { mkdir, rename, rm, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
+import { TokenringError } from "../errors.ts";
 import type { Evaluation } from "../evaluate/evaluate.ts";
 import { type ArcStage, arcStages, meanArc } from "./arc.ts";
 import { arcChart, stackedBars } from "./chart.ts";
@@ -196,11 +197,35 @@ export function renderReport(runs: readonly RunData[]): string {
   return page.text;
 }
 
-/** Writes the report of `runs` to the file `out` (its folder is made); the file appears whole. Returns its path. */
+/**
+ * Writes the report of `runs` to the file `out` (its folder is made); the file appears whole. Returns its path.
+ * Throws ERR_TOKENRING_INVALID_ARGUMENT when `out` cannot be written.
+ */
 export async function writeReport(runs: readonly RunData[], out: string): Promise<string> {
   const file = path.resolve(out);
-  await mkdir(path.dirname(file), { recursive: true });
-  await writeFile(`${file}.tmp`, renderReport(runs));
-  await rename(`${file}.tmp`, file);
+  const folder = await stat(file).then(
+    (there) => there.isDirectory(),
+    () => false,
+  );
+  if (folder) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `${file}: is a directory; give the path of a file, for example ${path.join(file, "report.html")}`,
+    );
+  }
+  try {
+    await mkdir(path.dirname(file), { recursive: true });
+    await writeFile(`${file}.tmp`, renderReport(runs));
+    await rename(`${file}.tmp`, file);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === undefined) throw cause;
+    await rm(`${file}.tmp`, { force: true }).catch(() => {});
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `${file}: the report cannot be written (${code}); give a path in a directory of yours that has space`,
+      { cause },
+    );
+  }
   return file;
 }

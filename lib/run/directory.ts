@@ -15,11 +15,13 @@ import {
   readlink,
   rename,
   rm,
+  rmdir,
   stat,
   symlink,
   writeFile,
 } from "node:fs/promises";
 import path from "node:path";
+import { z } from "zod";
 import { isTokenringError, TokenringError } from "../errors.ts";
 import type { RunEvent } from "../learn/events.ts";
 import { takeLock } from "./lock.ts";
@@ -29,23 +31,27 @@ import { TrajectoryStore } from "./trajectories.ts";
 /** Grows when a reader of older directories would misread a newer one. */
 export const SCHEMA = 1;
 
-export interface RunManifest {
-  schema: number;
+const manifestSchema = z.object({
+  schema: z.literal(SCHEMA),
   /** Of tokenring. */
-  version: string;
-  seed: number;
-  config: unknown;
+  version: z.string(),
+  seed: z.number(),
+  config: z.unknown().refine((config): boolean => config !== undefined && config !== null, "missing"),
   /** ISO 8601. */
-  createdAt: string;
-}
+  createdAt: z.iso.datetime(),
+});
 
-interface State {
-  schema: number;
-  progress: unknown;
+export type RunManifest = z.output<typeof manifestSchema>;
+
+const stateSchema = z.object({
+  schema: z.literal(SCHEMA),
+  progress: z.unknown().refine((progress): boolean => progress !== undefined, "missing"),
   /** Bytes of the logs that belong to `progress`; what follows was written by work that must be done again. */
-  metricsBytes: number;
-  indexBytes: number;
-}
+  metricsBytes: z.int().min(0),
+  indexBytes: z.int().min(0),
+});
+
+type State = z.output<typeof stateSchema>;
 
 function fault(
   message: string,
@@ -116,34 +122,77 @@ async function tidyCheckpoints(root: string): Promise<void> {
   }
 }
 
-async function readJson(file: string): Promise<Record<string, unknown>> {
+const RESTORE = "restore it from a copy or start a new run";
+
+async function readJson(file: string): Promise<unknown> {
   const text = await readFile(file, "utf8");
   try {
-    return JSON.parse(text) as Record<string, unknown>;
+    return JSON.parse(text) as unknown;
   } catch (cause) {
-    throw fault(`${file}: not JSON; the file is damaged, start a new run`, { cause });
+    throw fault(`${file}: damaged: not JSON; ${RESTORE}`, { cause });
   }
 }
+
+/** `value` of `file` as `schema` has it. Throws ERR_TOKENRING_RUN_DIRECTORY that names the keys at fault. */
+function checked<T>(schema: z.ZodType<T>, value: unknown, file: string): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const faults = result.error.issues.map(
+    (issue) => `${issue.path.join(".") || "(whole file)"}: ${issue.message}`,
+  );
+  throw fault(`${file}: damaged: ${faults.join(", ")}; ${RESTORE}`, { cause: result.error });
+}
+
+const isMissing = (error: unknown): boolean =>
+  ["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "");
 
 /** Reads run.json without taking the lock. Throws ERR_TOKENRING_RUN_DIRECTORY when `directory` holds no run. */
 export async function readManifest(directory: string): Promise<RunManifest> {
   const file = path.join(directory, "run.json");
   const manifest = await readJson(file).catch((error: unknown) => {
-    if (
-      (error as NodeJS.ErrnoException).code === "ENOENT" ||
-      (error as NodeJS.ErrnoException).code === "ENOTDIR"
-    ) {
-      throw fault(`${directory}: no run.json, so this is no run directory; check the path`, { cause: error });
-    }
-    throw error;
+    if (!isMissing(error)) throw error;
+    throw fault(`${directory}: no run.json, so this is no run directory; check the path`, { cause: error });
   });
-  if (manifest.schema !== SCHEMA) {
-    throw fault(
-      `${file}: written with schema ${String(manifest.schema)}, this version reads schema ${SCHEMA}; use tokenring ${String(manifest.version)}`,
-      { details: { schema: manifest.schema, expected: SCHEMA } },
-    );
+  // Another version's manifest may hold other keys: that is said first.
+  const { schema, version } = (manifest ?? {}) as Partial<Record<string, unknown>>;
+  if (typeof schema === "number" && schema !== SCHEMA) {
+    const cure = typeof version === "string" ? `tokenring ${version}` : "the version that wrote it";
+    throw fault(`${file}: written with schema ${schema}, this version reads schema ${SCHEMA}; use ${cure}`, {
+      details: { schema, expected: SCHEMA },
+    });
   }
-  return manifest as unknown as RunManifest;
+  return checked(manifestSchema, manifest, file);
+}
+
+async function readState(directory: string): Promise<State> {
+  const file = path.join(directory, "state.json");
+  const state = await readJson(file).catch((error: unknown) => {
+    if (!isMissing(error)) throw error;
+    throw fault(`${file}: missing, the run is damaged; ${RESTORE}`, { cause: error });
+  });
+  return checked(stateSchema, state, file);
+}
+
+/** What `create` puts into its directory. */
+const MADE = [
+  "run.json",
+  "run.json.tmp",
+  "state.json",
+  "state.json.tmp",
+  "config.yaml",
+  "metrics.jsonl",
+  "trajectories/index.jsonl",
+];
+const MADE_FOLDERS = ["trajectories", "checkpoints"];
+
+/** Removes what `create` made in `directory`, but for the lock; what somebody else put there stays. */
+async function removeMade(directory: string): Promise<void> {
+  for (const name of MADE) await rm(path.join(directory, name), { force: true });
+  for (const name of MADE_FOLDERS) await removeIfEmpty(path.join(directory, name));
+}
+
+async function removeIfEmpty(directory: string): Promise<void> {
+  await rmdir(directory).catch(() => {});
 }
 
 /**
@@ -162,10 +211,15 @@ export async function findCheckpoint(
   const latest = await readlink(path.join(root, "latest")).catch(() => null);
   const wanted = name === undefined || name === "latest" ? latest : name;
   if (wanted !== null && names.includes(wanted)) return { name: wanted, path: path.join(root, wanted) };
-  const there = names.length === 0 ? "it has none yet" : `it has ${names.sort().join(", ")}`;
-  throw fault(`${directory}: no checkpoint${wanted === null ? "" : ` named ${wanted}`}; ${there}`, {
-    details: { checkpoints: names },
-  });
+  const there = names.sort().join(", ");
+  const which = wanted === null ? "" : ` named ${wanted}`;
+  const message =
+    names.length === 0
+      ? `no checkpoint${which}; it has none yet`
+      : wanted === name
+        ? `no checkpoint${which}; it has ${there}`
+        : `its link "latest" leads nowhere; name one with --checkpoint: ${there}`;
+  throw fault(`${directory}: ${message}`, { details: { checkpoints: names } });
 }
 
 /** One job's directory, locked for writing until `close()`. */
@@ -175,6 +229,8 @@ export class RunDirectory implements AsyncDisposable {
   readonly trajectories: TrajectoryStore;
   readonly #metrics: AppendLog;
   readonly #unlock: () => Promise<void>;
+  /** What this object made: nothing of a run that was there, all in a folder that was empty, or the folder too. */
+  #made: "nothing" | "content" | "folder" = "nothing";
   #progress: unknown;
   #closed = false;
 
@@ -203,8 +259,9 @@ export class RunDirectory implements AsyncDisposable {
   ): Promise<RunDirectory> {
     const at = path.resolve(directory);
     return guarded(at, async () => {
-      await mkdir(at, { recursive: true });
+      const isNew = (await mkdir(at, { recursive: true })) !== undefined;
       const unlock = await takeLock(path.join(at, "lock"));
+      let begun = false;
       try {
         const there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
         if (there.length > 0) {
@@ -213,6 +270,7 @@ export class RunDirectory implements AsyncDisposable {
             : "give an empty or a new directory";
           throw fault(`${at}: exists and is not empty (${there.slice(0, 3).join(", ")}); ${cure}`);
         }
+        begun = true;
         await mkdir(path.join(at, "checkpoints"));
         await mkdir(path.join(at, "trajectories"));
         if (options.configText !== undefined)
@@ -228,9 +286,13 @@ export class RunDirectory implements AsyncDisposable {
         await writeAtomic(path.join(at, "state.json"), JSON.stringify(state));
         // Last, so that a directory with run.json is a whole run.
         await writeAtomic(path.join(at, "run.json"), `${JSON.stringify(manifest, null, 2)}\n`);
-        return await RunDirectory.#start(at, manifest, state, unlock);
+        const run = await RunDirectory.#start(at, manifest, state, unlock);
+        run.#made = isNew ? "folder" : "content";
+        return run;
       } catch (error) {
+        if (begun) await removeMade(at);
         await unlock();
+        if (isNew) await removeIfEmpty(at);
         throw error;
       }
     });
@@ -246,7 +308,7 @@ export class RunDirectory implements AsyncDisposable {
       const manifest = await readManifest(at);
       const unlock = await takeLock(path.join(at, "lock"));
       try {
-        const state = (await readJson(path.join(at, "state.json"))) as unknown as State;
+        const state = await readState(at);
         await tidyCheckpoints(path.join(at, "checkpoints"));
         return await RunDirectory.#start(at, manifest, state, unlock);
       } catch (error) {
@@ -331,6 +393,21 @@ export class RunDirectory implements AsyncDisposable {
       await syncDirectory(root);
       return target;
     });
+  }
+
+  /**
+   * Closes and removes a run that `create` made and in which nothing was recorded, so that nobody is told to go on
+   * with a config that never worked; every other run stays as it is. Returns whether it was removed.
+   */
+  async discardUnused(): Promise<boolean> {
+    if (this.#closed || this.#made === "nothing") return false;
+    const recorded = (await this.#metrics.sync()) + (await this.trajectories.sync());
+    const checkpoints = await readdir(path.join(this.path, "checkpoints"));
+    if (recorded > 0 || this.#progress !== null || checkpoints.length > 0) return false;
+    await removeMade(this.path);
+    await this.close();
+    if (this.#made === "folder") await removeIfEmpty(this.path);
+    return true;
   }
 
   /** Closes the files and gives the lock back. Idempotent. */

@@ -32,6 +32,18 @@ describe("the command line", () => {
     expect(stderr).toContain("--json");
   });
 
+  test.each([
+    ["train", "job.yaml", "--out"],
+    ["demo", "--out"],
+    ["report", "run", "--out"],
+    ["evaluate", "run", "--json"],
+    ["resume", "run", "--json"],
+  ])("an empty path is refused: %s %s %s", (...args) => {
+    const { status, stdout, stderr } = tokenring([...args, ""]);
+    expect({ status, stdout }).toEqual({ status: 1, stdout: "" });
+    expect(stderr).toMatch(/^error: option '--(out|json) <\w+>' argument '' is invalid\. Give a path\.\n/);
+  });
+
   test("a command that does not exist is refused", () => {
     const { status, stderr } = tokenring(["tain"]);
     expect(status).toBe(1);

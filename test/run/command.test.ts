@@ -1,7 +1,15 @@
 // `tokenring train` and `tokenring resume` as processes, on a job of seconds.
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, expect, test } from "vitest";
@@ -9,6 +17,9 @@ import { afterAll, expect, test } from "vitest";
 const main = path.resolve("dist/cli/main.js");
 const root = mkdtempSync(path.join(tmpdir(), "tokenring-command-"));
 afterAll(() => rmSync(root, { recursive: true }));
+
+const call = (...args: string[]) =>
+  spawnSync(process.execPath, [main, ...args], { encoding: "utf8", timeout: 50_000 });
 
 function writeConfig(name: string, steps: number): string {
   const file = path.join(root, name);
@@ -33,8 +44,6 @@ evaluate: { runs: 1, limits: { maxTurns: 2, maxContext: 320 } }
 test("a run gives arc, report and JSON; resumed when it is whole, the same arc again; and is not overwritten", () => {
   const run = path.join(root, "whole");
   const json = path.join(root, "whole.json");
-  const call = (...args: string[]) =>
-    spawnSync(process.execPath, [main, ...args], { encoding: "utf8", timeout: 50_000 });
   const config = writeConfig("whole.yaml", 3);
   const trained = call("train", config, "--out", run, "--json", json);
   expect(trained).toMatchObject({ status: 0, stderr: expect.stringContaining(`run directory: ${run}`) });
@@ -55,6 +64,37 @@ test("a run gives arc, report and JSON; resumed when it is whole, the same arc a
     status: 1,
     stderr: expect.stringContaining("no run directory; check the path"),
   });
+
+  const folder = path.join(root, "reports");
+  mkdirSync(folder);
+  expect(call("report", run, "--out", folder)).toMatchObject({
+    status: 1,
+    stderr: `tokenring: ${folder}: is a directory; give the path of a file, for example ${folder}/report.html\n`,
+  });
+  expect(call("report", run, "--out", path.join(config, "report.html"))).toMatchObject({
+    status: 1,
+    stderr: expect.stringMatching(/the report cannot be written \((ENOTDIR|EEXIST)\); give a path/),
+  });
+
+  // A path through a file: said before the evaluation, which would have been reported on stderr.
+  const evaluated = call("evaluate", run, "--json", path.join(config, "numbers.json"));
+  expect(evaluated).toMatchObject({ status: 1, stdout: "" });
+  expect(evaluated.stderr).toMatch(/^tokenring: --json \S+: cannot be written \(\w+\); give a path .*\n$/);
+});
+
+test("a run that fails before anything is recorded leaves its directory as it was", () => {
+  const config = path.join(root, "no-model.yaml");
+  const text = readFileSync(writeConfig("some-model.yaml", 1), "utf8");
+  writeFileSync(config, text.replace(/model: .*/, "model: { path: /nowhere/model }"));
+  const run = path.join(root, "failed");
+  for (const expected of [[], ["failed"]]) {
+    const failed = call("train", config, "--out", run);
+    expect(failed).toMatchObject({ status: 1, stderr: expect.stringContaining("/nowhere/model") });
+    expect(failed.stderr).not.toContain("tokenring resume");
+    expect(readdirSync(root).filter((name) => name === "failed")).toEqual(expected);
+    mkdirSync(run, { recursive: true });
+  }
+  expect(readdirSync(run)).toEqual([]);
 });
 
 test("Ctrl-C stops a run, says how to go on, and leaves nothing locked", async () => {

@@ -60,11 +60,103 @@ describe("create and open", () => {
     await expect(readManifest(at)).rejects.toMatchObject({ code: FAULT, message: /not JSON/ });
   });
 
+  test.each([
+    ["null", "null", /\(whole file\)/],
+    ["a list", "[]", /schema: /],
+    [
+      "no config",
+      '{"schema":1,"version":"1.2.3","seed":7,"createdAt":"2025-01-01T00:00:00.000Z"}',
+      /config: missing/,
+    ],
+    ["no date", '{"schema":1,"version":"1.2.3","seed":7,"config":{}}', /createdAt: /],
+  ])("a run.json that holds %s is damaged", async (_, text, which) => {
+    await (await make()).close();
+    const file = path.join(at, "run.json");
+    await writeFile(file, text);
+    for (const reading of [readManifest(at), RunDirectory.open(at)]) {
+      const error = await reading.then(
+        () => null,
+        (thrown: Error) => thrown,
+      );
+      expect(error).toMatchObject({ code: FAULT, message: which });
+      expect(error?.message).toMatch(
+        /^\S+run\.json: damaged: .*; restore it from a copy or start a new run$/,
+      );
+    }
+  });
+
+  test.each([
+    ["null", "null", /damaged: \(whole file\)/],
+    ["text", "{", /damaged: not JSON/],
+    ["no progress", '{"schema":1,"metricsBytes":0,"indexBytes":0}', /damaged: progress: missing/],
+    [
+      "a negative length",
+      '{"schema":1,"progress":null,"metricsBytes":-1,"indexBytes":0}',
+      /damaged: metricsBytes/,
+    ],
+    ["nothing, being gone,", null, /missing, the run is damaged/],
+  ])("a state.json that holds %s is damaged", async (_, text, which) => {
+    await (await make()).close();
+    const file = path.join(at, "state.json");
+    await (text === null ? rm(file) : writeFile(file, text));
+    const error = await RunDirectory.open(at).then(
+      () => null,
+      (thrown: Error) => thrown,
+    );
+    expect(error).toMatchObject({ code: FAULT, message: which });
+    expect(error?.message).toMatch(/state\.json: .*; restore it from a copy or start a new run$/);
+    expect(await readdir(at)).not.toContain("lock");
+  });
+
   test("a path through a file is explained", async () => {
     await writeFile(path.join(path.dirname(at), "file"), "");
     at = path.join(path.dirname(at), "file", "run");
     await expect(make()).rejects.toMatchObject({ code: FAULT, message: /a part of the path is a file/ });
     at = path.dirname(at);
+  });
+});
+
+describe("a run in which nothing was recorded", () => {
+  test("is removed, with its folder if that was made for it", async () => {
+    expect(await (await make()).discardUnused()).toBe(true);
+    expect(await readdir(path.dirname(at))).toEqual([]);
+    await mkdir(at);
+    const run = await make();
+    expect(await run.discardUnused()).toBe(true);
+    expect(await readdir(at)).toEqual([]);
+    expect(await run.discardUnused()).toBe(false);
+    await (await make()).close();
+  });
+
+  test("stays if it was there before, and so does what somebody else put into it", async () => {
+    await (await make()).close();
+    {
+      await using reopened = await RunDirectory.open(at);
+      expect(await reopened.discardUnused()).toBe(false);
+    }
+    expect((await readManifest(at)).seed).toBe(7);
+    await rm(at, { recursive: true });
+    const run = await make();
+    await writeFile(path.join(at, "notes.txt"), "!");
+    expect(await run.discardUnused()).toBe(true);
+    expect(await readdir(at)).toEqual(["notes.txt"]);
+  });
+
+  test.each([
+    ["an event", (run: RunDirectory) => run.record({ type: "stage_start", stage: "base" })],
+    ["progress", (run: RunDirectory) => run.saveProgress(1)],
+    ["a checkpoint", (run: RunDirectory) => run.saveCheckpoint("base", async () => {})],
+  ])("is another than one with %s, which stays", async (_, write) => {
+    await using run = await make();
+    await write(run);
+    expect(await run.discardUnused()).toBe(false);
+    expect(await readManifest(at)).toEqual(run.manifest);
+  });
+
+  test("is not left half made", async () => {
+    const broken = RunDirectory.create(at, { config: 1n, seed: 7, version: "1.2.3" });
+    await expect(broken).rejects.toThrow(/BigInt/);
+    expect(await readdir(path.dirname(at))).toEqual([]);
   });
 });
 
@@ -183,6 +275,13 @@ describe("checkpoints", () => {
       message: /no checkpoint named none; it has rft, stage1-0004/,
     });
     expect(await readFile(path.join(at, "checkpoints", "latest", "model"), "utf8")).toBe("2");
+    await rm(path.join(at, "checkpoints", "latest"));
+    for (const name of [undefined, "latest"]) {
+      await expect(findCheckpoint(at, name)).rejects.toMatchObject({
+        code: FAULT,
+        message: /"latest" leads nowhere; name one with --checkpoint: rft, stage1-0004$/,
+      });
+    }
   });
 
   test("the same name again replaces it", async () => {
