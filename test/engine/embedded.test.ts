@@ -73,6 +73,14 @@ describe("embedded engine", () => {
     }
   });
 
+  it("draws by all 64 bits of the seed", async () => {
+    const prompt = ids("bits", 10);
+    const turns = [3n, 3n | (1n << 32n), 3n | (1n << 53n), 3n | (1n << 63n)].map(async (seed) =>
+      (await alone(prompt, { ...options(0), seed })).tokens.join(),
+    );
+    expect(new Set(await Promise.all(turns)).size).toBe(4);
+  });
+
   it("samples the same alone and in company", async () => {
     const prompts = Array.from({ length: 12 }, (_, i) => ids(`company ${i}`, 5 + 23 * i));
     const sessions = prompts.map((prompt) => opened(engine, prompt));

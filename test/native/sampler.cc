@@ -112,6 +112,40 @@ TEST(sampler_logprobs_are_the_trainers_in_any_chunking) {
   }
 }
 
+// Every token against the inverse of the cumulative distribution that the trainer's own scores make, at the uniform
+// of (seed, position): each place of a stream draws anew.
+TEST(sampler_draws_with_the_uniform_of_seed_and_position) {
+  const int32_t vocabulary = config().vocab_size;
+  for (const float temperature : {1.0f, 0.6f, 3.0f}) {
+    Bench bench;
+    std::vector<int32_t> stream = ids(1, 3);
+    const int64_t session = bench.open(stream);
+    for (const uint64_t seed : {5ull, 6ull, 0x9000000000000005ull}) {
+      Outcome& outcome = bench.start(session, seed, 20, temperature);
+      bench.finish();
+      CHECK(outcome.result.tokens.size() == 20);
+      for (const int32_t token : outcome.result.tokens) {
+        PackedBatch next;  // the stream so far, ended by each token in turn
+        for (int32_t last = 0; last < vocabulary; ++last) {
+          next.tokens.insert(next.tokens.end(), stream.begin(), stream.end());
+          next.tokens.push_back(last);
+          next.lengths.push_back(static_cast<int32_t>(stream.size()) + 1);
+        }
+        const std::vector<float> logprob = bench.rig.trainer.score(next, temperature, bench.rig.never).logprob;
+        double below = 0, upto = 0;
+        for (int32_t last = 0; last <= token; ++last) {
+          below = upto;
+          upto += std::exp(static_cast<double>(logprob[(last + 1) * (stream.size() + 1) - 1]));
+        }
+        // Probabilities that sum to 1, each good to a few 1e-6 of itself by its float32 logprob.
+        const double uniform = uniform01(seed, stream.size());
+        CHECK_NEAR(uniform, (below + upto) / 2, (upto - below) / 2 + 1e-5, "at position ", stream.size());
+        stream.push_back(token);
+      }
+    }
+  }
+}
+
 TEST(sampler_results_do_not_depend_on_the_company) {
   const auto length = [](int i) { return 3 + 29 * i; };
   std::vector<SampleResult> alone;
