@@ -130,15 +130,15 @@ describe("a job's YAML", () => {
   });
 
   it.each([
-    ["heldOut: 60", "heldOut: 60\n  testSeconds: 2147484", "tasks.testSeconds"],
+    [/heldOut: \d+/, "heldOut: 60\n  testSeconds: 2147484", "tasks.testSeconds"],
     [
       "evaluate:\n  runs: 10\n  limits: {",
       "evaluate:\n  runs: 10\n  limits: { episodeSeconds: 2147484,",
       "evaluate.limits.episodeSeconds",
     ],
-    ["train: 600", "train: 1000001", "tasks.train"],
-    ["heldOut: 60", "heldOut: 1000001", "tasks.heldOut"],
-    ["tokensPerStep: 450", "tokensPerStep: 1000001", "warmStart.tokensPerStep"],
+    [/train: \d+/, "train: 1000001", "tasks.train"],
+    [/heldOut: \d+/, "heldOut: 1000001", "tasks.heldOut"],
+    [/tokensPerStep: \d+/, "tokensPerStep: 1000001", "warmStart.tokensPerStep"],
   ])("bounds what a timer or the memory could not hold: %s → %s", (from, to, key) => {
     const mark = to.slice(to.lastIndexOf("\n") + 1);
     expect(faultsWith(from, to, mark)).toMatch(`HERE ${key}: Too big`);
