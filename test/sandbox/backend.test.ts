@@ -40,11 +40,11 @@ describe.each(KINDS)("a %s backend", (kind: LocalKind) => {
     const backend = await openBackend(kind);
     const sandbox = await backend.open({
       repository: makeRepository({ "a.txt": "a\n" }),
-      workdir: "/work/tree-1",
+      workdir: "/testbed/tree-1",
     });
-    expect(await sandbox.exec("pwd; cat /work/tree-1/a.txt")).toMatchObject({
-      output: "/work/tree-1\na\n",
-      cwd: "/work/tree-1",
+    expect(await sandbox.exec("pwd; cat /testbed/tree-1/a.txt")).toMatchObject({
+      output: "/testbed/tree-1\na\n",
+      cwd: "/testbed/tree-1",
     });
     await sandbox.exec("echo b >a.txt");
     expect(await sandbox.diff()).toContain("+b\n");
