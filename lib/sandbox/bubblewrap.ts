@@ -1,4 +1,5 @@
 // The strong kind: namespaces by bubblewrap. A sandbox sees the system read-only, its tree, its /tmp, and nobody else.
+import { spawnSync } from "node:child_process";
 import { chmodSync, copyFileSync, existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Python, quote, SANDBOX_PATH, sandboxEnvironment, systemMounts, writeEtc } from "./host.ts";
@@ -7,7 +8,7 @@ import type { Owner } from "./tree.ts";
 
 /** Holds `python`; first on the PATH inside. */
 const EXTRA_BIN = "/opt/bin";
-/** The resident shell: a bash that may be run but not read, which keeps its pipes in /proc from everybody else. */
+/** Where the resident shell lies inside. */
 const RESIDENT_BASH = "/opt/resident/bash";
 /** The base commit's objects, read-only, for diffs that no agent can spoil. */
 export const BASE_INSIDE = "/opt/base";
@@ -26,11 +27,6 @@ export function bubblewrapPlan(options: {
   const { scratch, bwrap, bash, script, python, user } = options;
   const etc = join(scratch, "etc");
   if (!existsSync(etc)) writeEtc(etc);
-  const unreadable = join(scratch, "bash");
-  if (!existsSync(unreadable)) {
-    copyFileSync(bash, unreadable);
-    chmodSync(unreadable, 0o111);
-  }
   const devices = ["null", "zero", "full", "random", "urandom"].flatMap((name) => {
     const path = `/dev/${name}`;
     return existsSync(path) ? ["--dev-bind", path, path] : [];
@@ -51,7 +47,7 @@ export function bubblewrapPlan(options: {
     "--as-pid-1",
     ...systemMounts(),
     ...["--ro-bind", etc, "/etc", "--proc", "/proc"],
-    ...["--ro-bind", unreadable, RESIDENT_BASH],
+    ...["--ro-bind", residentBash(scratch, bash), RESIDENT_BASH],
     ...devices,
     ...["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/proc/self/fd/0", "/dev/stdin"],
     ...["--symlink", "/proc/self/fd/1", "/dev/stdout", "--symlink", "/proc/self/fd/2", "/dev/stderr"],
@@ -72,4 +68,17 @@ export function bubblewrapPlan(options: {
     sweep: null,
     group: false,
   };
+}
+
+/**
+ * A bash that may be run but not read: the kernel keeps what such a process has in /proc, its pipes among it, from all
+ * others. The host's own bash where `scratch` lies on a file system that runs no programs.
+ */
+function residentBash(scratch: string, bash: string): string {
+  const copy = join(scratch, "bash");
+  if (!existsSync(copy)) {
+    copyFileSync(bash, copy);
+    chmodSync(copy, 0o111);
+  }
+  return spawnSync(copy, ["-c", ":"], { timeout: 10_000 }).status === 0 ? copy : bash;
 }

@@ -109,12 +109,18 @@ export class LocalSandbox implements Sandbox {
       // Through a file of our own: what the agent left running may print at any time. read(1) fails at the end of a file
       // and succeeds at a NUL, which no text has.
       const bytes = await this.#withTemporary(Buffer.alloc(0), async (inside, outside) => {
-        const result = await this.#runOwn(
+        const command =
           `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ ! -e ${file} ]]; then builtin exit 20; ` +
-            `elif [[ ! -f ${file} ]]; then builtin exit 22; fi; ` +
-            `IFS= builtin read -r -d '' __text <${file} && builtin exit 23; ` +
-            `[[ -r ${file} ]] || builtin exit 24; builtin printf %s "$__text" >|${inside} ) >/dev/null 2>&1`,
-        );
+          `elif [[ ! -f ${file} ]]; then builtin exit 22; fi; ` +
+          `IFS= builtin read -r -d '' __text <${file} && builtin exit 23; ` +
+          `[[ -r ${file} ]] || builtin exit 24; builtin printf %s "$__text" >|${inside} ) >/dev/null 2>&1`;
+        const options = { timeoutMs: INTERNAL_MS, keep: 0 };
+        let result = await this.#run(command, options);
+        if (this.#used && result.status !== 0 && !FILE_FAULTS[result.status ?? -1]) {
+          // Nothing is wrong with the file: the agent has bent the shell.
+          await this.#dropShell();
+          result = await this.#run(command, options);
+        }
         const fault = FILE_FAULTS[result.status ?? -1];
         if (fault) throw new SandboxFileError(path, fault);
         const read = result.end === "done" && result.status === 0 ? readOwn(outside) : null;
@@ -137,9 +143,10 @@ export class LocalSandbox implements Sandbox {
       }
       const file = quote(this.#resolve(path));
       await this.#withTemporary(bytes, async (inside) => {
-        const result = await this.#runOwn(
+        const result = await this.#run(
           `( if [[ -d ${file} ]]; then builtin exit 21; elif [[ -e ${file} && ! -f ${file} ]]; then builtin exit 22; fi; ` +
-            `IFS= builtin read -r -d '' __text <${inside}; builtin printf %s "$__text" >|${file} )`,
+            `IFS= builtin read -r -d '' __text <${inside} || :; builtin printf %s "$__text" >|${file} )`,
+          { timeoutMs: INTERNAL_MS, keep: 4096 },
         );
         if (result.end === "done" && result.status === 0) return;
         // bash says it as "bash: line 1: a/b: No such file or directory".
@@ -294,15 +301,6 @@ export class LocalSandbox implements Sandbox {
       await this.#dropShell();
       throw error;
     }
-  }
-
-  /** Runs shell text of `read` and `write`; where the agent has bent the shell so that it fails, again in a new one. */
-  async #runOwn(command: string): Promise<ShellResult> {
-    const options = { timeoutMs: INTERNAL_MS, keep: 4096 };
-    const result = await this.#run(command, options);
-    if (!this.#used || result.status === 0 || FILE_FAULTS[result.status ?? -1]) return result;
-    await this.#dropShell();
-    return this.#run(command, options);
   }
 
   async #startShell(signal?: AbortSignal): Promise<ResidentShell> {

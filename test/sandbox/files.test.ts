@@ -101,6 +101,15 @@ describe.each(KINDS)("files of a %s sandbox", (kind: LocalKind) => {
     expect((await sandbox.exec("cat own.txt")).output).toBe("three\n");
   });
 
+  it("keeps the shell and what it exports when a file cannot be read or written", async () => {
+    await sandbox.exec("export KEPT=1");
+    for (const path of ["none.txt", "sub", "bin.dat"]) await expect(sandbox.read(path)).rejects.toThrow(path);
+    for (const path of ["no/such/place", "sub", "/usr/x"]) {
+      await expect(sandbox.write(path, "x")).rejects.toThrow(path);
+    }
+    expect((await sandbox.exec("echo $KEPT")).output).toBe("1\n");
+  });
+
   it("does not follow a link of the agent's out of the sandbox", async () => {
     const outside = temporaryDirectory();
     const secret = join(outside, "secret");
