@@ -73,8 +73,8 @@ describe("create and open", () => {
     await (await make()).close();
     const file = path.join(at, "run.json");
     await writeFile(file, text);
-    for (const reading of [readManifest(at), RunDirectory.open(at)]) {
-      const error = await reading.then(
+    for (const read of [readManifest, RunDirectory.open]) {
+      const error = await read(at).then(
         () => null,
         (thrown: Error) => thrown,
       );
