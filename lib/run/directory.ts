@@ -113,7 +113,10 @@ async function syncTree(directory: string): Promise<void> {
 
 /** Undoes a checkpoint that was being saved when the job was killed. */
 async function tidyCheckpoints(root: string): Promise<void> {
-  const names = await readdir(root);
+  const names = await readdir(root).catch((error: unknown) => {
+    if (!isMissing(error)) throw error;
+    throw fault(`${root}: missing, the run is damaged; ${RESTORE}`, { cause: error });
+  });
   for (const hidden of names.filter((name) => name.startsWith("."))) {
     const from = path.join(root, hidden);
     const replaced = hidden.startsWith(".old-") ? hidden.slice(".old-".length) : null;

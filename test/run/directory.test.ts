@@ -108,6 +108,16 @@ describe("create and open", () => {
     expect(await readdir(at)).not.toContain("lock");
   });
 
+  test("a run without its checkpoints is damaged", async () => {
+    await (await make()).close();
+    await rm(path.join(at, "checkpoints"), { recursive: true });
+    await expect(RunDirectory.open(at)).rejects.toMatchObject({
+      code: FAULT,
+      message: /checkpoints: missing, the run is damaged; restore it/,
+    });
+    expect(await readdir(at)).not.toContain("lock");
+  });
+
   test("a path through a file is explained", async () => {
     await writeFile(path.join(path.dirname(at), "file"), "");
     at = path.join(path.dirname(at), "file", "run");
