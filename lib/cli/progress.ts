@@ -47,7 +47,9 @@ export class Progress implements ProgressSink {
   update(done: number, note?: string): void {
     this.#done = done;
     if (note !== undefined) this.#note = note;
-    this.#show(false);
+    // In a file the phase's last line would stand there twice.
+    const complete = this.#total !== undefined && done >= this.#total;
+    if (this.#stream.isTTY || !complete) this.#show(false);
   }
 
   /** A line that stays: above the phase that it falls into, below one that is complete. */
