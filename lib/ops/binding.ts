@@ -18,8 +18,33 @@ export interface NativeDecoderConfig {
   rope_theta: number;
   rms_norm_eps: number;
   tie_word_embeddings: boolean;
+  /** Biases on q, k and v (Qwen2). */
   attention_bias: boolean;
+  /** RMSNorm of each query and key head (Qwen3); absent = false. */
+  qk_norm?: boolean;
+  rope_scaling?: NativeRopeScaling;
 }
+
+/** Rotary frequencies stretched beyond the length of pretraining; see native/model/rope.h for the defaults. */
+export type NativeRopeScaling =
+  | {
+      rope_type: "yarn";
+      factor: number;
+      original_max_position_embeddings: number;
+      beta_fast?: number;
+      beta_slow?: number;
+      attention_factor?: number;
+      mscale?: number;
+      mscale_all_dim?: number;
+      truncate?: boolean;
+    }
+  | {
+      rope_type: "llama3";
+      factor: number;
+      original_max_position_embeddings: number;
+      low_freq_factor: number;
+      high_freq_factor: number;
+    };
 
 export interface NativeRankOptions {
   config: NativeDecoderConfig;

@@ -15,6 +15,7 @@ class Arguments {
   // `where` is the argument's name in messages.
   Arguments(Napi::Value value, std::string where);
 
+  bool has(const char* field) const { return !get(field).IsUndefined(); }
   Arguments object(const char* field) const;
   double number(const char* field, double low, double high) const;
   float real(const char* field, double low, double high) const { return static_cast<float>(number(field, low, high)); }

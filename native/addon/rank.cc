@@ -19,6 +19,28 @@ constexpr napi_type_tag kRankTag = {0x6d3fb1f0a8c94e57, 0x9e0c51d27b64f813};
 constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
 constexpr double kUnbounded = std::numeric_limits<double>::infinity();
 
+RopeScaling read_rope_scaling(const Arguments& from) {
+  RopeScaling rope;
+  const std::string type = from.text("rope_type");
+  require(type == "yarn" || type == "llama3", "config.rope_scaling.rope_type must be \"yarn\" or \"llama3\", got \"",
+          type, "\"");
+  rope.rope_type = type == "yarn" ? RopeScaling::Type::yarn : RopeScaling::Type::llama3;
+  rope.original_max_position_embeddings = from.integer("original_max_position_embeddings", 1, kMost);
+  if (from.has("truncate")) rope.truncate = from.boolean("truncate");
+  const auto read = [&](const char* field, double& value) {
+    if (from.has(field)) value = from.number(field, 0, 1e9);
+  };
+  read("factor", rope.factor);
+  read("beta_fast", rope.beta_fast);
+  read("beta_slow", rope.beta_slow);
+  read("attention_factor", rope.attention_factor);
+  read("mscale", rope.mscale);
+  read("mscale_all_dim", rope.mscale_all_dim);
+  read("low_freq_factor", rope.low_freq_factor);
+  read("high_freq_factor", rope.high_freq_factor);
+  return rope;
+}
+
 DecoderConfig read_config(const Arguments& from) {
   DecoderConfig config;
   config.vocab_size = from.integer("vocab_size", 1, kMost);
@@ -29,10 +51,12 @@ DecoderConfig read_config(const Arguments& from) {
   config.num_key_value_heads = from.integer("num_key_value_heads", 1, kMost);
   config.head_dim = from.integer("head_dim", 1, kMost);
   config.max_position_embeddings = from.integer("max_position_embeddings", 1, kMost);
-  config.rope_theta = from.real("rope_theta", 0, 1e30);
+  config.rope_theta = from.number("rope_theta", 0, 1e30);
+  if (from.has("rope_scaling")) config.rope_scaling = read_rope_scaling(from.object("rope_scaling"));
   config.rms_norm_eps = from.real("rms_norm_eps", 0, 1);
   config.tie_word_embeddings = from.boolean("tie_word_embeddings");
   config.attention_bias = from.boolean("attention_bias");
+  config.qk_norm = from.has("qk_norm") && from.boolean("qk_norm");
   return config;
 }
 
@@ -243,7 +267,7 @@ Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
 Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const PolicyLoss loss = read_loss(Arguments(info[1], "loss"));
-  batch.check(config_.vocab_size, config_.max_position_embeddings);
+  batch.check(config_.vocab_size, config_.positions());
   return submit<LossResult>(info.Env(), [batch = std::move(batch), loss](Rank& rank, const std::atomic<bool>& aborted) {
     return rank.trainer().accumulate(batch, loss, aborted);
   });
@@ -252,7 +276,7 @@ Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
 Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const float temperature = static_cast<float>(check_temperature(number_argument(info[1], "temperature", 0, 1e3)));
-  batch.check(config_.vocab_size, config_.max_position_embeddings);
+  batch.check(config_.vocab_size, config_.positions());
   return submit<LossResult>(info.Env(),
                             [batch = std::move(batch), temperature](Rank& rank, const std::atomic<bool>& aborted) {
                               return rank.trainer().score(batch, temperature, aborted);
@@ -338,8 +362,8 @@ Napi::Value RankObject::extend_session(const Napi::CallbackInfo& info) {
             ", outside the vocabulary of ", config_.vocab_size);
   }
   const int64_t length = to.length + static_cast<int64_t>(tokens.size());
-  require(length <= config_.max_position_embeddings, "session ", id, " of ", to.length, " tokens cannot take ",
-          tokens.size(), " more: max_position_embeddings is ", config_.max_position_embeddings);
+  require(length <= config_.positions(), "session ", id, " of ", to.length, " tokens cannot take ", tokens.size(),
+          " more: the model's context is ", config_.positions());
   Rank& rank = live();
   rank.post([&rank, id, tokens = std::move(tokens), table = table_] {
     rank.sampler().extend(table->at(id), tokens.data(), tokens.size());
@@ -366,8 +390,7 @@ Napi::Value RankObject::sample_session(const Napi::CallbackInfo& info) {
   SampleRequest request = read_request(Arguments(info[1], "request"));
   Session& from = idle_session(id, "sampled again");
   require(from.length > 0, "session ", id, " holds no tokens; extend it before sampling");
-  require(from.length < config_.max_position_embeddings, "session ", id, " is full: max_position_embeddings is ",
-          config_.max_position_embeddings);
+  require(from.length < config_.positions(), "session ", id, " is full: the model's context is ", config_.positions());
   Rank& rank = live();
   const auto call = std::make_shared<Call>(info.Env());
   // Filled on the engine thread before the call settles, read after it on this one.

@@ -103,6 +103,16 @@ class Ops {
   virtual void rmsnorm_backward(Stream&, Tensor dy, Tensor s, Tensor w, Tensor rstd, Tensor ds, bool accumulate,
                                 Tensor dw) const = 0;
 
+  // --- RMSNorm of each query and key head, in place on the q and k parts of qkv [m, (heads + 2 kv_heads) * d] --
+  // Of a head x: x <- x * rstd * w, w = wq for the queries and wk for the keys (f32 [d]). raw receives x, rstd its
+  // statistics, queries first; raw may be null.
+  virtual void qk_norm_forward(Stream&, Tensor qkv, Tensor wq, Tensor wk, float eps, int heads, int kv_heads,
+                               Tensor raw /* [m, (heads + kv_heads) * d] */,
+                               Tensor rstd /* f32 [m, heads + kv_heads] */) const = 0;
+  // In place on the q and k parts of dqkv; dwq, dwk += ...
+  virtual void qk_norm_backward(Stream&, Tensor dqkv, Tensor raw, Tensor wq, Tensor wk, Tensor rstd, int heads,
+                                int kv_heads, Tensor dwq, Tensor dwk) const = 0;
+
   // --- rotary embedding, in place on the q and k parts of qkv [m, (heads + 2 kv_heads) * head_dim] --
   // Half-split convention (Qwen2, Llama in Hugging Face form). backward = true applies the transpose.
   virtual void rope(Stream&, Tensor qkv, Tensor positions /* i32 [m] */, RopeTable table, int heads, int kv_heads,

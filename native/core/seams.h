@@ -12,11 +12,11 @@ namespace tokenring {
 
 // What one decoder layer computes with. `index` -1 is the embedding and, with the last layer, the head.
 struct LayerWeights {
-  Weight qkv, o, gate_up, down;            // compute copies
-  Tensor qkv_bias, input_norm, post_norm;  // f32
+  Weight qkv, o, gate_up, down;                            // compute copies
+  Tensor qkv_bias, q_norm, k_norm, input_norm, post_norm;  // f32; the first three null where the model has none
 };
 struct LayerGradients {
-  Tensor qkv, qkv_bias, o, gate_up, down, input_norm, post_norm;  // f32, accumulated into
+  Tensor qkv, qkv_bias, q_norm, k_norm, o, gate_up, down, input_norm, post_norm;  // f32, accumulated into
 };
 struct EdgeWeights {
   Tensor embedding;   // f32 [v,h]

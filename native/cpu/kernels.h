@@ -113,6 +113,7 @@ struct Kernels {
   void (*attend_delta)(int64_t rows, int heads, int head_dim, const float* dout, const float* out, float* delta);
   void (*attend_backward)(const AttendTileBackward&);
 
+  // Two passes over each row, so that y may be x (with sum elsewhere or null), and ds may be dy.
   void (*rmsnorm)(int64_t rows, int64_t h, const float* x, const float* r, const float* w, float eps, float* sum,
                   float* y, float* rstd);
   void (*rmsnorm_dx)(int64_t rows, int64_t h, const float* dy, const float* s, const float* w, const float* rstd,

@@ -24,6 +24,10 @@ class CpuOps final : public Ops {
                        Tensor rstd) const override;
   void rmsnorm_backward(Stream&, Tensor dy, Tensor s, Tensor w, Tensor rstd, Tensor ds, bool accumulate,
                         Tensor dw) const override;
+  void qk_norm_forward(Stream&, Tensor qkv, Tensor wq, Tensor wk, float eps, int heads, int kv_heads, Tensor raw,
+                       Tensor rstd) const override;
+  void qk_norm_backward(Stream&, Tensor dqkv, Tensor raw, Tensor wq, Tensor wk, Tensor rstd, int heads, int kv_heads,
+                        Tensor dwq, Tensor dwk) const override;
   void rope(Stream&, Tensor qkv, Tensor positions, RopeTable table, int heads, int kv_heads, int head_dim,
             bool backward) const override;
 

@@ -61,6 +61,72 @@ void CpuOps::rmsnorm_backward(Stream& stream, Tensor dy, Tensor s, Tensor w, Ten
   });
 }
 
+// The heads of one token are rows that follow each other, so the kernels of RMSNorm serve.
+void CpuOps::qk_norm_forward(Stream& stream, Tensor qkv, Tensor wq, Tensor wk, float eps, int heads, int kv_heads,
+                             Tensor raw, Tensor rstd) const {
+  check_matrix("qk_norm_forward", "qkv", qkv);
+  require(wq.rank == 1, "qk_norm_forward: wq is ", shape_text(wq), ", must be a vector");
+  require(heads > 0 && kv_heads > 0, "qk_norm_forward: ", heads, " heads, ", kv_heads, " kv heads");
+  const int64_t m = qkv.shape[0], d = wq.shape[0], normed = heads + kv_heads, ld = (normed + kv_heads) * d;
+  check("qk_norm_forward", "qkv", qkv, DType::f32, {m, ld});
+  check("qk_norm_forward", "wq", wq, DType::f32, {d});
+  check("qk_norm_forward", "wk", wk, DType::f32, {d});
+  if (raw) check("qk_norm_forward", "raw", raw, DType::f32, {m, normed * d});
+  check("qk_norm_forward", "rstd", rstd, DType::f32, {m, normed});
+  cpu_stream(stream).enqueue([=, this] {
+    share(m, static_cast<double>(normed * d) * 0.3, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto part = [&](int64_t first, int64_t count, const float* w) {
+          float* x = qkv.f32() + i * ld + first * d;
+          float* kept = raw ? raw.f32() + (i * normed + first) * d : nullptr;
+          k_.rmsnorm(count, d, x, nullptr, w, eps, kept, x, rstd.f32() + i * normed + first);
+        };
+        part(0, heads, wq.f32());
+        part(heads, kv_heads, wk.f32());
+      }
+    });
+  });
+}
+
+void CpuOps::qk_norm_backward(Stream& stream, Tensor dqkv, Tensor raw, Tensor wq, Tensor wk, Tensor rstd, int heads,
+                              int kv_heads, Tensor dwq, Tensor dwk) const {
+  check_matrix("qk_norm_backward", "dqkv", dqkv);
+  require(wq.rank == 1, "qk_norm_backward: wq is ", shape_text(wq), ", must be a vector");
+  require(heads > 0 && kv_heads > 0, "qk_norm_backward: ", heads, " heads, ", kv_heads, " kv heads");
+  const int64_t m = dqkv.shape[0], d = wq.shape[0], normed = heads + kv_heads, ld = (normed + kv_heads) * d;
+  check("qk_norm_backward", "dqkv", dqkv, DType::f32, {m, ld});
+  check("qk_norm_backward", "raw", raw, DType::f32, {m, normed * d});
+  check("qk_norm_backward", "rstd", rstd, DType::f32, {m, normed});
+  for (const auto& [name, t] : {std::pair{"wq", wq}, {"wk", wk}, {"dwq", dwq}, {"dwk", dwk}})
+    check("qk_norm_backward", name, t, DType::f32, {d});
+  cpu_stream(stream).enqueue([=, this] {
+    // First the weights: the gradient of the heads overwrites what they need. Threads share columns, tokens and
+    // within them heads are summed in order.
+    const int64_t columns = 16, groups = (d + columns - 1) / columns;
+    share(2 * groups, static_cast<double>(m * heads * columns) * 0.2, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const bool keys = item >= groups;
+        const int64_t c = item % groups * columns, first = keys ? heads : 0;
+        float* dw = (keys ? dwk : dwq).f32() + c;
+        for (int64_t i = 0; i < m; ++i)
+          k_.rmsnorm_dw(keys ? kv_heads : heads, std::min(columns, d - c), d, dqkv.f32() + i * ld + first * d + c,
+                        raw.f32() + (i * normed + first) * d + c, rstd.f32() + i * normed + first, dw);
+      }
+    });
+    share(m, static_cast<double>(normed * d) * 0.4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto part = [&](int64_t first, int64_t count, const float* w) {
+          float* dx = dqkv.f32() + i * ld + first * d;
+          const int64_t at = i * normed + first;
+          k_.rmsnorm_dx(count, d, dx, raw.f32() + at * d, w, rstd.f32() + at, dx, false);
+        };
+        part(0, heads, wq.f32());
+        part(heads, kv_heads, wk.f32());
+      }
+    });
+  });
+}
+
 void CpuOps::rope(Stream& stream, Tensor qkv, Tensor positions, RopeTable table, int heads, int kv_heads, int head_dim,
                   bool backward) const {
   check_matrix("rope", "qkv", qkv);

@@ -10,7 +10,7 @@ void PackedBatch::check(int32_t vocab_size, int32_t max_positions) const {
   for (size_t d = 0; d < lengths.size(); ++d) {
     require(lengths[d] > 0, "batch: lengths[", d, "] is ", lengths[d], "; a document has at least one token");
     require(lengths[d] <= max_positions, "batch: document ", d, " has ", lengths[d],
-            " tokens, more than max_position_embeddings (", max_positions, ")");
+            " tokens, more than the model's context (", max_positions, ")");
     sum += lengths[d];
   }
   require(sum == static_cast<int64_t>(tokens.size()), "batch: lengths sum to ", sum, " but there are ", tokens.size(),

@@ -47,6 +47,23 @@ struct Builder {
                  });
   }
 
+  void qk_norm(int layer, Slot qkv, const LayerWeights& w, Slot raw, Slot rstd) {
+    schedule.add("qk_norm_forward", layer, 2 * bytes({qkv}) + bytes({raw, rstd}), 4 * qkv.shape[0] * qkv.shape[1],
+                 [&ops = ops, &c = config, qkv, wq = w.q_norm, wk = w.k_norm, raw, rstd](const Frame& f) {
+                   ops.qk_norm_forward(f.stream, f[qkv], wq, wk, c.rms_norm_eps, c.num_attention_heads,
+                                       c.num_key_value_heads, f[raw], f[rstd]);
+                 });
+  }
+
+  void qk_norm_backward(int layer, Slot dqkv, const LayerWeights& w, Slot raw, Slot rstd, const LayerGradients& d) {
+    schedule.add("qk_norm_backward", layer, 2 * bytes({dqkv, raw, rstd}), 10 * raw.shape[0] * raw.shape[1],
+                 [&ops = ops, &c = config, dqkv, wq = w.q_norm, wk = w.k_norm, raw, rstd, dq = d.q_norm,
+                  dk = d.k_norm](const Frame& f) {
+                   ops.qk_norm_backward(f.stream, f[dqkv], f[raw], wq, wk, f[rstd], c.num_attention_heads,
+                                        c.num_key_value_heads, dq, dk);
+                 });
+  }
+
   void rope(int layer, Slot qkv, Slot positions, RopeTable table, bool backward) {
     schedule.add("rope", layer, 2 * bytes({qkv}), 3 * qkv.shape[0] * qkv.shape[1],
                  [&ops = ops, qkv, positions, table, heads = config.num_attention_heads,
@@ -104,6 +121,13 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
     at.qkv = build.rows(m, qkv);
     build.linear(layer, at.y1, w.qkv, w.qkv_bias, at.qkv);
     drop(at.y1);
+    if (c.qk_norm) {
+      const int64_t normed = c.num_attention_heads + c.num_key_value_heads;
+      if (keep) at.qk = build.rows(m, normed * c.head_dim);
+      at.rstd_qk = schedule.slot(DType::f32, {m, normed});
+      build.qk_norm(layer, at.qkv, w, at.qk, at.rstd_qk);
+      drop(at.rstd_qk);
+    }
     build.rope(layer, at.qkv, positions, rope_, false);
     at.out = build.rows(m, q);
     at.lse = schedule.slot(DType::f32, {m, c.num_attention_heads});
@@ -182,6 +206,8 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
     attend.backward(schedule, layer, dout, at.qkv, at.out, at.lse, dqkv);
     release({dout, at.out, at.lse, at.qkv});
     build.rope(layer, dqkv, pass.positions, rope_, true);
+    if (c.qk_norm) build.qk_norm_backward(layer, dqkv, w, at.qk, at.rstd_qk, d);
+    release({at.qk, at.rstd_qk});
     const Slot dy1 = build.rows(m, h);
     build.linear_backward(layer, dqkv, w.qkv, at.y1, d.qkv, d.qkv_bias, dy1);
     release({dqkv, at.y1});

@@ -1,7 +1,7 @@
 // The decoder that the trainer and the sampler share, as entries of a Schedule.
 //
-// Pre-norm blocks of the Qwen2 / Llama family:
-//   s1 = x + r;  y1 = rmsnorm(s1);  qkv = y1 Wqkv^T + b;  rope;  a = attend(qkv);  r = a Wo^T
+// Pre-norm blocks of the Qwen2, Qwen3 and Llama families (biases b in Qwen2, qk_norm in Qwen3):
+//   s1 = x + r;  y1 = rmsnorm(s1);  qkv = y1 Wqkv^T + b;  qk_norm; rope;  a = attend(qkv);  r = a Wo^T
 //   s2 = s1 + r; y2 = rmsnorm(s2);  gu = y2 Wgu^T;  m = silu(gate) * up;           r = m Wdown^T
 // and hidden = rmsnorm(s2 + r) after the last. It reaches parameters, gradients and attention only through the
 // seams (core/seams.h), so one rank, shards and rings build from the same code.
@@ -20,6 +20,7 @@ namespace tokenring {
 struct DecoderPass {
   struct Layer {
     Slot s1, rstd1, y1;   // residual stream [m,h] before attention, f32 [m], normed [m,h]
+    Slot qk, rstd_qk;     // with qk_norm: q and k before it [m, (heads + kv) d], f32 [m, heads + kv]
     Slot qkv, out, lse;   // after rope [m, (heads + 2 kv) d]; [m, heads d]; f32 [m, heads]
     Slot s2, rstd2, y2;   // the same before the MLP
     Slot gate_up, gated;  // [m, 2f], [m, f]

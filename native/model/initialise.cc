@@ -3,6 +3,7 @@
 
 #include "core/random.h"
 #include "model/parameters.h"
+#include "model/rope.h"
 
 namespace tokenring {
 
@@ -22,11 +23,12 @@ void bias_to_previous_tokens(const DecoderConfig& config, const std::string& nam
   const bool query = name == "model.layers.0.self_attn.q_proj.bias";
   if (!query && name != "model.layers.0.self_attn.k_proj.bias") return;
   const int half = config.head_dim / 2;
+  const RopeFrequencies rope = rope_frequencies(config);
   const int heads = query ? config.num_attention_heads : config.num_key_value_heads;
   for (int head = 0; head < heads; ++head) {
     const int distance = query ? kDistances[head % 4] : 0;
     for (int i = 0; i < std::min(kPairs, half); ++i) {
-      const double angle = distance * std::pow(static_cast<double>(config.rope_theta), -2.0 * i / config.head_dim);
+      const double angle = distance * rope.radians[i];
       values[head * config.head_dim + i] = static_cast<float>(amplitude * std::cos(angle));
       values[head * config.head_dim + half + i] = static_cast<float>(-amplitude * std::sin(angle));
     }

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "model/rope.h"
+
 namespace tokenring {
 
 namespace {
@@ -12,7 +14,7 @@ constexpr int64_t kAlignElements = 64;  // 256 bytes
 int64_t aligned(int64_t elements) { return (elements + kAlignElements - 1) / kAlignElements * kAlignElements; }
 
 struct LayerLayout {
-  int64_t qkv, o, gate_up, down, qkv_bias, input_norm, post_norm;  // offsets in elements
+  int64_t qkv, o, gate_up, down, qkv_bias, q_norm, k_norm, input_norm, post_norm;  // offsets in elements
 };
 
 // Gives offsets in the flat buffers: a block is one aligned run of rows, cut into the tensors that Hugging Face knows.
@@ -65,6 +67,8 @@ struct Parameters::Impl {
 
   Impl(Device& device, const DecoderConfig& config) : device(device), ops(device.ops()), config(config) {
     config.check();
+    // Heads that the backend's attention does not take are refused here, before any memory is.
+    ops.attention_workspace(1, config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     lay_out();
     const size_t bytes = static_cast<size_t>(layout.elements) * sizeof(float);
     master = Buffer(device, bytes);
@@ -102,6 +106,10 @@ struct Parameters::Impl {
       if (config.attention_bias) {
         at.at.qkv_bias = layout.block(
             {{attention + "q_proj.bias", q}, {attention + "k_proj.bias", kv}, {attention + "v_proj.bias", kv}}, 0);
+      }
+      if (config.qk_norm) {
+        at.at.q_norm = layout.block({{attention + "q_norm.weight", config.head_dim}}, 0);
+        at.at.k_norm = layout.block({{attention + "k_norm.weight", config.head_dim}}, 0);
       }
       at.at.input_norm = layout.block({{layer + "input_layernorm.weight", h}}, 0);
       at.at.post_norm = layout.block({{layer + "post_attention_layernorm.weight", h}}, 0);
@@ -147,14 +155,14 @@ struct Parameters::Impl {
 
   // In double: the angle of a late position loses its low bits in float.
   void make_rope(Stream& stream) {
-    const int64_t positions = config.max_position_embeddings, half = config.head_dim / 2;
+    const int64_t positions = config.positions(), half = config.head_dim / 2;
+    const RopeFrequencies rope = rope_frequencies(config);
     std::vector<float> cos(positions * half), sin(positions * half);
     for (int64_t i = 0; i < half; ++i) {
-      const double frequency =
-          std::pow(static_cast<double>(config.rope_theta), -2.0 * static_cast<double>(i) / config.head_dim);
       for (int64_t p = 0; p < positions; ++p) {
-        cos[p * half + i] = static_cast<float>(std::cos(static_cast<double>(p) * frequency));
-        sin[p * half + i] = static_cast<float>(std::sin(static_cast<double>(p) * frequency));
+        const double angle = static_cast<double>(p) * rope.radians[i];
+        cos[p * half + i] = static_cast<float>(rope.magnitude * std::cos(angle));
+        sin[p * half + i] = static_cast<float>(rope.magnitude * std::sin(angle));
       }
     }
     rope_cos = Buffer(device, cos.size() * sizeof(float));
@@ -221,7 +229,7 @@ void Parameters::publish(Stream& stream) {
 
 RopeTable Parameters::rope() const {
   const Impl& p = *impl_;
-  const int64_t positions = p.config.max_position_embeddings, half = p.config.head_dim / 2;
+  const int64_t positions = p.config.positions(), half = p.config.head_dim / 2;
   return RopeTable{p.view(p.rope_cos, 0, positions, half), p.view(p.rope_sin, 0, positions, half)};
 }
 
@@ -235,6 +243,8 @@ LayerWeights Parameters::acquire(Schedule&, int layer) {
       .gate_up = l.gate_up,
       .down = l.down,
       .qkv_bias = p.config.attention_bias ? p.view(p.master, l.at.qkv_bias, p.qkv_rows()) : Tensor{},
+      .q_norm = p.config.qk_norm ? p.view(p.master, l.at.q_norm, p.config.head_dim) : Tensor{},
+      .k_norm = p.config.qk_norm ? p.view(p.master, l.at.k_norm, p.config.head_dim) : Tensor{},
       .input_norm = p.view(p.master, l.at.input_norm, h),
       .post_norm = p.view(p.master, l.at.post_norm, h),
   };
@@ -259,6 +269,8 @@ LayerGradients Parameters::layer(Schedule&, int layer) {
   return LayerGradients{
       .qkv = matrix(l.qkv, l.at.qkv),
       .qkv_bias = p.config.attention_bias ? p.view(p.gradient, l.at.qkv_bias, p.qkv_rows()) : Tensor{},
+      .q_norm = p.config.qk_norm ? p.view(p.gradient, l.at.q_norm, p.config.head_dim) : Tensor{},
+      .k_norm = p.config.qk_norm ? p.view(p.gradient, l.at.k_norm, p.config.head_dim) : Tensor{},
       .o = matrix(l.o, l.at.o),
       .gate_up = matrix(l.gate_up, l.at.gate_up),
       .down = matrix(l.down, l.at.down),

@@ -324,7 +324,7 @@ struct Sampler::Impl {
       const std::vector<int32_t>& stop = request.options.stop;
       const bool stopped = std::find(stop.begin(), stop.end(), token) != stop.end();
       const bool full = static_cast<int32_t>(request.logprobs.size()) == request.options.max_tokens ||
-                        session.size() == parameters.config().max_position_embeddings;
+                        session.size() == parameters.config().positions();
       if (stopped || full) finished.push_back(end(session, nullptr, stopped));
     }
   }
@@ -406,16 +406,16 @@ void Sampler::extend(int64_t session, const int32_t* tokens, size_t n) {
     require(tokens[i] >= 0 && tokens[i] < config.vocab_size, "token ", tokens[i], " at index ", i,
             " is outside the vocabulary of ", config.vocab_size);
   }
-  require(to.size() + static_cast<int64_t>(n) <= config.max_position_embeddings, "session ", session, " of ", to.size(),
-          " tokens cannot take ", n, " more: max_position_embeddings is ", config.max_position_embeddings);
+  require(to.size() + static_cast<int64_t>(n) <= config.positions(), "session ", session, " of ", to.size(),
+          " tokens cannot take ", n, " more: the model's context is ", config.positions());
   to.tokens.insert(to.tokens.end(), tokens, tokens + n);
 }
 
 void Sampler::sample(int64_t session, SampleRequest request, SampleDone done) {
   Session& from = impl_->find_idle(session, "sampled again");
-  const int32_t limit = impl_->parameters.config().max_position_embeddings;
+  const int32_t limit = impl_->parameters.config().positions();
   require(from.size() > 0, "session ", session, " holds no tokens; extend it before sampling");
-  require(from.size() < limit, "session ", session, " is full: max_position_embeddings is ", limit);
+  require(from.size() < limit, "session ", session, " is full: the model's context is ", limit);
   require(request.max_tokens >= 1, "max_tokens must be at least 1, got ", request.max_tokens);
   require(request.temperature == 0 || (request.temperature >= 1e-3f && request.temperature <= 1e3f),
           "temperature must be 0 (greedy) or lie in [0.001, 1000], got ", request.temperature);

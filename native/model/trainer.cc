@@ -139,7 +139,7 @@ Trainer::~Trainer() = default;
 
 LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted) {
   const DecoderConfig& config = impl_->decoder.config();
-  batch.check(config.vocab_size, config.max_position_embeddings);
+  batch.check(config.vocab_size, config.positions());
   loss.check();
   const bool policy = loss.scalars.objective == PolicyObjective::ppo_clip;
   require(!policy || (!batch.advantage.empty() && !batch.old_logprob.empty()),
@@ -171,7 +171,7 @@ LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss,
 
 LossResult Trainer::score(const PackedBatch& batch, float temperature, const std::atomic<bool>& aborted) {
   const DecoderConfig& config = impl_->decoder.config();
-  batch.check(config.vocab_size, config.max_position_embeddings);
+  batch.check(config.vocab_size, config.positions());
   require(std::isfinite(temperature) && temperature > 0, "score: temperature is ", temperature, "; it must be above 0");
   const size_t tokens = batch.tokens.size();
   LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};

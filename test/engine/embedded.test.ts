@@ -206,7 +206,7 @@ describe("embedded engine", () => {
     expect(turn).toMatchObject({ finish: "length" });
     expect(turn.tokens).toHaveLength(7);
     expect(session.length).toBe(engine.contextLimit);
-    expect(() => session.extend([1])).toThrow(/max_position_embeddings is 512/);
+    expect(() => session.extend([1])).toThrow(/the model's context is 512/);
     await expect(session.sample(options(1))).rejects.toThrow(/is full/);
   });
 

@@ -22,8 +22,8 @@ PolicyLoss policy(PolicyObjective objective, float temperature = 0.9f) {
 // Central differences of the float64 loss. The product's gradients are float32 sums: their error, about 1e-6 of a
 // tensor's norm, bounds what a projection on a direction d can be off by: 1e-5 |g| |d| leaves a factor of ten. A
 // wrong formula shows at 1e-2.
-void check_gradients(bool tied, PolicyObjective objective) {
-  Rig rig(tiny_config(tied));
+void check_gradients(const DecoderConfig& config, PolicyObjective objective) {
+  Rig rig(config);
   rig.randomise(11);
   PackedBatch batch = random_batch(rig.parameters.config(), kLengths, 5);
   const PolicyLoss loss = policy(objective);
@@ -110,17 +110,21 @@ PackedBatch joined(const std::vector<PackedBatch>& parts) {
 
 }  // namespace
 
-TEST(decoder_nll_gradients_are_those_of_finite_differences) { check_gradients(true, PolicyObjective::nll); }
-TEST(decoder_nll_gradients_untied) { check_gradients(false, PolicyObjective::nll); }
-TEST(decoder_ppo_gradients_tied) { check_gradients(true, PolicyObjective::ppo_clip); }
-TEST(decoder_ppo_gradients_untied) { check_gradients(false, PolicyObjective::ppo_clip); }
+TEST(decoder_nll_gradients_are_those_of_finite_differences) {
+  check_gradients(tiny_config(true), PolicyObjective::nll);
+}
+TEST(decoder_nll_gradients_untied) { check_gradients(tiny_config(false), PolicyObjective::nll); }
+TEST(decoder_ppo_gradients_tied) { check_gradients(tiny_config(true), PolicyObjective::ppo_clip); }
+TEST(decoder_ppo_gradients_untied) { check_gradients(tiny_config(false), PolicyObjective::ppo_clip); }
+
+TEST(decoder_qk_norm_gradients) { check_gradients(qwen3_config(), PolicyObjective::nll); }
 
 // float32 against float64 through two layers: logprobs of size 4 agree to some 1e-6.
 TEST(decoder_scores_are_the_references) {
-  for (const bool bias : {true, false}) {
-    DecoderConfig config = tiny_config(true);
-    config.attention_bias = bias;
-    config.rope_theta = 5e4f;
+  DecoderConfig llama = tiny_config(true);
+  llama.attention_bias = false;
+  for (DecoderConfig config : {tiny_config(true), llama, qwen3_config()}) {
+    config.rope_theta = 5e4;
     Rig rig(config);
     rig.randomise(3);
     const PackedBatch batch = random_batch(config, {40, 3, 100}, 9);
@@ -134,24 +138,26 @@ TEST(decoder_scores_are_the_references) {
 }
 
 TEST(decoder_document_alone_has_the_bits_it_has_packed) {
-  Rig rig(tiny_config(true));
-  rig.randomise(4);
-  const PackedBatch batch = random_batch(rig.parameters.config(), {70, 5, 1, 66}, 2);
-  const LossResult packed = rig.trainer.score(batch, 1.0f, rig.never);
-  size_t first = 0;
-  for (size_t d = 0; d < batch.lengths.size(); ++d) {
-    const LossResult alone = rig.trainer.score(part(batch, d, d + 1), 1.0f, rig.never);
-    for (int32_t i = 0; i < batch.lengths[d]; ++i) {
-      CHECK(alone.logprob[i] == packed.logprob[first + i]);
-      CHECK(alone.entropy[i] == packed.entropy[first + i]);
+  for (const DecoderConfig& config : {tiny_config(true), qwen3_config()}) {
+    Rig rig(config);
+    rig.randomise(4);
+    const PackedBatch batch = random_batch(rig.parameters.config(), {70, 5, 1, 66}, 2);
+    const LossResult packed = rig.trainer.score(batch, 1.0f, rig.never);
+    size_t first = 0;
+    for (size_t d = 0; d < batch.lengths.size(); ++d) {
+      const LossResult alone = rig.trainer.score(part(batch, d, d + 1), 1.0f, rig.never);
+      for (int32_t i = 0; i < batch.lengths[d]; ++i) {
+        CHECK(alone.logprob[i] == packed.logprob[first + i]);
+        CHECK(alone.entropy[i] == packed.entropy[first + i]);
+      }
+      first += static_cast<size_t>(batch.lengths[d]);
     }
-    first += static_cast<size_t>(batch.lengths[d]);
   }
 }
 
 TEST(decoder_micro_batches_in_order_give_the_same_gradient_bits) {
-  for (const bool tied : {true, false}) {
-    Rig rig(tiny_config(tied));
+  for (const DecoderConfig& config : {tiny_config(true), tiny_config(false), qwen3_config()}) {
+    Rig rig(config);
     rig.randomise(6);
     const PackedBatch batch = random_batch(rig.parameters.config(), {20, 65, 9, 31}, 8);
     const PolicyLoss loss = policy(PolicyObjective::nll);

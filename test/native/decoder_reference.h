@@ -44,6 +44,14 @@ inline Vector rmsnorm(const double* x, const Vector& w, double eps) {
   return y;
 }
 
+// Each head of q or k by itself, in place (Qwen3).
+inline void normalise_heads(Vector& x, const Vector& w, double eps) {
+  for (size_t i = 0; i < x.size(); i += w.size()) {
+    const Vector y = rmsnorm(x.data() + i, w, eps);
+    std::copy(y.begin(), y.end(), x.begin() + static_cast<int64_t>(i));
+  }
+}
+
 inline void rotate(double* head, int dim, int position, double theta) {
   for (int i = 0; i < dim / 2; ++i) {
     const double angle = position * std::pow(theta, -2.0 * i / dim);
@@ -76,6 +84,10 @@ inline std::vector<Vector> logits(const Model& model, const std::vector<int32_t>
       q[t] = project("q", y, heads * d);
       k[t] = project("k", y, kv * d);
       v[t] = project("v", y, kv * d);
+      if (c.qk_norm) {
+        normalise_heads(q[t], model.at(attention + "q_norm.weight"), c.rms_norm_eps);
+        normalise_heads(k[t], model.at(attention + "k_norm.weight"), c.rms_norm_eps);
+      }
       for (int i = 0; i < heads; ++i) rotate(q[t].data() + i * d, d, t, c.rope_theta);
       for (int i = 0; i < kv; ++i) rotate(k[t].data() + i * d, d, t, c.rope_theta);
     }

@@ -29,6 +29,17 @@ inline DecoderConfig tiny_config(bool tied) {
   return c;
 }
 
+// Heads of another size than hidden / heads, normed, without biases.
+inline DecoderConfig qwen3_config() {
+  DecoderConfig c = tiny_config(true);
+  c.head_dim = 32;
+  c.num_attention_heads = 4;
+  c.num_key_value_heads = 2;
+  c.attention_bias = false;
+  c.qk_norm = true;
+  return c;
+}
+
 // Counts what is asked of the device that it stands for.
 class CountingDevice : public Device {
  public:

@@ -137,6 +137,100 @@ TEST(rmsnorm_matches_float64) {
   }
 }
 
+TEST(qk_norm_matches_float64) {
+  const int heads = 3, kv_heads = 2;
+  for (const int64_t d : {2, 16, 37, 64}) {
+    const int64_t normed = heads + kv_heads, width = (normed + kv_heads) * d;
+    const auto x = random_floats(kRows * width, 1, -3, 3), wq = random_floats(d, 2, 0.5, 2),
+               wk = random_floats(d, 3, 0.5, 2), dy = random_floats(kRows * width, 4), dwq0 = random_floats(d, 5),
+               dwk0 = random_floats(d, 6);
+    Bench b;
+    const Tensor qkv = b.f32({kRows, width}, x), raw = b.f32({kRows, normed * d}), rstd = b.f32({kRows, normed}),
+                 tq = b.f32({d}, wq), tk = b.f32({d}, wk);
+    b.ops().qk_norm_forward(b.stream(), qkv, tq, tk, 1e-6f, heads, kv_heads, raw, rstd);
+    const Tensor unkept = b.f32({kRows, width}, x);
+    b.ops().qk_norm_forward(b.stream(), unkept, tq, tk, 1e-6f, heads, kv_heads, Tensor{}, b.f32({kRows, normed}));
+    CHECK(fixture::same_bits(b.read(qkv), b.read(unkept)));
+
+    // All of a head's float64 function: what is normed, and v as it was.
+    const auto expected = [&](const std::vector<double>& in, const std::vector<double>& q,
+                              const std::vector<double>& k) {
+      std::vector<double> out = in;
+      for (int64_t i = 0; i < kRows; ++i)
+        for (int64_t head = 0; head < normed; ++head) {
+          const auto at = in.begin() + i * width + head * d;
+          const auto y = rmsnorm({at, at + d}, head < heads ? q : k, 1e-6);
+          std::copy(y.begin(), y.end(), out.begin() + i * width + head * d);
+        }
+      return out;
+    };
+    CHECK_NEAR(fixture::error(b.read(qkv), expected(wide(x), wide(wq), wide(wk))), 0, 1e-6);
+
+    const Tensor dqkv = b.f32({kRows, width}, dy), dq = b.f32({d}, dwq0), dk = b.f32({d}, dwk0);
+    b.ops().qk_norm_backward(b.stream(), dqkv, raw, tq, tk, rstd, heads, kv_heads, dq, dk);
+    const auto f = [&](const std::vector<double>& in, const std::vector<double>& q, const std::vector<double>& k) {
+      return dot(expected(in, q, k), dy);
+    };
+    // Central differences of three rows are enough: rows do not touch each other.
+    const std::vector<float> got = b.read(dqkv);
+    std::vector<double> slope(got.begin(), got.end());
+    for (const int64_t row : {0, 7, 20})
+      for (int64_t j = 0; j < width; ++j) {
+        std::vector<double> up = wide(x), down = up;
+        up[row * width + j] += 1e-5;
+        down[row * width + j] -= 1e-5;
+        slope[row * width + j] = (f(up, wide(wq), wide(wk)) - f(down, wide(wq), wide(wk))) / 2e-5;
+      }
+    CHECK_NEAR(fixture::error(got, slope), 0, 2e-6);
+    auto dwq = differences(wide(wq), [&](const auto& w) { return f(wide(x), w, wide(wk)); });
+    auto dwk = differences(wide(wk), [&](const auto& w) { return f(wide(x), wide(wq), w); });
+    for (int64_t j = 0; j < d; ++j) {
+      dwq[j] += dwq0[j];
+      dwk[j] += dwk0[j];
+    }
+    CHECK_NEAR(fixture::error(b.read(dq), dwq), 0, 2e-6);
+    CHECK_NEAR(fixture::error(b.read(dk), dwk), 0, 2e-6);
+  }
+}
+
+TEST(qk_norm_has_the_same_bits_everywhere_and_in_parts) {
+  const int heads = 3, kv_heads = 2;
+  const int64_t rows = 300, d = 40, normed = heads + kv_heads, width = (normed + kv_heads) * d;
+  const auto x = random_floats(rows * width, 1), wq = random_floats(d, 2), wk = random_floats(d, 3),
+             dy = random_floats(rows * width, 4);
+  const auto run = [&](Bench& b, const std::vector<int64_t>& cuts) {
+    std::vector<float> all;
+    const Tensor tq = b.f32({d}, wq), tk = b.f32({d}, wk), dq = b.f32({d}, std::vector<float>(d)),
+                 dk = b.f32({d}, std::vector<float>(d));
+    int64_t begin = 0;
+    for (const int64_t end : cuts) {
+      const int64_t m = end - begin;
+      const auto slice = [&](const std::vector<float>& from) {
+        return b.f32({m, width}, {from.begin() + begin * width, from.begin() + end * width});
+      };
+      const Tensor qkv = slice(x), raw = b.f32({m, normed * d}), rstd = b.f32({m, normed}), dqkv = slice(dy);
+      b.ops().qk_norm_forward(b.stream(), qkv, tq, tk, 1e-6f, heads, kv_heads, raw, rstd);
+      b.ops().qk_norm_backward(b.stream(), dqkv, raw, tq, tk, rstd, heads, kv_heads, dq, dk);
+      for (const Tensor& t : {qkv, dqkv}) {
+        const auto values = b.read(t);
+        all.insert(all.end(), values.begin(), values.end());
+      }
+      begin = end;
+    }
+    std::vector<float> sums = b.read(dq);
+    const auto keys = b.read(dk);
+    sums.insert(sums.end(), keys.begin(), keys.end());
+    return std::pair{all, sums};
+  };
+  fixture::same_everywhere("qk_norm", [&](Bench& b) {
+    auto [all, sums] = run(b, {rows});
+    all.insert(all.end(), sums.begin(), sums.end());
+    return all;
+  });
+  Bench b;
+  CHECK(fixture::same_bits(run(b, {rows}).second, run(b, {1, 130, rows}).second));
+}
+
 TEST(rope_rotates_and_turns_back) {
   for (int head_dim : {16, 48, 64}) {
     const int heads = 3, kv_heads = 2, half = head_dim / 2;
