@@ -178,11 +178,14 @@ struct Sampler::Impl {
   // Makes room for up to `rows` more tokens; returns for how many there is room.
   int64_t make_room(Session& session, int64_t rows, const std::vector<Part>& batch) {
     if (session.cached % kPageTokens && pool.shared(session.pages.back())) {
-      const auto page = take_page(session, batch);  // a fork writes: it gets its own copy of the last page
-      if (!page) return 0;
-      pool.copy(session.pages.back(), *page);
-      pool.give_back(session.pages.back());
-      session.pages.back() = *page;
+      // A fork writes: it gets its own copy of the last page, or the page itself if who shared it had to give way.
+      if (const auto page = take_page(session, batch)) {
+        pool.copy(session.pages.back(), *page);
+        pool.give_back(session.pages.back());
+        session.pages.back() = *page;
+      } else if (pool.shared(session.pages.back())) {
+        return 0;
+      }
     }
     const int64_t wanted = pages_for(session.cached + rows);
     while (static_cast<int64_t>(session.pages.size()) < wanted) {

@@ -309,6 +309,25 @@ TEST(sampler_takes_no_pages_from_who_is_in_the_same_tick) {
   }
 }
 
+TEST(sampler_forks_go_on_where_no_page_is_left_for_a_copy) {
+  SamplerOptions options;
+  options.max_pages = 2;
+  Bench bench(options);
+  std::vector<int32_t> stream = ids(1, 90);
+  const int64_t parent = bench.open(stream);
+  Outcome& first = bench.start(parent, 0, 3);
+  bench.finish();
+  bench.check(stream, first.result);
+  const int64_t child = bench.sampler.fork(parent);
+  for (const int64_t session : {child, parent}) {
+    Outcome& turn = bench.start(session, 1, 5);
+    bench.finish();
+    CHECK(turn.error.empty());
+    std::vector<int32_t> longer = stream;
+    bench.check(longer, turn.result);
+  }
+}
+
 TEST(sampler_ends_a_request_that_no_pages_can_hold) {
   SamplerOptions options;
   options.max_pages = 2;
