@@ -1,80 +1,73 @@
-// How something of ours and its peer are timed: side by side in one run, in turns, so that both see the same machine.
-import { Bench } from "tinybench";
+// Two runs side by side: what became faster, what slower, and what lies within the noise of both.
+import { biggerIsBetter, type Result, type Results } from "./result.ts";
 
-/** One call of each does the same work. */
-export interface Comparison {
-  name: string;
-  /** What `work` counts: "tokens/s" or the like; higher is better. */
-  unit: string;
-  /** Units that one call gets done. */
-  work: number;
-  ours: () => Promise<void>;
-  /** What a user would take instead; null where this machine lacks it. */
-  peer: { name: string; call: () => Promise<void> } | null;
-}
+export type Verdict = "faster" | "same" | "slower";
 
-export interface Result {
+export interface Change {
   name: string;
   unit: string;
-  /** Median over all calls, and their median absolute deviation. */
-  value: number;
-  mad: number;
-  peer: { name: string; value: number; mad: number } | null;
-  /** Ours over the peer's; above 1 is faster. */
-  ratio: number | null;
+  before: { value: number; mad: number };
+  after: { value: number; mad: number };
+  /** How far the median moved, in the unit; above 0 is better, whatever the unit. */
+  gain: number;
+  /** What it has to move at least to count. */
+  limit: number;
+  verdict: Verdict;
 }
 
-export interface Suite {
-  name: string;
-  open(): Promise<{ comparisons: Comparison[]; close(): Promise<void> }>;
+export interface RunComparison {
+  /** "slower" if any result is; else "faster" if any is. */
+  verdict: Verdict | "not comparable";
+  /** Why the runs cannot be compared, one line each; empty if they can. */
+  reasons: string[];
+  /** The results that both runs have, in the order of the first. */
+  changes: Change[];
+  /** Results that only the second run has. */
+  added: string[];
 }
 
 export interface CompareOptions {
-  /** Turns that each side gets. */
-  rounds: number;
-  /** Calls a turn. */
-  calls: number;
+  /** Part of the first run's value that a change must exceed to count (default 0.05). */
+  threshold?: number;
 }
 
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = (sorted.length - 1) / 2;
-  return ((sorted[Math.floor(half)] as number) + (sorted[Math.ceil(half)] as number)) / 2;
-}
-
-function summary(rates: readonly number[]): { value: number; mad: number } {
-  const value = median(rates);
-  return { value, mad: median(rates.map((rate) => Math.abs(rate - value))) };
-}
-
-/** Times both sides of a comparison; the first call of each warms it up and does not count. */
-export async function compare(comparison: Comparison, options: CompareOptions): Promise<Result> {
-  const { name, unit, work, ours, peer } = comparison;
-  const sides = [{ call: ours, rates: [] as number[] }];
-  if (peer) sides.push({ call: peer.call, rates: [] });
-  for (const { call } of sides) await call();
-  for (let round = 0; round < options.rounds; round++) {
-    for (const { call, rates } of sides) {
-      const bench = new Bench({
-        time: 0,
-        iterations: options.calls,
-        warmup: false,
-        retainSamples: true,
-        throws: true,
-      });
-      const task = bench.add(name, call, { async: true }).getTask(name);
-      await bench.run();
-      const result = task?.result;
-      if (result?.state !== "completed") throw new Error(`${name}: the benchmark ended as ${result?.state}`);
-      for (const milliseconds of result.latency.samples ?? []) rates.push((work * 1000) / milliseconds);
-    }
+/**
+ * Compares two runs by their medians. A result is faster or slower if its median moved by more than `threshold` of
+ * the first run's, and by more than twice the sum of both runs' median absolute deviations; else it is the same.
+ * Runs of different machines, and runs of which the second lacks a result or has it in another unit, are not
+ * comparable as a whole; what both have is compared all the same.
+ */
+export function compareResults(before: Results, after: Results, options: CompareOptions = {}): RunComparison {
+  const threshold = options.threshold ?? 0.05;
+  const reasons: string[] = [];
+  for (const part of ["cpu", "gpu"] as const) {
+    const [a, b] = [before.machine[part], after.machine[part]];
+    if (a !== b) reasons.push(`other machine: ${part} was ${a ?? "none"}, is ${b ?? "none"}`);
   }
-  const [mine, theirs] = sides.map(({ rates }) => summary(rates));
+  const found = new Map(after.results.map((result) => [result.name, result]));
+  const changes: Change[] = [];
+  for (const a of before.results) {
+    const b = found.get(a.name);
+    found.delete(a.name);
+    if (!b) reasons.push(`missing result: ${a.name}`);
+    else if (a.unit !== b.unit) reasons.push(`other unit: ${a.name} was in ${a.unit}, is in ${b.unit}`);
+    else changes.push(changeOf(a, b, threshold));
+  }
+  if (changes.length === 0 && reasons.length === 0) reasons.push("no results");
+  const has = (verdict: Verdict): boolean => changes.some((change) => change.verdict === verdict);
+  const verdict = has("slower") ? "slower" : has("faster") ? "faster" : "same";
   return {
-    name,
-    unit,
-    ...(mine as { value: number; mad: number }),
-    peer: peer && theirs ? { name: peer.name, ...theirs } : null,
-    ratio: theirs ? (mine as { value: number }).value / theirs.value : null,
+    verdict: reasons.length > 0 ? "not comparable" : verdict,
+    reasons,
+    changes,
+    added: [...found.keys()],
   };
+}
+
+function changeOf(a: Result, b: Result, threshold: number): Change {
+  const gain = biggerIsBetter(a.unit) ? b.value - a.value : a.value - b.value;
+  const limit = Math.max(threshold * Math.abs(a.value), 2 * (a.mad + b.mad));
+  const verdict = Math.abs(gain) <= limit ? "same" : gain > 0 ? "faster" : "slower";
+  const side = ({ value, mad }: Result): { value: number; mad: number } => ({ value, mad });
+  return { name: a.name, unit: a.unit, before: side(a), after: side(b), gain, limit, verdict };
 }

@@ -37,6 +37,7 @@ export type {
   PackedBatch,
   PolicyLoss,
 } from "./policy/types.ts";
+export { Random } from "./random.ts";
 export type { ArcStage } from "./report/arc.ts";
 export { type JobConfig, jobSchema } from "./run/config.ts";
 export { readConfig } from "./run/config-file.ts";

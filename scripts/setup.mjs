@@ -324,27 +324,41 @@ async function buildNative(scope) {
 }
 
 async function buildDist() {
-  const sources = [...listFiles("lib", () => true), "tsconfig.json"];
+  // bench/ imports the library as a user does, by its name: from the dist that is compiled first.
+  const programs = [
+    { folder: "lib", config: "tsconfig.json", target: "dist", files: listFiles("lib", () => true) },
+    {
+      folder: "bench",
+      config: "tsconfig.bench.json",
+      target: join("dist", "bench"),
+      files: listFiles("bench", (name) => /\.(ts|py)$/.test(name)),
+    },
+  ];
+  const sources = programs.flatMap(({ config, files }) => [config, ...files]);
   const current = fingerprint(sources);
   if (readStamp("dist") === current && fs.existsSync(join(root, "dist"))) return;
   const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
   await stage("compiling TypeScript", async () => {
-    const result = await run("dist", process.execPath, [tsc, "-p", "tsconfig.json"], {
-      deadline: 5 * minute,
-    });
-    if (!result.ok)
-      throw new SetupFault(`tsc found errors in lib/:\n${tail(result.output, 40)}\nCorrect these lines`);
+    for (const { folder, config } of programs) {
+      const result = await run("dist", process.execPath, [tsc, "-p", config], { deadline: 5 * minute });
+      if (!result.ok)
+        throw new SetupFault(
+          `tsc found errors in ${folder}/:\n${tail(result.output, 40)}\nCorrect these lines`,
+        );
+    }
     // What is not TypeScript (templates, pages) is copied; what lost its source goes.
     const products = new Set();
-    for (const file of sources.filter((name) => name.startsWith("lib/"))) {
-      const target = join("dist", relative("lib", file));
-      const stem = target.replace(/\.ts$/, "");
-      if (stem !== target) {
-        for (const end of [".js", ".js.map", ".d.ts", ".d.ts.map"]) products.add(stem + end);
-      } else {
-        products.add(target);
-        fs.mkdirSync(dirname(join(root, target)), { recursive: true });
-        fs.copyFileSync(join(root, file), join(root, target));
+    for (const { folder, target, files } of programs) {
+      for (const file of files) {
+        const product = join(target, relative(folder, file));
+        const stem = product.replace(/\.ts$/, "");
+        if (stem !== product) {
+          for (const end of [".js", ".js.map", ".d.ts", ".d.ts.map"]) products.add(stem + end);
+        } else {
+          products.add(product);
+          fs.mkdirSync(dirname(join(root, product)), { recursive: true });
+          fs.copyFileSync(join(root, file), join(root, product));
+        }
       }
     }
     for (const file of listFiles("dist", () => true)) if (!products.has(file)) fs.rmSync(join(root, file));

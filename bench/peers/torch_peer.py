@@ -1,31 +1,39 @@
 """PyTorch and Hugging Face's Qwen2 doing what tokenring is timed on, as a user would write it there.
 
-The first line on stdin is a JSON request; the answer is the peer's name, or "missing" where PyTorch or transformers
-is. Each further line is answered by "done" after the work was done once.
+The first line on stdin is a JSON request; the answer is {"name": ...}, or {"missing": ...} where PyTorch or
+transformers is. Each further line is answered by a line of JSON after the work was done once: null, or what the call
+measured.
 
     {"task": "train", "model": {...}, "documents": [[...], ...]}   one step of AdamW on the padded batch
-    {"task": "sample", "model": {...}, "prompts": [[...], ...], "tokens": n}   n tokens after each prompt
+    {"task": "sample", "model": {...}, "prompts": [[...], ...], "tokens": n}   n tokens after each prompt, padded left
 
-Prompts have one length. Everything is float32 on the CPU, with as many threads as PyTorch takes by itself.
+Every request has "threads"; "compile": true puts the model through torch.compile. Everything is float32 on the CPU.
 """
 
 import json
 import sys
 
 
-def build(torch, transformers, model):
+def build(torch, transformers, request):
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(**model, attn_implementation="sdpa", use_cache=True)
-    return transformers.Qwen2ForCausalLM(config)
+    config = transformers.Qwen2Config(**request["model"], attn_implementation="sdpa", use_cache=True)
+    model = transformers.Qwen2ForCausalLM(config)
+    return torch.compile(model) if request.get("compile") else model
 
 
-def train(torch, model, request):
-    documents = [torch.tensor(document) for document in request["documents"]]
+def padded(torch, documents, value):
+    """Without a mask where nothing is padded: attention takes its fastest path then."""
     pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad(documents, batch_first=True, padding_value=0)
-    labels = pad(documents, batch_first=True, padding_value=-100)
-    mask = pad([torch.ones_like(document) for document in documents], batch_first=True, padding_value=0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
+    mask = pad([torch.ones_like(document) for document in documents], batch_first=True)
+    return pad(documents, batch_first=True, padding_value=value), None if mask.all() else mask
+
+
+def train(torch, transformers, request):
+    model = build(torch, transformers, request)
+    documents = [torch.tensor(document) for document in request["documents"]]
+    ids, mask = padded(torch, documents, 0)
+    labels, _ = padded(torch, documents, -100)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
 
     def step():
         optimiser.zero_grad(set_to_none=True)
@@ -36,14 +44,18 @@ def train(torch, model, request):
     return step
 
 
-def sample(torch, model, request):
-    prompts = torch.tensor(request["prompts"])
+def sample(torch, transformers, request):
+    model = build(torch, transformers, request)
+    longest = max(len(prompt) for prompt in request["prompts"])
+    rows = [[0] * (longest - len(prompt)) + prompt for prompt in request["prompts"]]
+    masks = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in request["prompts"]]
+    prompts, mask = torch.tensor(rows), torch.tensor(masks)
     count = request["tokens"]
     options = dict(do_sample=True, top_k=0, min_new_tokens=count, max_new_tokens=count, pad_token_id=0)
 
     def generate():
         with torch.no_grad():
-            model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+            model.generate(prompts, attention_mask=mask, **options)
 
     return generate
 
@@ -53,15 +65,15 @@ def main():
     try:
         import torch
         import transformers
-    except ImportError:
-        print("missing", flush=True)
+    except ImportError as error:
+        print(json.dumps({"missing": str(error)}), flush=True)
         return
-    model = build(torch, transformers, request["model"])
-    work = {"train": train, "sample": sample}[request["task"]](torch, model, request)
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
+    torch.set_num_threads(request["threads"])
+    work = {"train": train, "sample": sample}[request["task"]](torch, transformers, request)
+    name = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(json.dumps({"name": name}), flush=True)
     for _ in sys.stdin:
-        work()
-        print("done", flush=True)
+        print(json.dumps(work()), flush=True)
 
 
 main()

@@ -131,7 +131,13 @@ describe("a small checkout", () => {
     for (const name of ["setup", "machine", "native-sources"]) {
       cpSync(`scripts/${name}.mjs`, path.join(root, `scripts/${name}.mjs`));
     }
-    for (const name of ["binding.gyp", "tsconfig.json", "package.json", "package-lock.json"]) {
+    for (const name of [
+      "binding.gyp",
+      "tsconfig.json",
+      "tsconfig.bench.json",
+      "package.json",
+      "package-lock.json",
+    ]) {
       cpSync(name, path.join(root, name));
     }
     symlinkSync(path.resolve("node_modules"), path.join(root, "node_modules"));
@@ -146,6 +152,8 @@ describe("a small checkout", () => {
     );
     write("lib/index.ts", "export const name: string = 'a';\n");
     write("lib/page/page.html", "<p>\n");
+    write("bench/index.ts", "export const bench: number = 1;\n");
+    write("bench/results/README.md", "# Results\n");
   });
   afterAll(() => rmSync(root, { recursive: true }));
 
@@ -158,6 +166,9 @@ describe("a small checkout", () => {
     expect(evaluate(answer)).toBe("41");
     expect(readFileSync(path.join(root, "dist/index.js"), "utf8")).toContain("name");
     expect(readFileSync(path.join(root, "dist/page/page.html"), "utf8")).toBe("<p>\n");
+    expect(evaluate('require("fs").readdirSync("dist/bench").join()')).toMatch(
+      /^index\.d\.ts,.*index\.js\.map$/,
+    );
   });
 
   test("the second run does nothing and says nothing", () => {
@@ -196,7 +207,7 @@ describe("a small checkout", () => {
     expect(status).toBe(0);
     expect(evaluate(answer)).toBe("42");
     expect(evaluate('require("fs").readdirSync("dist").join()')).toMatch(
-      /^other\.d\.ts,.*other\.js\.map,page$/,
+      /^bench,other\.d\.ts,.*other\.js\.map,page$/,
     );
   });
 

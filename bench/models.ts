@@ -1,8 +1,7 @@
-// The demo's decoder with random weights, and documents as long as its episodes: what the model's benchmarks work on.
-import type { DecoderConfig } from "../lib/policy/types.ts";
-import { Random } from "../lib/random.ts";
+// What the model's benchmarks work on: decoders with random weights, and documents of random tokens.
+import { type DecoderConfig, type PackedBatch, Random } from "tokenring";
 
-/** As in recipes/tinyswe.yaml, with the vocabulary that its tokenizer comes to. */
+/** The demo's decoder as in recipes/tinyswe.yaml, with the vocabulary that its tokenizer comes to. */
 export const DEMO_MODEL: DecoderConfig = {
   vocab_size: 512,
   hidden_size: 128,
@@ -36,4 +35,19 @@ export function episodeLengths(seed: number, total: number): number[] {
     left -= length;
   }
   return lengths;
+}
+
+/** The documents in one batch; every token but the first of each counts the same in the loss. */
+export function packed(texts: readonly Int32Array[]): PackedBatch {
+  const lengths = Int32Array.from(texts, ({ length }) => length);
+  const total = lengths.reduce((sum, length) => sum + length, 0);
+  const tokens = new Int32Array(total);
+  const weight = new Float32Array(total).fill(1 / (total - texts.length));
+  let at = 0;
+  for (const text of texts) {
+    tokens.set(text, at);
+    weight[at] = 0;
+    at += text.length;
+  }
+  return { tokens, lengths, weight };
 }
