@@ -1,14 +1,19 @@
 // The emulator's engine: fibers, their schedule, and the watch over memory. See emulator/cuda.h.
 #include <sys/mman.h>
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <sstream>
+#include <string>
 #include <utility>
 
 #include "core/failure.h"
 #include "emulator/cuda.h"
+#include "emulator/engine.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -22,7 +27,7 @@ namespace {
 using tokenring::fail;
 
 constexpr unsigned kWarp = 32, kMaxThreads = 1024;
-constexpr size_t kStack = 64 << 10, kGuard = 256;
+constexpr size_t kStack = 64 << 10, kGuard = 256, kMaxShared = 227 << 10;
 constexpr unsigned char kUnset = 0xff;
 
 // --- memory --------------------------------------------------------------------------------------------------------
@@ -72,22 +77,83 @@ void check_guards(const char* kernel) {
 
 // --- fibers --------------------------------------------------------------------------------------------------------
 
-enum class State { ready, at_barrier, at_shuffle, ended };
+enum class State { ready, at_barrier, at_shuffle, asleep, ended };
+
+// Where a fiber stands. Switching is the emulator's hot path: ucontext asks the kernel for the signal mask each time.
+#if defined(__x86_64__)
+using Context = void*;  // its stack pointer; what a call must keep lies on the stack
+
+extern "C" void tokenring_emulator_switch(void** from, void* to);
+asm(R"(
+.text
+.p2align 4
+.type tokenring_emulator_switch, @function
+tokenring_emulator_switch:
+  push %rbx
+  push %rbp
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbp
+  pop %rbx
+  ret
+.size tokenring_emulator_switch, . - tokenring_emulator_switch
+)");
+
+void switch_context(Context& from, Context& to) { tokenring_emulator_switch(&from, to); }
+
+void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + bytes);
+  *--top = nullptr;  // the return address of entry, which never returns; it keeps the alignment of a call
+  *--top = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context = top;
+}
+#else
+using Context = ucontext_t;
+
+void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+
+void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = bytes;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+#endif
 
 struct Fiber {
-  ucontext_t context;
+  Context context{};
   char* stack = nullptr;
   bool made = false;  // waits at the top of its loop, ready for the next block
   State state = State::ended;
+  const char* waits_for = "";
   std::source_location where;
   uint64_t given = 0, taken = 0;  // in a shuffle
   unsigned wanted = 0;            // the thread whose value it takes
   dim3 index;
 };
 
+constexpr uint64_t kNever = ~uint64_t{0};
+
+// Work that happens by itself; in the order in which it was begun.
+struct Event {
+  uint64_t due;  // a step of the schedule
+  unsigned thread;
+  std::function<void()> work;
+};
+
 struct Engine {
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  Context scheduler{};
   uint64_t random = 1;
   const char* kernel = nullptr;
   void (*body)(void*) = nullptr;
@@ -97,6 +163,8 @@ struct Engine {
   unsigned at_barrier = 0;
   unsigned at_shuffle[kMaxThreads / kWarp] = {};
   std::vector<unsigned> ready;
+  std::vector<Event> events;
+  uint64_t step = 0, next_due = kNever;
   std::exception_ptr error;
 };
 
@@ -105,23 +173,9 @@ Engine& engine() {
   return one;
 }
 
-// splitmix64
-unsigned below(Engine& e, size_t n) {
-  uint64_t z = (e.random += 0x9e3779b97f4a7c15ull);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<unsigned>((z ^ (z >> 31)) % n);
-}
-
-template <class... Parts>
-[[noreturn]] void fault(const char* code, const Parts&... parts) {
-  const Engine& e = engine();
-  fail(code, e.kernel, ", block (", blockIdx.x, ", ", blockIdx.y, "), thread ", e.current, ": ", parts...);
-}
-
 void yield() {
   Engine& e = engine();
-  swapcontext(&e.fibers[e.current].context, &e.scheduler);
+  switch_context(e.fibers[e.current].context, e.scheduler);
 }
 
 void fiber_loop() {
@@ -143,17 +197,8 @@ void prepare(Fiber& fiber) {
     if (stack == MAP_FAILED) fail("LAUNCH", "no memory for the stack of an emulated thread");
     fiber.stack = static_cast<char*>(stack);
   }
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack;
-  fiber.context.uc_stack.ss_size = kStack;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, fiber_loop, 0);
+  make_context(fiber.context, fiber.stack, kStack, fiber_loop);
   fiber.made = true;
-}
-
-void wake(Engine& e, unsigned thread) {
-  e.fibers[thread].state = State::ready;
-  e.ready.push_back(thread);
 }
 
 bool same_place(const std::source_location& a, const std::source_location& b) {
@@ -161,42 +206,121 @@ bool same_place(const std::source_location& a, const std::source_location& b) {
 }
 
 // Nobody can go on though not all have ended.
-[[noreturn]] void diverged(Engine& e, unsigned threads) {
-  const auto is_stuck = [](const Fiber& f) { return f.state != State::ended; };
-  const Fiber* stuck = &*std::find_if(e.fibers.begin(), e.fibers.begin() + threads, is_stuck);
+[[noreturn]] void stuck(Engine& e, unsigned threads) {
+  const auto first = std::find_if(e.fibers.begin(), e.fibers.begin() + threads,
+                                  [](const Fiber& f) { return f.state != State::ended; });
   const auto count = [&](State state) {
     return std::count_if(e.fibers.begin(), e.fibers.begin() + threads,
                          [&](const Fiber& f) { return f.state == state; });
   };
-  e.current = static_cast<unsigned>(stuck - e.fibers.data());
-  fault("DIVERGENCE", "waits at ", stuck->where.file_name(), ":", stuck->where.line(), " for ever: of ", threads,
-        " threads ", count(State::at_barrier), " wait at barriers, ", count(State::at_shuffle), " at shuffles, ",
-        count(State::ended), " have ended");
+  e.current = static_cast<unsigned>(first - e.fibers.begin());
+  const bool asleep = count(State::asleep) > 0;
+  fault(asleep ? "DEADLOCK" : "DIVERGENCE", "waits at ", first->where.file_name(), ":", first->where.line(), " for ",
+        first->state == State::asleep ? first->waits_for : "other threads", " for ever: of ", threads, " threads ",
+        count(State::at_barrier), " wait at barriers, ", count(State::at_shuffle), " at shuffles, ",
+        count(State::asleep), " for something in memory, ", count(State::ended), " have ended");
 }
 
-void run_block(Engine& e, unsigned threads) {
+// One event: one that is due or, if no thread can go on, the one that is due next; of those that never are, the
+// youngest, so that an old one stays out as long as nobody waits for it. False if there is none.
+bool run_event(Engine& e) {
+  size_t chosen = 0;
+  for (size_t i = 1; i < e.events.size(); ++i)
+    if (e.events[i].due <= e.events[chosen].due) chosen = i;
+  Event event;
+  if (!e.events.empty() && (e.ready.empty() || e.events[chosen].due <= e.step)) {
+    event = std::move(e.events[chosen]);
+    e.events.erase(e.events.begin() + static_cast<ptrdiff_t>(chosen));
+  }
+  e.next_due = kNever;
+  for (const Event& other : e.events) e.next_due = std::min(e.next_due, other.due);
+  if (!event.work) return false;
+  e.current = event.thread;
+  event.work();
+  return true;
+}
+
+void run_block(Engine& e, unsigned threads, size_t shared_bytes) {
   ++e.block;
   e.epoch = 0;
   e.at_barrier = 0;
   std::fill(std::begin(e.at_shuffle), std::end(e.at_shuffle), 0);
   std::fill(__start_emulated_shared, __stop_emulated_shared, static_cast<char>(kUnset));
+  e.events.clear();
+  e.step = 0;
+  e.next_due = kNever;
+  begin_block_async(threads, shared_bytes);
   e.ready.clear();
-  for (unsigned i = 0; i < threads; ++i) wake(e, i);
+  for (unsigned i = 0; i < threads; ++i) wake(i);
   unsigned ended = 0;
   while (ended < threads) {
-    if (e.ready.empty()) diverged(e, threads);
-    std::swap(e.ready[below(e, e.ready.size())], e.ready.back());
+    if ((++e.step >= e.next_due || e.ready.empty()) && run_event(e)) continue;
+    if (e.ready.empty()) stuck(e, threads);
+    std::swap(e.ready[draw(e.ready.size())], e.ready.back());
     e.current = e.ready.back();
     e.ready.pop_back();
     Fiber& fiber = e.fibers[e.current];
     threadIdx = fiber.index;
-    swapcontext(&e.scheduler, &fiber.context);
+    fiber.state = State::ready;
+    switch_context(e.scheduler, fiber.context);
     if (fiber.state == State::ended) ++ended;
     if (e.error) std::rethrow_exception(std::exchange(e.error, nullptr));
   }
+  end_block_async();
 }
 
 }  // namespace
+
+// splitmix64
+unsigned draw(size_t n) {
+  uint64_t z = (engine().random += 0x9e3779b97f4a7c15ull);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return static_cast<unsigned>((z ^ (z >> 31)) % n);
+}
+
+unsigned this_thread() { return engine().current; }
+
+void sleep(const char* what, std::source_location where) {
+  Fiber& me = engine().fibers[engine().current];
+  me.where = where;
+  me.waits_for = what;
+  me.state = State::asleep;
+  yield();
+}
+
+void wake(unsigned thread) {
+  Engine& e = engine();
+  e.fibers[thread].state = State::ready;
+  e.ready.push_back(thread);
+}
+
+void later(std::function<void()> work) {
+  Engine& e = engine();
+  const uint64_t threads = blockDim.x;
+  uint64_t due = e.step;
+  switch (draw(4)) {
+    case 0:
+      break;
+    case 1:
+      due += draw(threads);
+      break;
+    case 2:
+      due += draw(16 * threads);
+      break;
+    default:
+      due = kNever;
+  }
+  e.events.push_back({due, e.current, std::move(work)});
+  e.next_due = std::min(e.next_due, due);
+}
+
+std::string place() {
+  const Engine& e = engine();
+  std::ostringstream text;
+  text << e.kernel << ", block (" << blockIdx.x << ", " << blockIdx.y << "), thread " << e.current;
+  return text.str();
+}
 
 void seed(uint64_t value) { engine().random = value; }
 
@@ -214,19 +338,28 @@ Memory::~Memory() {
   ::operator delete (static_cast<char*>(data_) - kGuard, std::align_val_t{256});
 }
 
+namespace {
+
+Region& region_of(const void* address, size_t bytes, const char* verb) {
+  const char* p = static_cast<const char*>(address);
+  for (const auto& one : regions())
+    if (p >= one->begin && p + bytes <= one->end) return *one;
+  for (const auto& one : regions())
+    if (p + bytes > one->begin - kGuard && p < one->end + kGuard && !one->shared)
+      fault("OUT_OF_BOUNDS", verb, bytes, " bytes at byte ", p - one->begin, " of a buffer of ", one->end - one->begin,
+            " bytes");
+  fault("OUT_OF_BOUNDS", verb, bytes, " bytes at ", address, ", far from any buffer");
+}
+
+}  // namespace
+
+void check_global(const void* address, size_t bytes, const char* verb) { region_of(address, bytes, verb); }
+
 void access(const void* address, size_t bytes, bool is_store) {
+  if (access_dynamic(address, bytes, is_store)) return;
   const char* p = static_cast<const char*>(address);
   const char* verb = is_store ? "stores " : "loads ";
-  Region* region = nullptr;
-  for (const auto& one : regions())
-    if (p >= one->begin && p + bytes <= one->end) region = one.get();
-  if (!region) {
-    for (const auto& one : regions())
-      if (p + bytes > one->begin - kGuard && p < one->end + kGuard && !one->shared)
-        fault("OUT_OF_BOUNDS", verb, bytes, " bytes at byte ", p - one->begin, " of a buffer of ",
-              one->end - one->begin, " bytes");
-    fault("OUT_OF_BOUNDS", verb, bytes, " bytes at ", address, ", far from any buffer");
-  }
+  Region* const region = &region_of(address, bytes, verb);
   if (reinterpret_cast<uintptr_t>(p) % bytes)
     fault("MISALIGNED", verb, bytes, " bytes at byte ", p - region->begin, " of a buffer");
   const Engine& e = engine();
@@ -269,7 +402,7 @@ void barrier(std::source_location where) {
               e.fibers[i].where.line());
     e.at_barrier = 0;
     ++e.epoch;
-    for (unsigned i = 0; i < threads; ++i) wake(e, i);
+    for (unsigned i = 0; i < threads; ++i) wake(i);
   }
   yield();
 }
@@ -293,7 +426,7 @@ uint64_t exchange(uint64_t bits, unsigned lane, unsigned mask, std::source_locat
     e.at_shuffle[warp] = 0;
     for (unsigned i = first; i < first + kWarp; ++i) {
       e.fibers[i].taken = e.fibers[e.fibers[i].wanted].given;
-      wake(e, i);
+      wake(i);
     }
   }
   yield();
@@ -307,7 +440,8 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*
   if (block.x == 0 || block.x > kMaxThreads || block.x % kWarp || block.y != 1 || block.z != 1)
     fail("LAUNCH", kernel, ": a block of ", block.x, " x ", block.y, " x ", block.z,
          " threads; whole warps in one dimension are emulated");
-  if (shared_bytes) fail("LAUNCH", kernel, ": dynamic shared memory is not emulated");
+  if (shared_bytes > kMaxShared)
+    fail("LAUNCH", kernel, ": ", shared_bytes, " bytes of dynamic shared memory; a block may have ", kMaxShared);
   e.kernel = kernel;
   e.body = body;
   e.arguments = arguments;
@@ -321,11 +455,11 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*
   }
   std::vector<unsigned> order(static_cast<size_t>(grid.x) * grid.y);
   for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
-  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[below(e, i)]);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[draw(i)]);
   try {
     for (unsigned i : order) {
       blockIdx = dim3(i % grid.x, i / grid.x, 0);
-      run_block(e, block.x);
+      run_block(e, block.x, shared_bytes);
     }
   } catch (...) {
     // Fibers of the failed block stand in the middle of their kernels.

@@ -16,6 +16,7 @@
 
 #define TOKENRING_EMULATOR
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -44,6 +45,7 @@ void seed(uint64_t value);
 
 // One load or store of a kernel; throws if it is at fault.
 void access(const void* address, size_t bytes, bool is_store);
+void check_global(const void* address, size_t bytes, const char* verb);
 
 // All threads of the block meet at one place of the source.
 void barrier(std::source_location where);
@@ -145,6 +147,17 @@ template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, std::source_location where = std::source_location::current()) {
   const unsigned lane = emulator::this_lane();
   return emulator::exchange_value(value, lane + by < 32 ? lane + by : lane, mask, where);
+}
+
+using std::max;
+using std::min;
+
+// Of device memory; atomic accesses do not race with each other.
+inline int atomicAdd(int* p, int value) {
+  emulator::check_global(p, sizeof(int), "adds to ");
+  const int before = *p;
+  *p += value;
+  return before;
 }
 
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
