@@ -1,9 +1,10 @@
-// The decoder against PyTorch and Hugging Face's Qwen2 (scripts/fixtures/decoder.py made the files).
+// The decoders of Qwen2, Qwen3 and Llama against a float64 decoder and Hugging Face's own (scripts/fixtures/decoder.py
+// made the files).
 //
-// Both sides compute in float32 and differ in the order of their sums. Relative L2 of the logits and the lanes: 1e-5,
-// where some tens of roundings of 6e-8 through two layers come to 1e-6; the same for the gradients of every tensor.
-// Moves of the weights: 1e-4, since Adam divides each gradient by its own size, which turns the relative error of the
-// smallest into one of the move.
+// Relative L2 of the logits and the lanes: 1e-5, where some tens of roundings of 6e-8 through two layers come to 1e-6.
+// The gradient of each tensor: twice what Hugging Face's model in PyTorch's float32 is off by (the worst of four orders
+// of its sums). Moves of the weights: 1e-4, since Adam divides each gradient by its own size, which turns the relative
+// error of the smallest into one of the move.
 #include <fstream>
 #include <sstream>
 
@@ -39,10 +40,39 @@ struct Fixture {
     config.num_key_value_heads = static_cast<int32_t>(number("num_key_value_heads"));
     config.head_dim = static_cast<int32_t>(number("head_dim"));
     config.max_position_embeddings = static_cast<int32_t>(number("max_position_embeddings"));
-    config.rope_theta = static_cast<float>(number("rope_theta"));
+    read_rope(json);
     config.rms_norm_eps = static_cast<float>(number("rms_norm_eps"));
-    config.tie_word_embeddings = json.find("tie_word_embeddings")->boolean;
-    config.attention_bias = json.find("attention_bias")->boolean;
+    const Json* tied = json.find("tie_word_embeddings");
+    config.tie_word_embeddings = tied && tied->boolean;
+    const std::string& type = json.find("model_type")->string;
+    config.attention_bias = type == "qwen2";
+    config.qk_norm = type == "qwen3";
+  }
+
+  // Both dialects: rope_theta beside rope_scaling, and rope_parameters.
+  void read_rope(const Json& json) {
+    const Json* rope = json.find("rope_parameters");
+    const Json& outer = rope ? *rope : json;
+    config.rope_theta = outer.find("rope_theta")->number;
+    if (!rope) rope = json.find("rope_scaling");
+    if (!rope) return;
+    const std::string& type = rope->find("rope_type")->string;
+    RopeScaling& r = config.rope_scaling;
+    r.rope_type = type == "yarn"     ? RopeScaling::Type::yarn
+                  : type == "llama3" ? RopeScaling::Type::llama3
+                                     : RopeScaling::Type::none;
+    const auto read = [&](const char* key, auto& value) {
+      if (const Json* found = rope->find(key)) value = static_cast<std::decay_t<decltype(value)>>(found->number);
+    };
+    read("factor", r.factor);
+    read("original_max_position_embeddings", r.original_max_position_embeddings);
+    read("beta_fast", r.beta_fast);
+    read("beta_slow", r.beta_slow);
+    read("mscale", r.mscale);
+    read("mscale_all_dim", r.mscale_all_dim);
+    read("low_freq_factor", r.low_freq_factor);
+    read("high_freq_factor", r.high_freq_factor);
+    if (const Json* truncate = rope->find("truncate")) r.truncate = truncate->boolean;
   }
 
   std::vector<float> values(const std::string& name) const {
@@ -54,12 +84,25 @@ struct Fixture {
     const std::vector<float> wide = values(name);
     return std::vector<int32_t>(wide.begin(), wide.end());
   }
+  bool has(const std::string& name) const { return expected.entries().count(name) != 0; }
   PackedBatch batch() const {
-    return {integers("tokens"), integers("lengths"), values("weight"), values("advantage"), values("old_logprob")};
+    PackedBatch batch{integers("tokens"), integers("lengths"), values("weight"), {}, {}};
+    if (has("advantage")) {
+      batch.advantage = values("advantage");
+      batch.old_logprob = values("old_logprob");
+    }
+    return batch;
   }
   PolicyLoss loss(PolicyObjective objective) const {
-    const std::vector<float> clip = values("clip");
-    return {{objective, clip[0], clip[1]}, values("temperature")[0], 32};
+    PolicyLoss loss;
+    loss.scalars.objective = objective;
+    if (has("clip")) {
+      loss.scalars.clip_low = values("clip")[0];
+      loss.scalars.clip_high = values("clip")[1];
+    }
+    loss.temperature = values("temperature")[0];
+    loss.chunk_rows = 32;
+    return loss;
   }
 };
 
@@ -99,6 +142,28 @@ void check_logits(const std::string& name) {
   CHECK(relative_l2(scores.entropy, fixture.values("entropy")) < 1e-5);
 }
 
+void check_gradients(const Fixture& fixture, Rig& rig, PolicyObjective objective, const std::string& kind) {
+  const LossResult result = rig.trainer.accumulate(fixture.batch(), fixture.loss(objective), rig.never);
+  const double expected = fixture.values("loss." + kind)[0];
+  CHECK_NEAR(result.loss, expected, 1e-5 * std::abs(expected));
+  if (objective == PolicyObjective::ppo_clip) CHECK(result.flags == fixture.integers("flags"));
+  const std::vector<float> gradient = rig.gradient();
+  for (const NamedSlice& slice : rig.parameters.slices()) {
+    const double off = relative_l2(slice_of(gradient, slice), fixture.values("gradient." + kind + "." + slice.name));
+    const double peer = fixture.values("error." + kind + "." + slice.name)[0];
+    CHECK_NEAR(off, 0, 2 * peer);
+  }
+  rig.trainer.drop_gradients();
+}
+
+void check_model(const std::string& name) {
+  check_logits(name);
+  const Fixture fixture(name);
+  Rig rig(fixture.config);
+  load_parameters(rig.parameters, *rig.stream, fixture.directory);
+  check_gradients(fixture, rig, PolicyObjective::nll, "nll");
+}
+
 void check_training(const std::string& name) {
   const Fixture fixture(name);
   Rig rig(fixture.config);
@@ -106,17 +171,7 @@ void check_training(const std::string& name) {
   const PackedBatch batch = fixture.batch();
   const std::pair<PolicyObjective, std::string> objectives[] = {{PolicyObjective::nll, "nll"},
                                                                 {PolicyObjective::ppo_clip, "ppo_clip"}};
-  for (const auto& [objective, kind] : objectives) {
-    const LossResult result = rig.trainer.accumulate(batch, fixture.loss(objective), rig.never);
-    const double expected = fixture.values("loss." + kind)[0];
-    CHECK_NEAR(result.loss, expected, 1e-5 * std::abs(expected));
-    if (objective == PolicyObjective::ppo_clip) CHECK(result.flags == fixture.integers("flags"));
-    const std::vector<float> gradient = rig.gradient();
-    for (const NamedSlice& slice : rig.parameters.slices()) {
-      CHECK(relative_l2(slice_of(gradient, slice), fixture.values("gradient." + kind + "." + slice.name)) < 1e-5);
-    }
-    rig.trainer.drop_gradients();
-  }
+  for (const auto& [objective, kind] : objectives) check_gradients(fixture, rig, objective, kind);
 
   const std::vector<float> start = rig.read(rig.parameters.master());
   const std::vector<float> how = fixture.values("adamw"), norms = fixture.values("gradient_norms");
@@ -139,6 +194,11 @@ void check_training(const std::string& name) {
 
 }  // namespace
 
+TEST(fixture_qwen2_yarn) { check_model("qwen2-yarn"); }
+TEST(fixture_qwen3) { check_model("qwen3"); }
+TEST(fixture_qwen3_yarn) { check_model("qwen3-yarn"); }
+TEST(fixture_llama) { check_model("llama"); }
+TEST(fixture_llama3) { check_model("llama3"); }
 TEST(fixture_tied_logits) { check_logits("tied"); }
 TEST(fixture_untied_logits) { check_logits("untied"); }
 TEST(fixture_tied_gradients_and_two_adamw_steps) { check_training("tied"); }
