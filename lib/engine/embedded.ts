@@ -2,6 +2,7 @@
 import { TokenringError } from "../errors.ts";
 import type { NativeRank, NativeSampleRequest } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
+import { contextLength } from "../policy/config.ts";
 import type { Policy } from "../policy/policy.ts";
 import type { Engine, SampledTurn, SampleOptions, Session } from "./types.ts";
 
@@ -14,7 +15,7 @@ export function embeddedEngine(policy: Policy): Engine {
   return {
     name: "embedded",
     vocabularySize: policy.config.vocab_size,
-    contextLimit: policy.config.max_position_embeddings,
+    contextLimit: contextLength(policy.config),
     open: () => new EmbeddedSession(policy.rank, policy.rank.openSession(), 0),
   };
 }

@@ -19,7 +19,7 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 const strictDecoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`. Throws ERR_TOKENRING_TOKENIZER. */
-export async function readTokenizerFiles(directory: string): Promise<TokenizerFiles> {
+async function readTokenizerFiles(directory: string): Promise<TokenizerFiles> {
   const tokenizerJson = await readJson(join(directory, "tokenizer.json"));
   if (tokenizerJson === null) {
     throw failure(`${directory} has no tokenizer.json; save the model's fast tokenizer there`);

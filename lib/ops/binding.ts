@@ -126,7 +126,10 @@ export interface NativeRank {
   dropGradients(): NativeJob<void>;
   resetOptimiser(): NativeJob<void>;
   /** Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). */
-  save(directory: string, options: { dtype: "f32" | "bf16"; optimiser: boolean }): NativeJob<void>;
+  save(
+    directory: string,
+    options: { dtype: "f32" | "bf16"; optimiser: boolean; shardBytes: number },
+  ): NativeJob<void>;
   load(directory: string, options: { optimiser: boolean }): NativeJob<{ version: number }>;
   version(): NativeJob<number>;
 

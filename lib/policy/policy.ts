@@ -1,9 +1,11 @@
 // The policy on one rank of the addon: weights, gradients and optimiser state live there; JavaScript holds a handle.
+import { join } from "node:path";
 import { TokenringError } from "../errors.ts";
 import type { NativeAdamW, NativeBatch, NativeLoss, NativeRank } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
-import { readConfig, writeConfig } from "./config.ts";
+import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
+import { parseConfig, readConfigFile, writeConfig } from "./config.ts";
 import type {
   AdamWOptions,
   CallOptions,
@@ -41,6 +43,9 @@ export interface LoadOptions extends RankOptions {
   optimiser?: boolean;
 }
 
+/** Bytes of tensors that one file of a saved model holds: what transformers 4 writes. */
+const SHARD_BYTES = 5e9;
+
 /** Rows of logits alive at once in the loss head. */
 const CHUNK_ROWS = 1024;
 
@@ -49,6 +54,8 @@ export class Policy implements PolicyShape {
   /** The native rank, for the embedded engine. @internal */
   readonly rank: NativeRank;
   #version = 0;
+  /** Of the model that was loaded: its config.json, and what lay beside its weights. */
+  #source: { config: Readonly<Record<string, unknown>>; files: CarriedFiles } | null = null;
 
   private constructor(config: DecoderConfig, options: RankOptions) {
     this.config = Object.freeze({ ...config });
@@ -87,11 +94,16 @@ export class Policy implements PolicyShape {
   }
 
   /**
-   * The policy of a Hugging Face checkpoint directory: config.json and model.safetensors (or its shards).
+   * The policy of a Hugging Face checkpoint directory: config.json and model.safetensors (or its shards). Tokenizer,
+   * chat template and generation settings are carried along: `save` writes them beside the weights.
    * @throws ERR_TOKENRING_CHECKPOINT naming the file, and the field or tensor, that does not fit.
    */
   static async load(directory: string, options: LoadOptions = {}): Promise<Policy> {
-    const policy = new Policy(await readConfig(directory), options);
+    const config = await readConfigFile(directory);
+    const decoder = parseConfig(config, join(directory, "config.json"));
+    const files = await readCarriedFiles(directory);
+    const policy = new Policy(decoder, options);
+    policy.#source = { config: config as Record<string, unknown>, files };
     return policy.#begin(() => policy.load(directory, { optimiser: options.optimiser ?? false }));
   }
 
@@ -160,10 +172,10 @@ export class Policy implements PolicyShape {
   async save(directory: string, options: SaveOptions = {}): Promise<void> {
     if (this.disposed)
       throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");
-    const dtype = options.dtype ?? "f32";
-    await writeConfig(directory, this.config, dtype);
-    const optimiser = options.optimiser ?? false;
-    await withSignal(() => this.rank.save(directory, { dtype, optimiser }));
+    const { dtype = "f32", optimiser = false, shardBytes = SHARD_BYTES } = options;
+    await writeConfig(directory, this.config, dtype, this.#source?.config);
+    if (this.#source) await writeCarriedFiles(directory, this.#source.files);
+    await withSignal(() => this.rank.save(directory, { dtype, optimiser, shardBytes }));
   }
 
   async load(directory: string, options: { optimiser?: boolean } = {}): Promise<void> {

@@ -55,6 +55,8 @@ export interface OptimiserResult {
 
 export interface SaveOptions {
   dtype?: "f32" | "bf16";
+  /** Tensors beyond so many bytes are written as shards with an index (default 5e9). */
+  shardBytes?: number;
   /** Also the AdamW moments and step, so that training continues exactly. */
   optimiser?: boolean;
 }
@@ -78,7 +80,10 @@ export interface Policy extends AsyncDisposable {
   /** One AdamW step from the accumulated gradients. */
   optimise(options: AdamWOptions): Promise<OptimiserResult>;
   dropGradients(): Promise<void>;
-  /** Writes config.json and model.safetensors as Hugging Face reads them. Atomic per file. */
+  /**
+   * Writes config.json and model.safetensors (or shards and their index) as transformers 4 and 5 and vLLM read them,
+   * and the tokenizer's and generation's files of the model that was loaded. Atomic per file of weights.
+   */
   save(directory: string, options?: SaveOptions): Promise<void>;
   /** Reads the weights (and with `optimiser` the AdamW state) of a checkpoint of the same shape. */
   load(directory: string, options?: { optimiser?: boolean }): Promise<void>;

@@ -4,11 +4,13 @@ import path from "node:path";
 import { Rollouts } from "../agent/rollouts.ts";
 import type { RolloutSource, Trajectory } from "../agent/types.ts";
 import { VerdictCache } from "../agent/verdicts.ts";
-import { chatFormat, chatTemplateOf } from "../engine/chat.ts";
+import { chatFormat, chatTemplateOf, loadChatTemplate } from "../engine/chat.ts";
 import { embeddedEngine } from "../engine/embedded.ts";
-import { readTokenizerFiles, tokenizerFromJson } from "../engine/tokenizer.ts";
-import { buildByteTokenizer, type TokenizerFiles } from "../engine/tokenizer-build.ts";
+import { loadTokenizer, tokenizerFromJson } from "../engine/tokenizer.ts";
+import { buildByteTokenizer } from "../engine/tokenizer-build.ts";
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
+import { TokenringError } from "../errors.ts";
+import { contextLength } from "../policy/config.ts";
 import { Policy } from "../policy/policy.ts";
 import { localBackend } from "../sandbox/local.ts";
 import { PHRASES } from "../tasks/tinyswe/phrases.ts";
@@ -49,11 +51,19 @@ export async function openJob(
   try {
     const tasks = tinyswe({ seed: config.seed, train: config.tasks.train, heldOut: config.tasks.heldOut });
     closers.push(() => tasks.dispose());
-    const files = await tokenizerFiles(config, options.checkpoint);
-    const tokenizer = tokenizerFromJson(files.tokenizerJson, files.tokenizerConfig);
-    const chat = chatFormat(tokenizer, chatTemplateOf(files.tokenizerConfig));
-    const policy = await openPolicy(config, tokenizer, options.checkpoint);
+    const from = options.checkpoint ?? ("path" in config.model ? config.model.path : undefined);
+    // A new model gets the task set's own tokenizer.
+    const made = from === undefined ? buildByteTokenizer({ phrases: PHRASES }) : null;
+    const tokenizer = made
+      ? tokenizerFromJson(made.tokenizerJson, made.tokenizerConfig)
+      : await loadTokenizer(from as string);
+    const chat = chatFormat(
+      tokenizer,
+      made ? chatTemplateOf(made.tokenizerConfig) : await loadChatTemplate(from as string),
+    );
+    const policy = await openPolicy(config, tokenizer, from);
     closers.push(() => policy.dispose());
+    checkFit(config, policy, tokenizer);
     const engine = embeddedEngine(policy);
     const sandboxes = await localBackend({
       ...(config.sandbox.kind === "auto" ? {} : { kind: config.sandbox.kind }),
@@ -93,10 +103,11 @@ export async function openJob(
       ranTests: (trajectory) => trajectory.turns.some((turn) => turn.command?.startsWith(TEST_COMMAND)),
       async save(directory) {
         await policy.save(directory, { optimiser: true });
-        await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(files.tokenizerJson));
+        if (!made) return; // the policy carries the files that it came with
+        await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(made.tokenizerJson));
         await writeFile(
           path.join(directory, "tokenizer_config.json"),
-          JSON.stringify(files.tokenizerConfig, null, 2),
+          JSON.stringify(made.tokenizerConfig, null, 2),
         );
       },
       [Symbol.asyncDispose]: close,
@@ -107,20 +118,36 @@ export async function openJob(
   }
 }
 
-/** The files of the checkpoint or model that is loaded; a new model gets the task set's own tokenizer. */
-async function tokenizerFiles(config: JobConfig, checkpoint: string | undefined): Promise<TokenizerFiles> {
-  const from = checkpoint ?? ("path" in config.model ? config.model.path : undefined);
-  return from === undefined ? buildByteTokenizer({ phrases: PHRASES }) : readTokenizerFiles(from);
+/** What the config asks of a model that was loaded, found out before the work. */
+function checkFit(config: JobConfig, policy: Policy, tokenizer: Tokenizer): void {
+  const fault = (message: string): TokenringError => new TokenringError("ERR_TOKENRING_CONFIG", message);
+  if (tokenizer.vocabularySize > policy.config.vocab_size) {
+    throw fault(
+      `the tokenizer has ${tokenizer.vocabularySize} tokens, the model ${policy.config.vocab_size}; ` +
+        "put the model's own tokenizer beside its weights",
+    );
+  }
+  const context = contextLength(policy.config);
+  const limits = [
+    ...config.stages.map((stage, i) => [`stages.${i}`, stage.limits] as const),
+    ...(config.rft ? [["rft", config.rft.limits] as const] : []),
+    ["evaluate", config.evaluate.limits] as const,
+  ];
+  for (const [name, { maxContext }] of limits) {
+    if (maxContext > context) {
+      throw fault(`${name}.limits.maxContext is ${maxContext}; the model's context is ${context}, lower it`);
+    }
+  }
 }
 
+/** The model in directory `from`, or a new one. */
 async function openPolicy(
   config: JobConfig,
   tokenizer: Tokenizer,
-  checkpoint: string | undefined,
+  from: string | undefined,
 ): Promise<Policy> {
   const rank = { device: config.device, threads: config.threads };
-  if (checkpoint !== undefined) return Policy.load(checkpoint, rank);
-  if ("path" in config.model) return Policy.load(config.model.path, rank);
+  if (from !== undefined || !("create" in config.model)) return Policy.load(from as string, rank);
   const model = config.model.create;
   return Policy.create(
     {

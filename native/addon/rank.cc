@@ -309,9 +309,11 @@ Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
   const std::string dtype = options.text("dtype");
   require(dtype == "f32" || dtype == "bf16", "options.dtype must be \"f32\" or \"bf16\", got \"", dtype, "\"");
   const bool optimiser = options.boolean("optimiser");
+  const int64_t shard_bytes = static_cast<int64_t>(options.number("shardBytes", 1, 9007199254740991.0));
   return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
-    save_parameters(rank.parameters(), *stream, directory, dtype == "f32" ? DType::f32 : DType::bf16);
+    const DType stored = dtype == "f32" ? DType::f32 : DType::bf16;
+    save_parameters(rank.parameters(), *stream, directory, stored, shard_bytes);
     if (optimiser) save_optimiser(rank.parameters(), *stream, directory);
     return Nothing{};
   });

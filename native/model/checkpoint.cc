@@ -1,5 +1,8 @@
 #include "model/checkpoint.h"
 
+#include <unistd.h>
+
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -19,6 +22,7 @@ namespace {
 
 constexpr const char* kModel = "model.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kHead = "lm_head.weight";
 constexpr const char* kOptimiser = "optimizer.safetensors";
 constexpr const char* kFirst = "exp_avg.";
 constexpr const char* kSecond = "exp_avg_sq.";
@@ -75,8 +79,7 @@ class Shards {
 
 // What checkpoints of this family may hold beside the weights.
 bool ignorable(const std::string& name, const DecoderConfig& config) {
-  return (name == "lm_head.weight" && config.tie_word_embeddings) ||
-         name.find("rotary_emb.inv_freq") != std::string::npos;
+  return (name == kHead && config.tie_word_embeddings) || name.find("rotary_emb.inv_freq") != std::string::npos;
 }
 
 void read_into(Stream& stream, const SafetensorsReader& reader, const std::string& name, int64_t elements,
@@ -87,15 +90,92 @@ void read_into(Stream& stream, const SafetensorsReader& reader, const std::strin
   stream.synchronize();  // `values` is filled anew
 }
 
-// Appends every slice of a flat buffer, in order.
-void append_slices(SafetensorsWriter& writer, Parameters& parameters, Stream& stream, Tensor flat) {
+// A head beside a tied embedding must be the same: tools differ in which of the two they would take.
+void check_tied_head(const Shards& shards, const NamedSlice& embedding, const DecoderConfig& config) {
+  const SafetensorsReader* reader = shards.find(kHead);
+  if (!config.tie_word_embeddings || !reader) return;
+  reader->check(kHead, embedding.shape);
+  std::vector<float> head(static_cast<size_t>(embedding.elements())), table(head.size());
+  reader->read(kHead, head.data());
+  shards.find(embedding.name)->read(embedding.name, table.data());
+  if (head != table) {
+    fail("CHECKPOINT", reader->path(), ": ", kHead, " is not ", embedding.name,
+         ", but config.json has tie_word_embeddings; set that to false to load both");
+  }
+}
+
+using Slices = std::vector<NamedSlice>;
+
+// Appends slices of a flat buffer, in order.
+void append_slices(SafetensorsWriter& writer, const Slices& slices, Stream& stream, Tensor flat) {
   std::vector<float> values;
-  for (const NamedSlice& slice : parameters.slices()) {
+  for (const NamedSlice& slice : slices) {
     values.resize(static_cast<size_t>(slice.elements()));
     stream.copy_to_host(values.data(), flat.f32() + slice.offset, values.size() * sizeof(float));
     stream.synchronize();
     writer.append(values.data());
   }
+}
+
+// Runs of slices of at most `bytes` each; a larger tensor has a file of its own.
+std::vector<Slices> cut_into_shards(const Slices& slices, DType dtype, int64_t bytes) {
+  std::vector<Slices> shards(1);
+  int64_t held = 0;
+  for (const NamedSlice& slice : slices) {
+    const int64_t size = slice.elements() * static_cast<int64_t>(size_of(dtype));
+    if (held > 0 && held + size > bytes) {
+      shards.emplace_back();
+      held = 0;
+    }
+    shards.back().push_back(slice);
+    held += size;
+  }
+  return shards;
+}
+
+std::string shard_name(size_t i, size_t count) {
+  char name[64];
+  std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", i + 1, count);
+  return name;
+}
+
+void write_index(const std::string& path, const std::vector<Slices>& shards, DType dtype) {
+  std::ostringstream map;
+  int64_t bytes = 0;
+  const char* separator = "";
+  for (size_t i = 0; i < shards.size(); ++i) {
+    for (const NamedSlice& slice : shards[i]) {
+      map << separator << "\n    " << quote_json(slice.name) << ": \"" << shard_name(i, shards.size()) << '"';
+      separator = ",";
+      bytes += slice.elements() * static_cast<int64_t>(size_of(dtype));
+    }
+  }
+  const std::string temporary = path + ".tmp-" + std::to_string(getpid());
+  std::ofstream file(temporary);
+  file << "{\n  \"metadata\": {\"total_size\": " << bytes << "},\n  \"weight_map\": {" << map.str() << "\n  }\n}\n";
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(temporary, path, error);
+  if (!file || error) {
+    std::filesystem::remove(temporary, error);
+    fail("CHECKPOINT", path, ": cannot be written; is there room, and leave to write?");
+  }
+}
+
+bool is_shard(const std::string& name) {
+  unsigned i = 0, count = 0;
+  return std::sscanf(name.c_str(), "model-%5u-of-%5u.safetensors", &i, &count) == 2 && i > 0 &&
+         name == shard_name(i - 1, count);
+}
+
+// Removes the weights of an earlier save that are none of `names`.
+void remove_other_weights(const std::string& directory, const std::set<std::string>& names) {
+  std::vector<std::filesystem::path> old;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if ((name == kModel || name == kIndex || is_shard(name)) && names.count(name) == 0) old.push_back(entry.path());
+  }
+  for (const auto& path : old) std::filesystem::remove(path);
 }
 
 }  // namespace
@@ -107,8 +187,7 @@ void load_parameters(Parameters& parameters, Stream& stream, const std::string& 
     const SafetensorsReader* reader = shards.find(slice.name);
     if (!reader) {
       fail("CHECKPOINT", directory, ": tensor ", slice.name, " is missing",
-           slice.name == "lm_head.weight" ? "; if the checkpoint ties it to the embedding, set tie_word_embeddings"
-                                          : "");
+           slice.name == kHead ? "; if the checkpoint ties it to the embedding, set tie_word_embeddings" : "");
     }
     reader->check(slice.name, slice.shape);
     known.insert(slice.name);
@@ -119,6 +198,7 @@ void load_parameters(Parameters& parameters, Stream& stream, const std::string& 
            " has no place in the model that config.json describes; without it the results would be wrong");
     }
   }
+  check_tied_head(shards, parameters.slices().front(), parameters.config());
   std::vector<float> values;
   for (const NamedSlice& slice : parameters.slices()) {
     read_into(stream, *shards.find(slice.name), slice.name, slice.elements(), parameters.master().f32() + slice.offset,
@@ -129,12 +209,29 @@ void load_parameters(Parameters& parameters, Stream& stream, const std::string& 
   stream.synchronize();
 }
 
-void save_parameters(Parameters& parameters, Stream& stream, const std::string& directory, DType dtype) {
-  std::vector<SafetensorsTensor> tensors;
-  for (const NamedSlice& slice : parameters.slices()) tensors.push_back({slice.name, dtype, slice.shape});
-  SafetensorsWriter writer(in_directory(directory, kModel), tensors, {{"format", "pt"}});
-  append_slices(writer, parameters, stream, parameters.master());
-  writer.commit();
+void save_parameters(Parameters& parameters, Stream& stream, const std::string& directory, DType dtype,
+                     int64_t shard_bytes) {
+  require(shard_bytes > 0, "save: shard_bytes is ", shard_bytes, "; it must be at least 1");
+  const std::vector<Slices> shards = cut_into_shards(parameters.slices(), dtype, shard_bytes);
+  const bool whole = shards.size() == 1;
+  // All are written before the first takes its name, which an older checkpoint may still have.
+  std::vector<std::unique_ptr<SafetensorsWriter>> writers;
+  std::set<std::string> names;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = whole ? kModel : shard_name(i, shards.size());
+    std::vector<SafetensorsTensor> tensors;
+    for (const NamedSlice& slice : shards[i]) tensors.push_back({slice.name, dtype, slice.shape});
+    const std::map<std::string, std::string> metadata = {{"format", "pt"}};
+    writers.push_back(std::make_unique<SafetensorsWriter>(in_directory(directory, name), tensors, metadata));
+    append_slices(*writers.back(), shards[i], stream, parameters.master());
+    names.insert(name);
+  }
+  for (const auto& writer : writers) writer->commit();
+  if (!whole) {
+    write_index(in_directory(directory, kIndex), shards, dtype);
+    names.insert(kIndex);
+  }
+  remove_other_weights(directory, names);
 }
 
 void save_optimiser(Parameters& parameters, Stream& stream, const std::string& directory) {
@@ -145,8 +242,8 @@ void save_optimiser(Parameters& parameters, Stream& stream, const std::string& d
   }
   SafetensorsWriter writer(in_directory(directory, kOptimiser), tensors,
                            {{"format", "pt"}, {kStep, std::to_string(parameters.optimiser_step())}});
-  append_slices(writer, parameters, stream, parameters.first_moment());
-  append_slices(writer, parameters, stream, parameters.second_moment());
+  append_slices(writer, parameters.slices(), stream, parameters.first_moment());
+  append_slices(writer, parameters.slices(), stream, parameters.second_moment());
   writer.commit();
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <set>
 
 #include "decoder_rig.h"
 #include "harness.h"
@@ -169,6 +170,73 @@ TEST(safetensors_shards_are_found_through_the_index) {
   CHECK(contains(loading(other, folder.path), "absent.safetensors: cannot be opened"));
   spill(index, "{\"weight_map\": {]}");
   CHECK(contains(loading(other, folder.path), "not valid JSON: expected a string at byte 16"));
+}
+
+TEST(safetensors_shards_are_written_above_a_size) {
+  Folder folder;
+  Rig rig(tiny_config(false)), other(tiny_config(false));
+  rig.randomise(37);
+  const auto files = [&] {
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder.path)) names.insert(entry.path().filename().string());
+    return names;
+  };
+  const auto comes_back = [&] {
+    CHECK(loading(other, folder.path).empty());
+    CHECK(other.read(other.parameters.master()) == rig.read(rig.parameters.master()));
+  };
+  // Largest tensor: 48 x 32 in f32. Every shard holds at most three of them, and all tensors are somewhere.
+  const int64_t limit = 3 * 48 * 32 * 4;
+  save_parameters(rig.parameters, *rig.stream, folder.path, DType::f32, limit);
+  comes_back();
+  const std::set<std::string> first = files();
+  CHECK(first.size() > 3 && first.count("model.safetensors.index.json") == 1 && first.count("model.safetensors") == 0);
+  size_t tensors = 0;
+  uintmax_t bytes = 0;
+  for (const std::string& name : first) {
+    if (name == "model.safetensors.index.json") continue;
+    const SafetensorsReader reader(folder / name.c_str());
+    CHECK(name.find("-of-0000" + std::to_string(first.size() - 1)) != std::string::npos);
+    uintmax_t held = 0;
+    for (const auto& [tensor, entry] : reader.entries()) held += entry.end - entry.begin;
+    CHECK(held <= static_cast<uintmax_t>(limit) && held > 0);
+    tensors += reader.entries().size();
+    bytes += held;
+  }
+  CHECK(tensors == rig.parameters.slices().size());
+  const Json index = parse_json(slurp(folder / "model.safetensors.index.json"), "index");
+  CHECK(index.find("metadata")->find("total_size")->number == static_cast<double>(bytes));
+  CHECK(index.find("weight_map")->object.size() == tensors);
+
+  // Fewer shards, one file, shards again: nothing of the earlier save stays to be read instead.
+  spill(folder / "model-notes.safetensors", "kept");
+  rig.randomise(38);
+  save_parameters(rig.parameters, *rig.stream, folder.path, DType::f32, 4 * limit);
+  comes_back();
+  CHECK(files().size() < first.size());
+  save_parameters(rig.parameters, *rig.stream, folder.path, DType::f32);
+  CHECK(files() == (std::set<std::string>{"model.safetensors", "model-notes.safetensors"}));
+  rig.randomise(39);
+  save_parameters(rig.parameters, *rig.stream, folder.path, DType::f32, 1);  // a file for each tensor
+  comes_back();
+  CHECK(files().size() == tensors + 2 && files().count("model.safetensors") == 0);
+  CHECK(contains(failure_of([&] { save_parameters(rig.parameters, *rig.stream, folder.path, DType::f32, 0); }),
+                 "shard_bytes is 0"));
+}
+
+TEST(safetensors_a_tied_head_must_be_the_embedding) {
+  Folder folder;
+  Rig untied(tiny_config(false)), tied(tiny_config(true));
+  untied.randomise(40);
+  save_parameters(untied.parameters, *untied.stream, folder.path, DType::bf16);
+  CHECK(contains(loading(tied, folder.path), "lm_head.weight is not model.embed_tokens.weight"));
+  std::vector<float> weights = untied.read(untied.parameters.master());
+  const NamedSlice &table = untied.parameters.slices().front(), &head = untied.parameters.slices().back();
+  CHECK(head.name == "lm_head.weight");
+  std::copy_n(weights.begin() + table.offset, table.elements(), weights.begin() + head.offset);
+  untied.write(untied.parameters.master(), weights);
+  save_parameters(untied.parameters, *untied.stream, folder.path, DType::bf16);
+  CHECK(loading(tied, folder.path).empty());
 }
 
 TEST(safetensors_truncated_at_any_byte_is_refused) {

@@ -44,6 +44,22 @@ describe("new Rank", () => {
       "options.config.attention_bias must be true or false, got 1",
     ],
     [bad({ config: { ...TINY, num_key_value_heads: 3 } }), /num_key_value_heads/],
+    [bad({ config: { ...TINY, qk_norm: 1 } }), "options.config.qk_norm must be true or false, got 1"],
+    [bad({ config: { ...TINY, qk_norm: true } }), /qk_norm \(Qwen3\) and attention_bias \(Qwen2\)/],
+    [bad({ config: { ...TINY, head_dim: 24 } }), /head_dim is 24; it must be a multiple of 16/],
+    [
+      bad({ config: { ...TINY, rope_scaling: { rope_type: "linear" } } }),
+      'config.rope_scaling.rope_type must be "yarn" or "llama3", got "linear"',
+    ],
+    [
+      bad({
+        config: {
+          ...TINY,
+          rope_scaling: { rope_type: "yarn", factor: 0.5, original_max_position_embeddings: 8 },
+        },
+      }),
+      /rope_scaling.factor is 0.5; it must be a number of at least 1/,
+    ],
     [bad({ threads: -1 }), /^options.threads must be an integer from 0 .*, got -1$/],
     [bad({ maxBatchTokens: 0 }), /^options.maxBatchTokens must be an integer from 1/],
     [bad({ device: null }), "options.device must be a string, got null"],
@@ -113,10 +129,10 @@ describe("Rank", () => {
       invalid(/^options.epsilon/) as Error,
     );
     expect(() => rank.score(batch({}), -1)).toThrow(invalid(/^temperature must be/) as Error);
-    expect(() => rank.save(3 as unknown as string, { dtype: "f32", optimiser: false })).toThrow(
-      invalid("directory must be a string, got 3") as Error,
-    );
-    expect(() => rank.save("/tmp", { dtype: "f16" as "bf16", optimiser: false })).toThrow(
+    expect(() =>
+      rank.save(3 as unknown as string, { dtype: "f32", optimiser: false, shardBytes: 1 }),
+    ).toThrow(invalid("directory must be a string, got 3") as Error);
+    expect(() => rank.save("/tmp", { dtype: "f16" as "bf16", optimiser: false, shardBytes: 1 })).toThrow(
       invalid('options.dtype must be "f32" or "bf16", got "f16"') as Error,
     );
     expect(() => rank.initialise({ std: 1, seed: 1 as unknown as bigint, previousTokenBias: 0 })).toThrow(
