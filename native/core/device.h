@@ -23,6 +23,8 @@ class Stream {
   virtual void copy_to_device(void* device, const void* host, size_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;
   virtual void copy_on_device(void* to, const void* from, size_t bytes) = 0;
+  // Runs `work` on a thread of the host in its place in the order. It may block, and must not call the stream.
+  virtual void call(std::function<void()> work) = 0;
 };
 
 // Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.

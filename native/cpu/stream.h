@@ -24,6 +24,7 @@ class CpuStream final : public Stream {
   void copy_to_device(void* device, const void* host, size_t bytes) override;
   void copy_to_host(void* host, const void* device, size_t bytes) override;
   void copy_on_device(void* to, const void* from, size_t bytes) override;
+  void call(std::function<void()> work) override { enqueue(std::move(work)); }
 
   void enqueue(std::function<void()> job) { push({std::move(job), false}); }
 

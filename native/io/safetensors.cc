@@ -10,7 +10,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "io/convert.h"
+#include "core/convert.h"
 #include "io/json.h"
 
 namespace tokenring {

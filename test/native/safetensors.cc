@@ -8,9 +8,9 @@
 #include <iterator>
 #include <set>
 
+#include "core/convert.h"
 #include "decoder_rig.h"
 #include "harness.h"
-#include "io/convert.h"
 #include "io/json.h"
 #include "model/checkpoint.h"
 
