@@ -40,6 +40,21 @@ struct AttentionTile {
   Span q, k;
 };
 
+// Heads of tokens, `stride` elements from one token to the next: a tensor of their own, or the queries, the keys or the
+// values within qkv.
+struct HeadRows {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t rows = 0, stride = 0;
+
+  float* f32() const { return static_cast<float*>(data); }
+};
+
+struct AttentionHeads {
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 1.0f;  // multiplies q.k
+};
+
 // Tokens of one sequence whose keys live in pages of kPageTokens positions: page p of the sequence is
 // pages[p], an index into the page pool.
 constexpr int kPageTokens = 64;
@@ -127,6 +142,20 @@ class Ops {
   virtual void attention_backward(Stream&, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                                   const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim,
                                   float scale, Tensor dqkv /* overwritten */, Tensor workspace) const = 0;
+
+  // --- attention of some queries on some keys: what context parallelism is made of -------------------
+  // q [mq, heads] and k, v [mk, kv_heads] number their rows apart: AttentionTile::q.row is a row of q, out and lse,
+  // k.row one of k and v. out f32 [mq, heads * head_dim], lse f32 [mq, heads]. With `merge` they hold the attention on
+  // other keys and receive the attention on all of them, as one softmax; else the rows of the tiles start anew.
+  virtual void attention_block_forward(Stream&, AttentionHeads, HeadRows q, HeadRows k, HeadRows v,
+                                       const std::vector<AttentionTile>& tiles, bool merge, Tensor out,
+                                       Tensor lse) const = 0;
+  // delta f32 [m, heads] = sum of dout * out over each head, both f32 [m, heads * head_dim].
+  virtual void attention_delta(Stream&, Tensor dout, Tensor out, int heads, Tensor delta) const = 0;
+  // Adds to dq, dk, dv (f32, shaped like q, k, v) what these tiles give. lse and delta are those of all the keys.
+  virtual void attention_block_backward(Stream&, AttentionHeads, Tensor dout, HeadRows q, HeadRows k, HeadRows v,
+                                        Tensor lse, Tensor delta, const std::vector<AttentionTile>& tiles, HeadRows dq,
+                                        HeadRows dk, HeadRows dv) const = 0;
 
   // --- attention of the sampler, keys in pages -----------------------------------------------------
   // Bytes of one page of one layer.

@@ -28,6 +28,21 @@ void attend_start(int heads, int tokens, int head_dim, SoftmaxState* state, floa
     }
 }
 
+// A row that attended to other keys before: as if they were one key of score lse and value out.
+void attend_resume(int heads, int tokens, int head_dim, const float* out, int64_t ldo, const float* lse, int64_t lds,
+                   SoftmaxState* state, float* acc) {
+  attend_start(heads, tokens, head_dim, state, acc);
+  for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < tokens; ++i) {
+      SoftmaxState& s = state[h * kQueryBlock + i];
+      s.max = lse[i * lds + h];
+      if (s.max == -kInfinity) continue;
+      s.sum[0] = 1.0f;
+      __builtin_memcpy(acc + (h * kQueryBlock + i) * head_dim, out + i * ldo + static_cast<int64_t>(h) * head_dim,
+                       static_cast<size_t>(head_dim) * sizeof(float));
+    }
+}
+
 // Keys of the tile that query token i sees: lo <= j < seen.
 TOKENRING_INLINE int seen_by(int64_t visible, int hi, int i) {
   const int64_t seen = visible + i;

@@ -32,12 +32,13 @@ KeyTile KeySpan::tile(int index) const {
   return {span.row + start + lo - span.position, start, static_cast<int>(lo), static_cast<int>(hi)};
 }
 
-AttentionPlan plan_attention(const char* op, const std::vector<AttentionTile>& tiles, int64_t rows) {
+AttentionPlan plan_attention(const char* op, const std::vector<AttentionTile>& tiles, int64_t query_rows,
+                             int64_t key_rows) {
   AttentionPlan plan;
   std::map<Key, int> queries, keys;
   for (const AttentionTile& tile : tiles) {
-    check_span(op, "queries", tile.q, rows);
-    check_span(op, "keys", tile.k, rows);
+    check_span(op, "queries", tile.q, query_rows);
+    check_span(op, "keys", tile.k, key_rows);
     if (tile.q.rows == 0) continue;
     const auto [q, new_query] = queries.try_emplace(key_of(tile.q), static_cast<int>(plan.queries.size()));
     if (new_query) plan.queries.push_back({tile.q, {}});

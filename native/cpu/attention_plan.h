@@ -43,7 +43,9 @@ struct AttentionPlan {
   std::vector<QueryBlock> blocks() const;  // the costliest first
 };
 
-// Failure INVALID_ARGUMENT for a span outside of `rows` or key spans of one query span that overlap.
-AttentionPlan plan_attention(const char* op, const std::vector<AttentionTile>& tiles, int64_t rows);
+// Failure INVALID_ARGUMENT for a span outside of the rows of queries or keys, or key spans of one query span that
+// overlap.
+AttentionPlan plan_attention(const char* op, const std::vector<AttentionTile>& tiles, int64_t query_rows,
+                             int64_t key_rows);
 
 }  // namespace tokenring::cpu

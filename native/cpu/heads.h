@@ -12,6 +12,7 @@ struct Heads {
   int per_kv() const { return heads / kv_heads; }
   int64_t ld() const { return static_cast<int64_t>(heads + 2 * kv_heads) * head_dim; }
   int64_t width() const { return static_cast<int64_t>(heads) * head_dim; }
+  int64_t kv_width() const { return static_cast<int64_t>(kv_heads) * head_dim; }
   // Where the queries of a kv head, its keys and its values start.
   int64_t q(int64_t kv) const { return kv * per_kv() * head_dim; }
   int64_t k(int64_t kv) const { return (heads + kv) * head_dim; }

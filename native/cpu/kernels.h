@@ -105,6 +105,9 @@ struct Kernels {
   void (*add)(int64_t n, const float* x, float* to);
 
   void (*attend_start)(int heads, int tokens, int head_dim, SoftmaxState* state, float* acc);
+  // The state after other keys, whose attention is `out` and `lse` (strides as of attend_finish).
+  void (*attend_resume)(int heads, int tokens, int head_dim, const float* out, int64_t ldo, const float* lse,
+                        int64_t lds, SoftmaxState* state, float* acc);
   void (*attend)(const AttendTile&);
   // out: token stride ldo, head stride head_dim; lse: token stride lds, head stride 1, or null
   void (*attend_finish)(int heads, int tokens, int head_dim, const SoftmaxState* state, const float* acc, float* out,

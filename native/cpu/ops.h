@@ -37,6 +37,13 @@ class CpuOps final : public Ops {
   void attention_backward(Stream&, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
                           const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim, float scale,
                           Tensor dqkv, Tensor workspace) const override;
+  void attention_block_forward(Stream&, AttentionHeads, HeadRows q, HeadRows k, HeadRows v,
+                               const std::vector<AttentionTile>& tiles, bool merge, Tensor out,
+                               Tensor lse) const override;
+  void attention_delta(Stream&, Tensor dout, Tensor out, int heads, Tensor delta) const override;
+  void attention_block_backward(Stream&, AttentionHeads, Tensor dout, HeadRows q, HeadRows k, HeadRows v, Tensor lse,
+                                Tensor delta, const std::vector<AttentionTile>& tiles, HeadRows dq, HeadRows dk,
+                                HeadRows dv) const override;
   size_t page_bytes(int kv_heads, int head_dim) const override;
   void kv_append(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
                  int head_dim, void* pool) const override;
@@ -70,6 +77,12 @@ class CpuOps final : public Ops {
   // c [m, n] (+)= a [m, k] times the [k, n] matrix in `panels`, plus a bias of n.
   void multiply_by_panels(const float* a, int64_t m, int64_t k, const float* panels, int64_t n, float* c,
                           bool accumulate, const float* bias) const;
+
+  // The jobs of both attention ops; see ops_attention.cc.
+  struct Attention;
+  struct AttentionGradient;
+  void attend(const Attention&, bool merge, float* out, float* lse) const;
+  void attend_backward(const Attention&, const AttentionGradient&) const;
 
   // body(begin, end) over n items that cost about `nanoseconds` each; alone when the whole is small.
   template <class Body>

@@ -17,6 +17,7 @@ constexpr cpu::Kernels table_of(const char* isa) {
           .column_sum = column_sum,
           .add = add_to,
           .attend_start = attend_start,
+          .attend_resume = attend_resume,
           .attend = attend,
           .attend_finish = attend_finish,
           .attend_delta = attend_delta,
