@@ -29,6 +29,7 @@ export { finalReward } from "./learn/reward.ts";
 export { RFT_DEFAULTS, type RftConfig, type RftEvent, rft } from "./learn/rft.ts";
 export { sft } from "./learn/sft.ts";
 export type { StepMetrics } from "./learn/types.ts";
+export { findModel, type ModelSourceOptions } from "./policy/model-source.ts";
 export { Policy } from "./policy/policy.ts";
 export type {
   AdamWOptions,

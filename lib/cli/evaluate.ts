@@ -29,7 +29,7 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   const progress = new Progress({ quiet: options.quiet ?? false });
   const { openJob } = await import("../run/job-context.ts");
   const { evaluate } = await import("../evaluate/evaluate.ts");
-  await using context = await openJob(config, { progress, checkpoint: path });
+  await using context = await openJob(config, { progress, checkpoint: path, signal: commandSignal() });
   const instances = context.tasks.heldOut;
   if (instances.length === 0) {
     throw new TokenringError(

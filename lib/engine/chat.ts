@@ -33,6 +33,11 @@ export function chatTemplateOf(tokenizerConfig: Readonly<Record<string, unknown>
   return { source, variables: namedTokens(tokenizerConfig) };
 }
 
+/** What a template of `directory`'s tokenizer sees: its named tokens. Throws ERR_TOKENRING_TOKENIZER. */
+export async function templateVariables(directory: string): Promise<Record<string, unknown>> {
+  return namedTokens((await readJson(join(directory, "tokenizer_config.json"))) ?? {});
+}
+
 /** Reads `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`. Throws ERR_TOKENRING_TOKENIZER. */
 export async function loadChatTemplate(directory: string): Promise<ChatTemplate> {
   const config = (await readJson(join(directory, "tokenizer_config.json"))) ?? {};

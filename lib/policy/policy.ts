@@ -6,6 +6,7 @@ import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
 import { parseConfig, readConfigFile, writeConfig } from "./config.ts";
+import { findModel, type ModelSourceOptions } from "./model-source.ts";
 import type {
   AdamWOptions,
   CallOptions,
@@ -39,6 +40,8 @@ export interface CreateOptions extends RankOptions {
 }
 
 export interface LoadOptions extends RankOptions {
+  /** How a model that is named, not given as a directory, is found: revision, cache, progress, signal. */
+  source?: ModelSourceOptions;
   /** Also read optimizer.safetensors, so that training continues exactly. */
   optimiser?: boolean;
 }
@@ -94,11 +97,13 @@ export class Policy implements PolicyShape {
   }
 
   /**
-   * The policy of a Hugging Face checkpoint directory: config.json and model.safetensors (or its shards). Tokenizer,
-   * chat template and generation settings are carried along: `save` writes them beside the weights.
+   * The policy of a Hugging Face model: a directory with config.json and model.safetensors (or its shards), or a name
+   * as on the hub, which is looked for in the local cache and then downloaded (`findModel`). Tokenizer, chat template
+   * and generation settings are carried along: `save` writes them beside the weights.
    * @throws ERR_TOKENRING_CHECKPOINT naming the file, and the field or tensor, that does not fit.
    */
-  static async load(directory: string, options: LoadOptions = {}): Promise<Policy> {
+  static async load(model: string, options: LoadOptions = {}): Promise<Policy> {
+    const directory = await findModel(model, options.source);
     const config = await readConfigFile(directory);
     const decoder = parseConfig(config, join(directory, "config.json"));
     const files = await readCarriedFiles(directory);

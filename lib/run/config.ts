@@ -30,6 +30,9 @@ const newModel = z.strictObject({
   previousTokenBias: z.number().min(0).default(0),
 });
 
+/** A Jinja file in place of the model's own chat template, for models whose own rewrites earlier turns. */
+const chatTemplate = { chatTemplate: z.string().min(1).optional() };
+
 const limits = z.strictObject({
   maxTurns: count,
   maxContext: count,
@@ -113,9 +116,22 @@ const job = z.strictObject({
   device: z.enum(["cpu", "cuda"]).default("cpu"),
   /** CPU threads of the engine; 0 = all cores. */
   threads: z.int().min(0).default(0),
-  model: z.union([z.strictObject({ path: z.string().min(1) }), z.strictObject({ create: newModel })], {
-    error: "give either path (a model's directory) or create (the shape of a new model)",
-  }),
+  model: z.union(
+    [
+      z.strictObject({ path: z.string().min(1), ...chatTemplate }),
+      // Looked for in the local Hugging Face cache, then downloaded.
+      z.strictObject({
+        name: z.string().min(1),
+        revision: z.string().min(1).default("main"),
+        ...chatTemplate,
+      }),
+      z.strictObject({ create: newModel }),
+    ],
+    {
+      error:
+        "give path (a model's directory), name (as on the Hugging Face hub) or create (the shape of a new model)",
+    },
+  ),
   tasks: z.strictObject({
     name: z.literal("tinyswe"),
     train: count.max(1_000_000),

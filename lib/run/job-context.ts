@@ -1,16 +1,23 @@
 // Opens everything that a job's stages share: tasks, tokenizer, policy, engine, sandboxes; and closes it again.
-import { writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { Rollouts } from "../agent/rollouts.ts";
 import type { RolloutSource, Trajectory } from "../agent/types.ts";
 import { VerdictCache } from "../agent/verdicts.ts";
-import { chatFormat, chatTemplateOf, loadChatTemplate } from "../engine/chat.ts";
+import {
+  type ChatTemplate,
+  chatFormat,
+  chatTemplateOf,
+  loadChatTemplate,
+  templateVariables,
+} from "../engine/chat.ts";
 import { embeddedEngine } from "../engine/embedded.ts";
 import { loadTokenizer, tokenizerFromJson } from "../engine/tokenizer.ts";
 import { buildByteTokenizer } from "../engine/tokenizer-build.ts";
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
-import { TokenringError } from "../errors.ts";
+import { isTokenringError, TokenringError } from "../errors.ts";
 import { contextLength } from "../policy/config.ts";
+import { findModel } from "../policy/model-source.ts";
 import { Policy } from "../policy/policy.ts";
 import { localBackend } from "../sandbox/local.ts";
 import { PHRASES } from "../tasks/tinyswe/phrases.ts";
@@ -41,7 +48,7 @@ export interface JobContext extends AsyncDisposable {
  */
 export async function openJob(
   config: JobConfig,
-  options: { progress: ProgressSink; checkpoint?: string },
+  options: { progress: ProgressSink; checkpoint?: string; signal?: AbortSignal },
 ): Promise<JobContext> {
   const closers: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
@@ -51,16 +58,16 @@ export async function openJob(
   try {
     const tasks = tinyswe({ seed: config.seed, train: config.tasks.train, heldOut: config.tasks.heldOut });
     closers.push(() => tasks.dispose());
-    const from = options.checkpoint ?? ("path" in config.model ? config.model.path : undefined);
+    const from = options.checkpoint ?? (await modelDirectory(config, options));
     // A new model gets the task set's own tokenizer.
     const made = from === undefined ? buildByteTokenizer({ phrases: PHRASES }) : null;
     const tokenizer = made
       ? tokenizerFromJson(made.tokenizerJson, made.tokenizerConfig)
       : await loadTokenizer(from as string);
-    const chat = chatFormat(
-      tokenizer,
-      made ? chatTemplateOf(made.tokenizerConfig) : await loadChatTemplate(from as string),
-    );
+    const template = made
+      ? chatTemplateOf(made.tokenizerConfig)
+      : await chatTemplate(config, from as string, options.checkpoint !== undefined);
+    const chat = chatFormat(tokenizer, template);
     const policy = await openPolicy(config, tokenizer, from);
     closers.push(() => policy.dispose());
     checkFit(config, policy, tokenizer);
@@ -103,7 +110,11 @@ export async function openJob(
       ranTests: (trajectory) => trajectory.turns.some((turn) => turn.command?.startsWith(TEST_COMMAND)),
       async save(directory) {
         await policy.save(directory, { optimiser: true });
-        if (!made) return; // the policy carries the files that it came with
+        if (!made) {
+          // The policy carries the files that it came with; the template may be the config's.
+          await writeFile(path.join(directory, "chat_template.jinja"), template.source);
+          return;
+        }
         await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(made.tokenizerJson));
         await writeFile(
           path.join(directory, "tokenizer_config.json"),
@@ -115,6 +126,43 @@ export async function openJob(
   } catch (error) {
     await close();
     throw error;
+  }
+}
+
+/** Where the config's model lies, downloaded if need be; undefined for a new one. */
+async function modelDirectory(
+  { model }: JobConfig,
+  { progress, signal }: { progress: ProgressSink; signal?: AbortSignal },
+): Promise<string | undefined> {
+  if ("path" in model) return model.path;
+  if (!("name" in model)) return undefined;
+  let begun = false;
+  return findModel(model.name, {
+    revision: model.revision,
+    ...(signal ? { signal } : {}),
+    onProgress: ({ received, size, file }) => {
+      const mebibytes = (bytes: number): number => Math.ceil(bytes / 2 ** 20);
+      if (!begun && size > 0) progress.phase(`download of ${model.name}, MiB`, mebibytes(size));
+      begun ||= size > 0;
+      if (begun) progress.update(mebibytes(received), file);
+    },
+  });
+}
+
+/** The model's chat template, or the config's in its place; a checkpoint of the run holds what it was trained with. */
+async function chatTemplate({ model }: JobConfig, from: string, checkpoint: boolean): Promise<ChatTemplate> {
+  const given = "create" in model || checkpoint ? undefined : model.chatTemplate;
+  if (given === undefined) return loadChatTemplate(from);
+  try {
+    const source = await readFile(given, "utf8");
+    return { source, variables: await templateVariables(from) };
+  } catch (cause) {
+    if (isTokenringError(cause)) throw cause;
+    throw new TokenringError(
+      "ERR_TOKENRING_CONFIG",
+      `model.chatTemplate: ${given} cannot be read (${(cause as NodeJS.ErrnoException).code}); check the path`,
+      { cause },
+    );
   }
 }
 

@@ -77,6 +77,7 @@ export async function runJob(config: JobConfig, options: JobOptions): Promise<Jo
   await using context = await openJob(config, {
     progress: options.progress,
     ...(checkpoint === undefined ? {} : { checkpoint }),
+    ...(options.signal ? { signal: options.signal } : {}),
   });
   const job = new Job(config, context, options, saved);
   await job.base();

@@ -57,7 +57,7 @@ describe("a job's YAML", () => {
     ["no mapping", "model: qwen\nunused:"],
   ])("asks for either path or create where there is %s", (_, model) => {
     const message = faultsWith("model:\n  create:", model, "model:");
-    expect(message).toMatch(/^HERE model: give either path .* or create /);
+    expect(message).toMatch(/^HERE model: give path .*, name .* or create /);
     expect(message).not.toMatch(/did you mean|model\.(path|create)/);
   });
 
