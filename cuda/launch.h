@@ -83,21 +83,33 @@ void scatter_rows_add(CudaStream stream, int64_t r, int64_t h, const Bf16* y, co
 void logits_statistics(CudaStream stream, int64_t r, int64_t v, const float* logits, const int32_t* targets,
                        float inv_temperature, float* lse, float* logprob, float* entropy);
 
-// Loss per token and g = d loss / d logprob, by the objective (PolicyObjective in core/ops.h); the ratio's logarithm
-// is limited to +-20, where g is 0. flags: 1 = clipped low, 2 = clipped high, else 0. All [n], flags i32, else f32;
-// old and advantage may be null for the objective nll.
-void policy_scalars(CudaStream stream, int64_t n, const PolicyScalars& policy, const float* logprob, const float* old,
-                    const float* advantage, const float* weight, float* g, float* loss, int32_t* flags);
+// For each document d, the mean of logprob - old over the rows [begin[d], begin[d + 1]), written to each of them;
+// accumulated in float64. begin: i32 [documents + 1]; logprob, old, sequence: f32.
+void sequence_log_ratio(CudaStream stream, int64_t documents, const float* logprob, const float* old,
+                        const int32_t* begin, float* sequence);
 
-// In place: logits <- g * (1[j = target] - p_j) * inv_temperature, p_j = exp(z_j - lse). Rows of g = 0 become 0,
-// whatever they hold. logits: f32 [r, v]; targets: i32 [r]; lse, g: f32 [r].
+// The tensors of PolicyLanes (core/ops.h), null where the options need them not.
+struct PolicyPointers {
+  const float *logprob, *weight, *old, *advantage, *sequence, *reference, *entropy;
+  float *g, *entropy_g, *loss;
+  int32_t* flags;
+};
+
+// Loss per token, its slopes and flags, by the options (PolicyScalars in core/ops.h). Logarithms of ratios are limited
+// to +-20, where their slope is 0. All [n].
+void policy_scalars(CudaStream stream, int64_t n, const PolicyScalars& policy, const PolicyPointers& lanes);
+
+// In place: logits <- (g (1[j = target] - p_j) - entropy_g p_j (log p_j + entropy)) * inv_temperature,
+// log p_j = z_j - lse. Rows whose g and entropy_g are 0 become 0, whatever they hold. logits: f32 [r, v];
+// targets: i32 [r]; lse, g, entropy, entropy_g: f32 [r], the last two both null or both given.
 void logits_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
-                     const float* g, float inv_temperature);
+                     const float* g, const float* entropy, const float* entropy_g, float inv_temperature);
 
 // The same in bf16, over the logits' memory: row i of the result is the first v bf16 of what was row i of the logits
 // (a matrix of leading dimension 2v); the other half of each row is left undefined.
 void logits_gradient_bf16(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets,
-                          const float* lse, const float* g, float inv_temperature);
+                          const float* lse, const float* g, const float* entropy, const float* entropy_g,
+                          float inv_temperature);
 
 // --- adamw.cu: parameters ----------------------------------------------------------------------------------------
 // torch.optim.AdamW on n elements, w, g, m, v: f32 [n]. With g' = g * gradient_scale:

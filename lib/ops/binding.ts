@@ -3,7 +3,7 @@
 import type { ErrorCode } from "../errors.ts";
 
 /** Raised with every incompatible change of this file; the addon exports its own number as `abi`. */
-export const EXPECTED_ABI = 1;
+export const EXPECTED_ABI = 2;
 
 /** Field names as in Hugging Face's config.json. */
 export interface NativeDecoderConfig {
@@ -61,12 +61,17 @@ export interface NativeBatch {
   weight?: Float32Array;
   advantage?: Float32Array;
   oldLogprob?: Float32Array;
+  referenceLogprob?: Float32Array;
 }
 
 export interface NativeLoss {
-  objective: "nll" | "ppo_clip";
+  objective: "nll" | "ppo_clip" | "gspo" | "cispo";
   clipLow: number;
   clipHigh: number;
+  /** 0 = off */
+  dualClip: number;
+  klCoef: number;
+  entropyCoef: number;
   temperature: number;
   chunkRows: number;
 }
@@ -75,7 +80,7 @@ export interface NativeLossResult {
   loss: number;
   logprob: Float32Array;
   entropy: Float32Array;
-  /** 1 = clipped low, 2 = clipped high */
+  /** 1 = clipped low, 2 = clipped high, 3 = dual clip */
   flags: Int32Array;
 }
 

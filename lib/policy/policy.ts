@@ -136,6 +136,9 @@ export class Policy implements PolicyShape {
       objective: loss.objective,
       clipLow: loss.clipLow ?? 0.2,
       clipHigh: loss.clipHigh ?? 0.28,
+      dualClip: loss.dualClip ?? 0,
+      klCoef: loss.klCoef ?? 0,
+      entropyCoef: loss.entropyCoef ?? 0,
       temperature: loss.temperature ?? 1,
       chunkRows: CHUNK_ROWS,
     };
@@ -211,5 +214,6 @@ function nativeBatch(batch: PackedBatch): NativeBatch {
     weight: batch.weight,
     ...(batch.advantage && { advantage: batch.advantage }),
     ...(batch.oldLogprob && { oldLogprob: batch.oldLogprob }),
+    ...(batch.referenceLogprob && { referenceLogprob: batch.referenceLogprob }),
   };
 }

@@ -17,13 +17,32 @@ export interface PackedBatch {
   advantage?: Float32Array;
   /** log pi_old(token | prefix) of the policy that sampled, at the loss's temperature. */
   oldLogprob?: Float32Array;
+  /** log pi_ref(token | prefix) of the policy to stay near, at the loss's temperature. */
+  referenceLogprob?: Float32Array;
 }
 
+/**
+ * - "nll": cross entropy.
+ * - "ppo_clip": min(r A, clip(r, 1 - clipLow, 1 + clipHigh) A) with the token's own ratio r (DAPO eq. 8).
+ * - "gspo": the same with one ratio a document, the geometric mean of its tokens' (arXiv 2507.18071).
+ * - "cispo": clip(r, 1 - clipLow, 1 + clipHigh) A log pi, the ratio held constant (arXiv 2506.13585).
+ */
+export type Objective = "nll" | "ppo_clip" | "gspo" | "cispo";
+
+/** Formulas, and the names that TRL and verl give to these options: docs/losses.md. */
 export interface PolicyLoss {
-  /** "nll" = cross entropy; "ppo_clip" = DAPO eq. 8 with asymmetric clip. */
-  objective: "nll" | "ppo_clip";
+  objective: Objective;
+  /** Default 0.2. */
   clipLow?: number;
+  /** Default 0.28. */
   clipHigh?: number;
+  /** ppo_clip: where A < 0 the loss is at most -dualClip A. Above 1; default 0 = off. */
+  dualClip?: number;
+  /** Weight of the k3 estimate of KL(pi || reference), which needs `referenceLogprob`. Default 0 = off. */
+  klCoef?: number;
+  /** Weight of the entropy that the loss rewards. Default 0 = off. */
+  entropyCoef?: number;
+  /** Default 1. */
   temperature?: number;
 }
 
@@ -32,7 +51,7 @@ export interface LossResult {
   loss: number;
   logprob: Float32Array;
   entropy: Float32Array;
-  /** 1 = clipped low, 2 = clipped high. */
+  /** 1 = clipped low, 2 = clipped high, 3 = dual clip. */
   flags: Int32Array;
 }
 

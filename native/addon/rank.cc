@@ -77,6 +77,7 @@ PackedBatch read_batch(const Arguments& from) {
   batch.weight = from.reals("weight");
   batch.advantage = from.reals("advantage");
   batch.old_logprob = from.reals("oldLogprob");
+  batch.reference_logprob = from.reals("referenceLogprob");
   return batch;
 }
 
@@ -87,14 +88,24 @@ double check_temperature(double temperature) {
 
 PolicyLoss read_loss(const Arguments& from) {
   PolicyLoss loss;
-  const std::string objective = from.text("objective");
-  require(objective == "nll" || objective == "ppo_clip", "loss.objective must be \"nll\" or \"ppo_clip\", got \"",
-          objective, "\"");
-  loss.scalars.objective = objective == "nll" ? PolicyObjective::nll : PolicyObjective::ppo_clip;
+  const std::string name = from.text("objective");
+  const std::pair<const char*, PolicyObjective> objectives[] = {{"nll", PolicyObjective::nll},
+                                                                {"ppo_clip", PolicyObjective::ppo_clip},
+                                                                {"gspo", PolicyObjective::gspo},
+                                                                {"cispo", PolicyObjective::cispo}};
+  const auto found = std::find_if(std::begin(objectives), std::end(objectives),
+                                  [&](const auto& objective) { return name == objective.first; });
+  require(found != std::end(objectives), "loss.objective must be \"nll\", \"ppo_clip\", \"gspo\" or \"cispo\", got \"",
+          name, "\"");
+  loss.scalars.objective = found->second;
   loss.scalars.clip_low = from.real("clipLow", 0, 1);
   loss.scalars.clip_high = from.real("clipHigh", 0, 1e6);
+  loss.scalars.dual_clip = from.real("dualClip", 0, 1e6);
+  loss.scalars.kl_coef = from.real("klCoef", 0, 1e6);
+  loss.scalars.entropy_coef = from.real("entropyCoef", 0, 1e6);
   loss.temperature = static_cast<float>(check_temperature(from.number("temperature", 0, 1e3)));
   loss.chunk_rows = from.integer("chunkRows", 1, kMost);
+  loss.check();
   return loss;
 }
 
@@ -313,6 +324,7 @@ Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
   return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
     const DType stored = dtype == "f32" ? DType::f32 : DType::bf16;
+    rank.trainer().check_finite();  // a checkpoint of broken weights would take the place of the run's last good one
     save_parameters(rank.parameters(), *stream, directory, stored, shard_bytes);
     if (optimiser) save_optimiser(rank.parameters(), *stream, directory);
     return Nothing{};

@@ -73,15 +73,34 @@ struct AdamWStep {
   int64_t step;          // 1-based, for bias correction
 };
 
-// Scalar stage of the policy loss, per token: g = d loss / d logprob (weight included).
+// Scalar stage of the policy loss, per token, w its weight, A its advantage, r = exp(logprob - old), sg() constant
+// under differentiation.
 enum class PolicyObjective : int32_t {
-  nll,       // loss = -w * logprob                                        (SFT, RFT)
-  ppo_clip,  // loss = -w * min(r A, clip(r, 1 - low, 1 + high) A), r = exp(logprob - old)   (DAPO eq. 8)
+  nll,       // -w logprob                                                 (SFT, RFT)
+  ppo_clip,  // -w min(r A, clip(r, 1 - low, 1 + high) A)                  (DAPO, arXiv 2503.14476, eq. 8)
+  gspo,      // the same of r = sg(s) exp(logprob - sg(logprob)), s = exp(mean of logprob - old over the document's
+             // tokens that carry loss)                                    (arXiv 2507.18071, token form)
+  cispo,     // -w sg(clip(r, 1 - low, 1 + high)) A logprob                (arXiv 2506.13585)
 };
 
 struct PolicyScalars {
   PolicyObjective objective = PolicyObjective::nll;
   float clip_low = 0.2f, clip_high = 0.2f;
+  float dual_clip = 0.0f;     // ppo_clip: where A < 0 the loss is at most -w dual_clip A; 0 = off
+  float kl_coef = 0.0f;       // + w kl_coef (exp(d) - d - 1), d = reference - logprob   (k3)
+  float entropy_coef = 0.0f;  // - w entropy_coef H
+
+  void check() const;  // Failure INVALID_ARGUMENT that names the field
+};
+
+// The lanes of the scalar stage, one entry a token: f32 [r], flags i32 [r]. Null where the options need them not.
+struct PolicyLanes {
+  // In. `old` and `advantage`: all objectives but nll; `sequence`, the document's log ratio: gspo; `reference`:
+  // kl_coef; `entropy`: entropy_coef.
+  Tensor logprob, weight, old, advantage, sequence, reference, entropy;
+  // Out: d loss / d logprob, d loss / d entropy (entropy_coef), the loss, and 1 = clipped low, 2 = clipped high,
+  // 3 = dual clip.
+  Tensor g, entropy_g, loss, flags;
 };
 
 class Ops {
@@ -178,12 +197,15 @@ class Ops {
   // With z = logits * inv_temperature: lse, logprob of target, entropy, per row (all f32 [r]).
   virtual void logits_statistics(Stream&, Tensor logits /* f32 [r,v] */, Tensor targets /* i32 [r] */,
                                  float inv_temperature, Tensor lse, Tensor logprob, Tensor entropy) const = 0;
-  // Scalar stage. old, advantage, weight, logprob -> g, loss, flags (i32: 1 = clipped low, 2 = clipped high).
-  virtual void policy_scalars(Stream&, PolicyScalars, Tensor logprob, Tensor old, Tensor advantage, Tensor weight,
-                              Tensor g, Tensor loss, Tensor flags) const = 0;
-  // In place: logits -> g (1[j=target] - p_j) * inv_temperature
-  virtual void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g,
-                               float inv_temperature) const = 0;
+  // For each document, the mean of logprob - old over its rows, written to each of them. Document i has the rows
+  // [begin[i], begin[i + 1]); the last entry of begin is r.
+  virtual void sequence_log_ratio(Stream&, Tensor logprob, Tensor old, Tensor begin /* i32 [documents + 1] */,
+                                  Tensor sequence) const = 0;
+  virtual void policy_scalars(Stream&, PolicyScalars, const PolicyLanes&) const = 0;
+  // In place: logits -> (g (1[j=target] - p_j) - entropy_g p_j (log p_j + entropy)) * inv_temperature. entropy and
+  // entropy_g may be null (0). A row of which both are 0 becomes 0 whatever it holds.
+  virtual void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy,
+                               Tensor entropy_g, float inv_temperature) const = 0;
   // Inverse-CDF sampling from softmax(logits * inv_temperature) with one uniform in [0,1) a row;
   // inv_temperature = 0 means the argmax (lowest id wins a tie), its logprob taken at temperature 1.
   // logprob equals logits_statistics' bit for bit.

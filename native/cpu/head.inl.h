@@ -50,54 +50,104 @@ void statistics(int64_t rows, int64_t v, const float* logits, const int32_t* tar
   }
 }
 
-void policy(int64_t count, const cpu::PolicyConstants& p, const float* logprob, const float* old,
-            const float* advantage, const float* weight, float* g, float* loss, int32_t* flags) {
-  if (!p.clip) {
-    for_lanes(
-        count, TOKENRING_LANES_BODY(i, k) {
-          const V minus_w = sub(zero(), load(weight + i, k));
-          store(g + i, minus_w, k);
-          store(loss + i, mul(minus_w, load(logprob + i, k)), k);
-        });
-    __builtin_memset(flags, 0, static_cast<size_t>(count) * sizeof(int32_t));
-    return;
+// NaN stays NaN.
+TOKENRING_INLINE V bounded(V x, V low, V high) { return min(high, max(low, x)); }
+
+// Objective, its slope and its flag (as a number) at one vector of tokens; `minus_w` is the weight's negative.
+struct Scalars {
+  V loss, slope, flag;
+};
+
+TOKENRING_INLINE Scalars clipped_objective(const cpu::PolicyStage& p, V lp, V minus_w, V a, V d, V minus_limit,
+                                           V limit) {
+  const V low = set1(p.low), high = set1(p.high);
+  const V r = exp(bounded(d, minus_limit, limit));
+  const V held = bounded(r, low, high);
+  if (p.detached) {
+    const V slope = mul(minus_w, mul(held, a));
+    return {mul(slope, lp), slope, select(less(r, low), set1(1.0f), select(less(high, r), set1(2.0f), zero()))};
   }
-  const V limit = set1(20.0f), minus_limit = set1(-20.0f), low = set1(p.low), high = set1(p.high);
+  const V plain = mul(r, a), clipped = mul(held, a);
+  const Mask is_clipped = less(clipped, plain);
+  // d r / d logprob = r; 0 where the clip or the limit holds
+  V slope = select(is_clipped, zero(), mul(minus_w, plain));
+  slope = select(less(d, minus_limit), zero(), select(less(limit, d), zero(), slope));
+  V objective = select(is_clipped, clipped, plain);
+  V flag =
+      select(both(is_clipped, less(r, low)), set1(1.0f), select(both(is_clipped, less(high, r)), set1(2.0f), zero()));
+  if (p.dual_clip > 0.0f) {
+    const V floor = mul(set1(p.dual_clip), a);
+    const Mask is_dual = both(less(a, zero()), less(objective, floor));
+    objective = select(is_dual, floor, objective);
+    slope = select(is_dual, zero(), slope);
+    flag = select(is_dual, set1(3.0f), flag);
+  }
+  return {mul(minus_w, objective), slope, flag};
+}
+
+void policy(int64_t count, const cpu::PolicyStage& p) {
+  const V limit = set1(20.0f), minus_limit = set1(-20.0f);
   for_lanes(
       count, TOKENRING_LANES_BODY(i, k) {
-        const V minus_w = sub(zero(), load(weight + i, k)), a = load(advantage + i, k);
-        const V d = sub(load(logprob + i, k), load(old + i, k));
-        const V r = exp(min(limit, max(minus_limit, d)));  // NaN stays NaN
-        const V plain = mul(r, a), clipped = mul(min(high, max(low, r)), a);
-        const Mask is_clipped = less(clipped, plain);
-        // d r / d logprob = r; 0 where the clip or the limit holds
-        V slope = select(is_clipped, zero(), mul(minus_w, plain));
-        slope = select(less(d, minus_limit), zero(), select(less(limit, d), zero(), slope));
-        store(g + i, slope, k);
-        store(loss + i, mul(minus_w, select(is_clipped, clipped, plain)), k);
+        const V lp = load(p.logprob + i, k), w = load(p.weight + i, k), minus_w = sub(zero(), w);
+        Scalars s{mul(minus_w, lp), minus_w, zero()};
+        if (p.ratio) {
+          const V d = p.sequence ? load(p.sequence + i, k) : sub(lp, load(p.old + i, k));
+          s = clipped_objective(p, lp, minus_w, load(p.advantage + i, k), d, minus_limit, limit);
+        }
+        if (p.kl_coef != 0.0f) {
+          const V d = sub(load(p.reference + i, k), lp), held = bounded(d, minus_limit, limit), e = exp(held);
+          const V scale = mul(w, set1(p.kl_coef));
+          s.loss = fma(scale, sub(sub(e, set1(1.0f)), held), s.loss);
+          const V slope = mul(scale, sub(set1(1.0f), e));
+          const Mask under = less(d, minus_limit), over = less(limit, d);
+          s.slope = add(s.slope, select(under, zero(), select(over, zero(), slope)));
+        }
+        if (p.entropy_coef != 0.0f) {
+          const V slope = mul(minus_w, set1(p.entropy_coef));
+          s.loss = fma(slope, load(p.entropy + i, k), s.loss);
+          store(p.entropy_g + i, slope, k);
+        }
+        store(p.g + i, s.slope, k);
+        store(p.loss + i, s.loss, k);
         float flag[kLanes];
-        store(flag, select(both(is_clipped, less(r, low)), set1(1.0f),
-                           select(both(is_clipped, less(high, r)), set1(2.0f), zero())));
-        for (int64_t j = 0; j < kLanes && i + j < count; ++j) flags[i + j] = static_cast<int32_t>(flag[j]);
+        store(flag, s.flag);
+        for (int64_t j = 0; j < kLanes && i + j < count; ++j) p.flags[i + j] = static_cast<int32_t>(flag[j]);
       });
 }
 
 void logits_gradient(int64_t rows, int64_t v, float* logits, const int32_t* targets, const float* lse, const float* g,
-                     float inv_temperature) {
+                     const float* entropy, const float* entropy_g, float inv_temperature) {
   for (int64_t i = 0; i < rows; ++i) {
     float* row = logits + i * v;
-    if (g[i] == 0.0f) {
+    const bool with_entropy = entropy_g && entropy_g[i] != 0.0f;
+    if (g[i] == 0.0f && !with_entropy) {
       __builtin_memset(row, 0, static_cast<size_t>(v) * sizeof(float));
       continue;
     }
     const float slope = g[i] * inv_temperature;
     const V scale = set1(inv_temperature), minus_slope = set1(-slope), shift = set1(lse[i]);
     const float target = row[targets[i]];
-    for_lanes(
-        v, TOKENRING_LANES_BODY(j, k) {
-          store(row + j, mul(minus_slope, exp(sub(mul(load(row + j, k), scale), shift))), k);
-        });
-    row[targets[i]] = slope * (1.0f - exp(target * inv_temperature - lse[i]));
+    const float p = exp(target * inv_temperature - lse[i]);
+    float of_target = slope * (1.0f - p);
+    if (with_entropy) {
+      // d entropy / d z_j = -p_j (log p_j + entropy), 0 where p_j is.
+      const float h = entropy_g[i] * inv_temperature;
+      const V of_entropy = set1(h), level = set1(entropy[i]);
+      for_lanes(
+          v, TOKENRING_LANES_BODY(j, k) {
+            const V log_p = sub(mul(load(row + j, k), scale), shift), pj = exp(log_p);
+            const V both_slopes = sub(minus_slope, mul(of_entropy, add(log_p, level)));
+            store(row + j, select(less(zero(), pj), mul(both_slopes, pj), pj), k);
+          });
+      if (p > 0.0f) of_target -= h * p * (target * inv_temperature - lse[i] + entropy[i]);
+    } else {
+      for_lanes(
+          v, TOKENRING_LANES_BODY(j, k) {
+            store(row + j, mul(minus_slope, exp(sub(mul(load(row + j, k), scale), shift))), k);
+          });
+    }
+    row[targets[i]] = of_target;
   }
 }
 

@@ -90,9 +90,15 @@ struct AdamWConstants {
   float epsilon, gradient_scale;
 };
 
-struct PolicyConstants {
-  bool clip;        // ppo_clip, else nll
+// The scalar stage of the policy loss; lanes as in PolicyLanes (core/ops.h), null where not needed.
+struct PolicyStage {
+  bool ratio;       // all but nll
+  bool detached;    // cispo
   float low, high;  // 1 - clip_low, 1 + clip_high
+  float dual_clip, kl_coef, entropy_coef;
+  const float *logprob, *weight, *old, *advantage, *sequence, *reference, *entropy;
+  float *g, *entropy_g, *loss;
+  int32_t* flags;
 };
 
 struct Kernels {
@@ -130,10 +136,10 @@ struct Kernels {
 
   void (*statistics)(int64_t rows, int64_t v, const float* logits, const int32_t* targets, float inv_temperature,
                      float* lse, float* logprob, float* entropy);
-  void (*policy)(int64_t n, const PolicyConstants&, const float* logprob, const float* old, const float* advantage,
-                 const float* weight, float* g, float* loss, int32_t* flags);
+  void (*policy)(int64_t n, const PolicyStage&);
+  // entropy and entropy_g may be null
   void (*logits_gradient)(int64_t rows, int64_t v, float* logits, const int32_t* targets, const float* lse,
-                          const float* g, float inv_temperature);
+                          const float* g, const float* entropy, const float* entropy_g, float inv_temperature);
   // scratch: v rounded up to 16
   void (*sample)(int64_t rows, int64_t v, const float* logits, const float* inv_temperature, const float* uniforms,
                  int32_t* tokens, float* logprob, float* scratch);

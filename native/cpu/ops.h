@@ -58,9 +58,9 @@ class CpuOps final : public Ops {
   void scatter_rows_add(Stream&, Tensor y, Tensor index, Tensor x) const override;
   void logits_statistics(Stream&, Tensor logits, Tensor targets, float inv_temperature, Tensor lse, Tensor logprob,
                          Tensor entropy) const override;
-  void policy_scalars(Stream&, PolicyScalars, Tensor logprob, Tensor old, Tensor advantage, Tensor weight, Tensor g,
-                      Tensor loss, Tensor flags) const override;
-  void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g,
+  void sequence_log_ratio(Stream&, Tensor logprob, Tensor old, Tensor begin, Tensor sequence) const override;
+  void policy_scalars(Stream&, PolicyScalars, const PolicyLanes&) const override;
+  void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy, Tensor entropy_g,
                        float inv_temperature) const override;
   void sample(Stream&, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens,
               Tensor logprob) const override;

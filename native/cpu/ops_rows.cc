@@ -189,42 +189,83 @@ void CpuOps::logits_statistics(Stream& stream, Tensor logits, Tensor targets, fl
   });
 }
 
-void CpuOps::policy_scalars(Stream& stream, PolicyScalars p, Tensor logprob, Tensor old, Tensor advantage,
-                            Tensor weight, Tensor g, Tensor loss, Tensor flags) const {
-  require(logprob.rank == 1, "policy_scalars: logprob is ", shape_text(logprob), ", must be a vector");
-  const int64_t r = logprob.shape[0];
-  check("policy_scalars", "logprob", logprob, DType::f32, {r});
-  check("policy_scalars", "weight", weight, DType::f32, {r});
-  check("policy_scalars", "g", g, DType::f32, {r});
-  check("policy_scalars", "loss", loss, DType::f32, {r});
-  check("policy_scalars", "flags", flags, DType::i32, {r});
-  const bool clip = p.objective == PolicyObjective::ppo_clip;
-  require(clip || p.objective == PolicyObjective::nll, "policy_scalars: objective ", static_cast<int>(p.objective),
-          " is unknown");
-  if (clip) {
-    check("policy_scalars", "old", old, DType::f32, {r});
-    check("policy_scalars", "advantage", advantage, DType::f32, {r});
-    require(p.clip_low >= 0.0f && p.clip_low < 1.0f && p.clip_high >= 0.0f, "policy_scalars: clip_low ", p.clip_low,
-            " must be in [0, 1) and clip_high ", p.clip_high, " at least 0");
-  }
-  cpu_stream(stream).enqueue([=, this] {
-    const PolicyConstants constants{clip, 1.0f - p.clip_low, 1.0f + p.clip_high};
-    k_.policy(r, constants, logprob.f32(), old.f32(), advantage.f32(), weight.f32(), g.f32(), loss.f32(), flags.i32());
+void CpuOps::sequence_log_ratio(Stream& stream, Tensor logprob, Tensor old, Tensor begin, Tensor sequence) const {
+  require(logprob.rank == 1, "sequence_log_ratio: logprob is ", shape_text(logprob), ", must be a vector");
+  require(begin.rank == 1 && begin.shape[0] > 0, "sequence_log_ratio: begin is ", shape_text(begin),
+          ", must be a vector of at least one entry");
+  const int64_t r = logprob.shape[0], documents = begin.shape[0] - 1;
+  check("sequence_log_ratio", "old", old, DType::f32, {r});
+  check("sequence_log_ratio", "begin", begin, DType::i32, {documents + 1});
+  check("sequence_log_ratio", "sequence", sequence, DType::f32, {r});
+  cpu_stream(stream).enqueue([=] {
+    check_range("sequence_log_ratio", "begin", begin.i32(), documents + 1, r + 1);
+    for (int64_t d = 0; d < documents; ++d) {
+      const int32_t from = begin.i32()[d], to = begin.i32()[d + 1];
+      double sum = 0.0;  // in the order of the rows
+      for (int32_t i = from; i < to; ++i) sum += static_cast<double>(logprob.f32()[i] - old.f32()[i]);
+      const float mean = static_cast<float>(sum / static_cast<double>(to - from));
+      for (int32_t i = from; i < to; ++i) sequence.f32()[i] = mean;
+    }
   });
 }
 
-void CpuOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Tensor lse, Tensor g,
-                             float inv_temperature) const {
+void CpuOps::policy_scalars(Stream& stream, PolicyScalars p, const PolicyLanes& lanes) const {
+  const char* op = "policy_scalars";
+  require(lanes.logprob.rank == 1, "policy_scalars: logprob is ", shape_text(lanes.logprob), ", must be a vector");
+  const int64_t r = lanes.logprob.shape[0];
+  check(op, "logprob", lanes.logprob, DType::f32, {r});
+  check(op, "weight", lanes.weight, DType::f32, {r});
+  check(op, "g", lanes.g, DType::f32, {r});
+  check(op, "loss", lanes.loss, DType::f32, {r});
+  check(op, "flags", lanes.flags, DType::i32, {r});
+  p.check();
+  const bool ratio = p.objective != PolicyObjective::nll, sequence = p.objective == PolicyObjective::gspo;
+  if (ratio) check(op, "old", lanes.old, DType::f32, {r});
+  if (ratio) check(op, "advantage", lanes.advantage, DType::f32, {r});
+  if (sequence) check(op, "sequence", lanes.sequence, DType::f32, {r});
+  if (p.kl_coef != 0.0f) check(op, "reference", lanes.reference, DType::f32, {r});
+  if (p.entropy_coef != 0.0f) {
+    check(op, "entropy", lanes.entropy, DType::f32, {r});
+    check(op, "entropy_g", lanes.entropy_g, DType::f32, {r});
+  }
+  const PolicyStage stage{.ratio = ratio,
+                          .detached = p.objective == PolicyObjective::cispo,
+                          .low = 1.0f - p.clip_low,
+                          .high = 1.0f + p.clip_high,
+                          .dual_clip = p.dual_clip,
+                          .kl_coef = p.kl_coef,
+                          .entropy_coef = p.entropy_coef,
+                          .logprob = lanes.logprob.f32(),
+                          .weight = lanes.weight.f32(),
+                          .old = lanes.old.f32(),
+                          .advantage = lanes.advantage.f32(),
+                          .sequence = sequence ? lanes.sequence.f32() : nullptr,
+                          .reference = lanes.reference.f32(),
+                          .entropy = lanes.entropy.f32(),
+                          .g = lanes.g.f32(),
+                          .entropy_g = lanes.entropy_g.f32(),
+                          .loss = lanes.loss.f32(),
+                          .flags = lanes.flags.i32()};
+  cpu_stream(stream).enqueue([=, this] { k_.policy(r, stage); });
+}
+
+void CpuOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy,
+                             Tensor entropy_g, float inv_temperature) const {
   check_matrix("logits_gradient", "logits", logits);
   const int64_t r = logits.shape[0], v = logits.shape[1];
   check("logits_gradient", "targets", targets, DType::i32, {r});
   check("logits_gradient", "lse", lse, DType::f32, {r});
   check("logits_gradient", "g", g, DType::f32, {r});
+  if (entropy_g) {
+    check("logits_gradient", "entropy", entropy, DType::f32, {r});
+    check("logits_gradient", "entropy_g", entropy_g, DType::f32, {r});
+  }
   cpu_stream(stream).enqueue([=, this] {
     check_range("logits_gradient", "targets", targets.i32(), r, v);
     share(r, static_cast<double>(v) * 0.4, [&](int64_t begin, int64_t end) {
       k_.logits_gradient(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, lse.f32() + begin,
-                         g.f32() + begin, inv_temperature);
+                         g.f32() + begin, entropy_g ? entropy.f32() + begin : nullptr,
+                         entropy_g ? entropy_g.f32() + begin : nullptr, inv_temperature);
     });
   });
 }

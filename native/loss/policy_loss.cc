@@ -54,15 +54,20 @@ class HeadBuilder {
     return Chunk{x, logits};
   }
 
-  // g (f32, all rows) is d loss / d logprob; overwrites the chunk's logits.
-  void backward(int64_t begin, int64_t count, const Chunk& chunk, Slot g, Slot dhidden) {
+  // g and, unless empty, entropy_g (f32, all rows) are d loss / d logprob and d loss / d entropy; overwrites the
+  // chunk's logits.
+  void backward(int64_t begin, int64_t count, const Chunk& chunk, Slot g, Slot entropy_g, Slot dhidden) {
     const int64_t v = head_.weight.n, h = head_.weight.k;
     const Slot row = at_.row.rows(begin, count), target = at_.target.rows(begin, count);
     const Slot lse = at_.lse.rows(begin, count), scalar = g.rows(begin, count), logits = chunk.logits, x = chunk.x;
-    schedule_.add("logits_gradient", -1, 2 * bytes(logits), 4 * count * v,
-                  [&ops = head_.ops, logits, target, lse, scalar, scale = inv_temperature_](const Frame& f) {
-                    ops.logits_gradient(f.stream, f[logits], f[target], f[lse], f[scalar], scale);
-                  });
+    const Slot entropy = at_.entropy.rows(begin, count);
+    const Slot of_entropy = entropy_g ? entropy_g.rows(begin, count) : Slot{};
+    schedule_.add(
+        "logits_gradient", -1, 2 * bytes(logits), (of_entropy ? 8 : 4) * count * v,
+        [&ops = head_.ops, logits, target, lse, scalar, entropy, of_entropy, scale = inv_temperature_](const Frame& f) {
+          const Tensor dentropy = of_entropy ? f[of_entropy] : Tensor{};
+          ops.logits_gradient(f.stream, f[logits], f[target], f[lse], f[scalar], f[entropy], dentropy, scale);
+        });
     schedule_.add("linear_wgrad", -1, bytes(logits) + bytes(x) + 2 * 4 * v * h, 2 * count * v * h,
                   [&ops = head_.ops, logits, x, gradient = head_.gradient](const Frame& f) {
                     ops.linear_wgrad(f.stream, f[logits], f[x], gradient, Tensor{});
@@ -111,10 +116,7 @@ class HeadBuilder {
 void PolicyLoss::check() const {
   require(std::isfinite(temperature) && temperature > 0, "loss: temperature is ", temperature, "; it must be above 0");
   require(chunk_rows > 0, "loss: chunk_rows is ", chunk_rows, "; it must be at least 1");
-  require(scalars.clip_low >= 0 && scalars.clip_low <= 1, "loss: clip_low is ", scalars.clip_low,
-          "; it must be between 0 and 1");
-  require(std::isfinite(scalars.clip_high) && scalars.clip_high >= 0, "loss: clip_high is ", scalars.clip_high,
-          "; it must not be negative");
+  scalars.check();
 }
 
 Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& loss, Slot hidden, const LossRows& rows,
@@ -126,21 +128,63 @@ Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& l
   if (count == 0) return dhidden;
 
   HeadBuilder build(schedule, head, loss.temperature, hidden, rows);
-  const Slot weight = build.uploaded(DType::f32, rows.weight.data());
-  const Slot advantage = build.uploaded(DType::f32, rows.advantage.data());
-  const Slot old = build.uploaded(DType::f32, rows.old_logprob.data());
-  const Slot g = schedule.slot(DType::f32, {count}), value = schedule.slot(DType::f32, {count});
-  const Slot flags = schedule.slot(DType::i32, {count});
-  for (int64_t begin = 0; begin < count; begin += loss.chunk_rows) {
-    const int64_t n = std::min<int64_t>(loss.chunk_rows, count - begin);
-    const HeadBuilder::Chunk chunk = build.forward(begin, n);
-    schedule.add("policy_scalars", -1, 7 * 4 * n, 8 * n,
-                 [&ops = head.ops, scalars = loss.scalars, logprob = build.at().logprob.rows(begin, n),
-                  o = old.rows(begin, n), a = advantage.rows(begin, n), w = weight.rows(begin, n),
-                  dl = g.rows(begin, n), l = value.rows(begin, n), flag = flags.rows(begin, n)](const Frame& f) {
-                   ops.policy_scalars(f.stream, scalars, f[logprob], f[o], f[a], f[w], f[dl], f[l], f[flag]);
+  const PolicyScalars& how = loss.scalars;
+  std::vector<Slot> held;
+  const auto lane = [&](bool wanted, DType dtype, const void* host) {
+    if (!wanted) return Slot{};
+    held.push_back(host ? build.uploaded(dtype, host) : schedule.slot(dtype, {count}));
+    return held.back();
+  };
+  const bool ratio = how.objective != PolicyObjective::nll, sequence = how.objective == PolicyObjective::gspo;
+  const Slot weight = lane(true, DType::f32, rows.weight.data());
+  const Slot old = lane(ratio, DType::f32, rows.old_logprob.data());
+  const Slot advantage = lane(ratio, DType::f32, rows.advantage.data());
+  const Slot reference = lane(how.kl_coef != 0, DType::f32, rows.reference_logprob.data());
+  const Slot of_sequence = lane(sequence, DType::f32, nullptr);
+  const Slot g = lane(true, DType::f32, nullptr), value = lane(true, DType::f32, nullptr);
+  const Slot entropy_g = lane(how.entropy_coef != 0, DType::f32, nullptr);
+  const Slot flags = lane(true, DType::i32, nullptr);
+
+  const auto chunk_size = [&](int64_t begin) { return std::min<int64_t>(loss.chunk_rows, count - begin); };
+  HeadBuilder::Chunk only{};  // the one chunk of a sequence objective keeps its logits between the sweeps
+  if (sequence) {
+    for (int64_t begin = 0; begin < count; begin += loss.chunk_rows) {
+      only = build.forward(begin, chunk_size(begin));
+      if (count > loss.chunk_rows) build.release(only);
+    }
+    const int64_t entries = static_cast<int64_t>(rows.begin.size());
+    held.push_back(schedule.slot(DType::i32, {entries}));
+    const Slot documents = held.back();
+    schedule.upload(documents, rows.begin.data());
+    schedule.add("sequence_log_ratio", -1, 3 * 4 * count, 2 * count,
+                 [&ops = head.ops, lp = build.at().logprob, old, documents, of_sequence](const Frame& f) {
+                   ops.sequence_log_ratio(f.stream, f[lp], f[old], f[documents], f[of_sequence]);
                  });
-    build.backward(begin, n, chunk, g, dhidden);
+  }
+  for (int64_t begin = 0; begin < count; begin += loss.chunk_rows) {
+    const int64_t n = chunk_size(begin);
+    const bool made = sequence && count <= loss.chunk_rows;
+    const HeadBuilder::Chunk chunk = made ? only : build.forward(begin, n);
+    const auto part = [&](Slot slot) { return slot ? slot.rows(begin, n) : slot; };
+    schedule.add("policy_scalars", -1, 7 * 4 * n, 8 * n,
+                 [&ops = head.ops, how, logprob = part(build.at().logprob), entropy = part(build.at().entropy),
+                  w = part(weight), o = part(old), a = part(advantage), s = part(of_sequence), r = part(reference),
+                  dl = part(g), de = part(entropy_g), l = part(value), flag = part(flags)](const Frame& f) {
+                   const auto at = [&](Slot slot) { return slot ? f[slot] : Tensor{}; };
+                   ops.policy_scalars(f.stream, how,
+                                      {.logprob = at(logprob),
+                                       .weight = at(w),
+                                       .old = at(o),
+                                       .advantage = at(a),
+                                       .sequence = at(s),
+                                       .reference = at(r),
+                                       .entropy = at(entropy),
+                                       .g = at(dl),
+                                       .entropy_g = at(de),
+                                       .loss = at(l),
+                                       .flags = at(flag)});
+                 });
+    build.backward(begin, n, chunk, g, entropy_g, dhidden);
     build.release(chunk);
   }
   lanes.loss.resize(count);
@@ -148,7 +192,7 @@ Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& l
   schedule.download(lanes.loss.data(), value);
   schedule.download(lanes.flags.data(), flags);
   build.finish(lanes);
-  for (const Slot& slot : {weight, advantage, old, g, value, flags}) schedule.release(slot);
+  for (const Slot& slot : held) schedule.release(slot);
   return dhidden;
 }
 

@@ -3,7 +3,9 @@
 // Only rows that carry loss get logits, and only chunk_rows of them at a time:
 //   gather rows -> logits -> (lse, logprob, entropy) -> scalar stage (g = d loss / d logprob, weight included)
 //   -> d logits in place -> d rows (scattered back) and d head
-// The scalar stage of nll and ppo_clip needs nothing beyond the token, so both sweeps over the vocabulary are one.
+// The scalar stage of nll, ppo_clip and cispo needs nothing beyond the token, so both sweeps over the vocabulary are
+// one. gspo needs the logprobs of the whole document first: a sweep for them alone comes before, and the logits of
+// each chunk are made twice, unless all rows are one chunk.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +28,8 @@ struct PolicyLoss {
 // predicts token target[i], which is packed row row[i] + 1.
 struct LossRows {
   std::vector<int32_t> row, target;
-  std::vector<float> weight, advantage, old_logprob;  // empty for score()
+  std::vector<float> weight, advantage, old_logprob, reference_logprob;  // empty for score()
+  std::vector<int32_t> begin;  // first entry of each document that has any, and size(); only gspo reads it
   int64_t size() const { return static_cast<int64_t>(row.size()); }
 };
 

@@ -26,6 +26,7 @@ void PackedBatch::check(int32_t vocab_size, int32_t max_positions) const {
   lane("weight", weight);
   lane("advantage", advantage);
   lane("old_logprob", old_logprob);
+  lane("reference_logprob", reference_logprob);
   if (weight.empty()) return;
   size_t first = 0;
   for (size_t d = 0; d < lengths.size(); first += static_cast<size_t>(lengths[d]), ++d) {

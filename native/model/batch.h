@@ -8,13 +8,15 @@ namespace tokenring {
 
 // Token i of a document carries the weight, the advantage and the behaviour logprob of token i itself (the
 // token as predicted from those before it). The first token of a document has no prediction: weight 0.
-// Lanes may be empty: `weight` empty = all zero (forward only), `advantage` and `old_logprob` empty for nll.
+// Lanes may be empty: `weight` empty = all zero (forward only), `advantage` and `old_logprob` empty for nll,
+// `reference_logprob` empty without a KL term.
 struct PackedBatch {
   std::vector<int32_t> tokens;   // all documents, one after the other
   std::vector<int32_t> lengths;  // of each document; they sum to tokens.size()
   std::vector<float> weight;     // 0 = carries no loss; any aggregation is made of these
   std::vector<float> advantage;
-  std::vector<float> old_logprob;  // under the policy that sampled
+  std::vector<float> old_logprob;        // under the policy that sampled
+  std::vector<float> reference_logprob;  // under the policy to stay near
 
   void check(int32_t vocab_size, int32_t max_positions) const;
 };

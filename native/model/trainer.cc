@@ -26,6 +26,7 @@ LossRows rows_of(const PackedBatch& batch, bool every) {
   LossRows rows;
   size_t token = 0;
   for (const int32_t length : batch.lengths) {
+    const int32_t first = static_cast<int32_t>(rows.row.size());
     ++token;  // the first has no prediction
     for (int32_t i = 1; i < length; ++i, ++token) {
       if (!every && (batch.weight.empty() || batch.weight[token] == 0.0f)) continue;
@@ -35,12 +36,15 @@ LossRows rows_of(const PackedBatch& batch, bool every) {
       rows.weight.push_back(batch.weight[token]);
       rows.advantage.push_back(batch.advantage.empty() ? 0.0f : batch.advantage[token]);
       rows.old_logprob.push_back(batch.old_logprob.empty() ? 0.0f : batch.old_logprob[token]);
+      rows.reference_logprob.push_back(batch.reference_logprob.empty() ? 0.0f : batch.reference_logprob[token]);
     }
+    if (static_cast<int32_t>(rows.row.size()) > first) rows.begin.push_back(first);
   }
+  rows.begin.push_back(static_cast<int32_t>(rows.row.size()));
   return rows;
 }
 
-void check_finite(const char* name, const std::vector<float>& lane) {
+void check_lane(const char* name, const std::vector<float>& lane) {
   for (size_t i = 0; i < lane.size(); ++i) {
     if (!std::isfinite(lane[i])) fail("NON_FINITE", "batch: ", name, "[", i, "] is ", lane[i], "; it must be a number");
   }
@@ -87,16 +91,26 @@ struct Trainer::Impl {
     return {};
   }
 
-  [[noreturn]] void fail_on_loss(const LossRows& rows, const LossLanes& lanes) {
+  void check_weights() {
     const std::string bad = first_non_finite(parameters.master());
     if (!bad.empty()) fail("NON_FINITE", "the weights of ", bad, " are not finite; load or initialise them again");
-    for (size_t i = 0; i < lanes.loss.size(); ++i) {
-      if (std::isfinite(lanes.loss[i])) continue;
-      fail("NON_FINITE", "the loss of token ", rows.row[i] + 1, " of the batch is ", lanes.loss[i], " (its logprob is ",
+  }
+
+  // A ratio that is bounded makes a finite loss of a logprob that is not: all three lanes are looked at. `loss` is
+  // empty for score().
+  void check_lanes(const LossRows& rows, const LossLanes& lanes) {
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      const bool scored = lanes.loss.empty();
+      if (std::isfinite(lanes.logprob[i]) && std::isfinite(lanes.entropy[i]) &&
+          (scored || std::isfinite(lanes.loss[i])))
+        continue;
+      check_weights();
+      const int32_t token = rows.row[i] + 1;
+      if (scored) fail("NON_FINITE", "the logprob of token ", token, " of the batch is ", lanes.logprob[i]);
+      fail("NON_FINITE", "the loss of token ", token, " of the batch is ", lanes.loss[i], " (its logprob is ",
            lanes.logprob[i], ", under the sampling policy ", rows.old_logprob[i], ", its advantage ", rows.advantage[i],
            ", its weight ", rows.weight[i], "); all gradients were dropped");
     }
-    fail("NON_FINITE", "the sum of the losses is not finite; all gradients were dropped");
   }
 
   struct Inputs {
@@ -141,19 +155,22 @@ LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss,
   const DecoderConfig& config = impl_->decoder.config();
   batch.check(config.vocab_size, config.positions());
   loss.check();
-  const bool policy = loss.scalars.objective == PolicyObjective::ppo_clip;
-  require(!policy || (!batch.advantage.empty() && !batch.old_logprob.empty()),
-          "accumulate: the ppo_clip loss needs the lanes advantage and old_logprob");
+  require(loss.scalars.objective == PolicyObjective::nll || (!batch.advantage.empty() && !batch.old_logprob.empty()),
+          "accumulate: this objective needs the lanes advantage and old_logprob");
+  require(loss.scalars.kl_coef == 0 || !batch.reference_logprob.empty(),
+          "accumulate: kl_coef needs the lane reference_logprob");
 
   const size_t tokens = batch.tokens.size();
   LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
   const LossRows rows = rows_of(batch, false);
   if (rows.size() == 0) return result;
   try {
-    check_finite("weight", rows.weight);
-    check_finite("advantage", rows.advantage);
-    check_finite("old_logprob", rows.old_logprob);
+    check_lane("weight", rows.weight);
+    check_lane("advantage", rows.advantage);
+    check_lane("old_logprob", rows.old_logprob);
+    check_lane("reference_logprob", rows.reference_logprob);
     const LossLanes lanes = impl_->backpropagate(batch, rows, loss, aborted);
+    impl_->check_lanes(rows, lanes);
     for (int64_t i = 0; i < rows.size(); ++i) {
       const int64_t token = rows.row[i] + 1;
       result.logprob[token] = lanes.logprob[i];
@@ -161,7 +178,6 @@ LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss,
       result.flags[token] = lanes.flags[i];
       result.loss += lanes.loss[i];
     }
-    if (!std::isfinite(result.loss)) impl_->fail_on_loss(rows, lanes);
   } catch (...) {
     drop_gradients();  // what is there is a part of a batch, or worse
     throw;
@@ -192,6 +208,7 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
     impl_->executor.run(schedule, aborted);
     impl_->stream->synchronize();
   }
+  impl_->check_lanes(rows, lanes);
   for (int64_t i = 0; i < rows.size(); ++i) {
     const int64_t token = rows.row[i] + 1;
     result.logprob[token] = lanes.logprob[i];
@@ -222,6 +239,8 @@ OptimiserResult Trainer::optimise(const AdamW& how) {
   stream.synchronize();
   return OptimiserResult{norm, step, p.version()};
 }
+
+void Trainer::check_finite() { impl_->check_weights(); }
 
 void Trainer::drop_gradients() {
   impl_->parameters.zero_gradients(*impl_->stream);

@@ -21,7 +21,7 @@ class Parameters;  // model/parameters.h: float32 master, compute copies, gradie
 struct LossResult {
   double loss = 0;
   std::vector<float> logprob, entropy;
-  std::vector<int32_t> flags;  // 1 clipped low, 2 clipped high
+  std::vector<int32_t> flags;  // 1 clipped low, 2 clipped high, 3 dual clip
 };
 
 struct OptimiserResult {
@@ -37,10 +37,13 @@ class Trainer {
   // gradients: ABORTED (seen between two layers), or NON_FINITE, which names the lane, tensor or token at fault.
   LossResult accumulate(const PackedBatch&, const PolicyLoss&, const std::atomic<bool>& aborted);
   // Logprob and entropy of every token that has a prediction, in the bits that accumulate gives; no gradients.
+  // NON_FINITE as above, but nothing is dropped.
   LossResult score(const PackedBatch&, float temperature, const std::atomic<bool>& aborted);
   // One AdamW step from the accumulated gradients, which become zero; new compute copies; version + 1.
   // NON_FINITE names the first gradient that is not finite; then the gradients are dropped, the weights as before.
   OptimiserResult optimise(const AdamW&);
+  // NON_FINITE names the first tensor of the weights that holds something that is no finite number.
+  void check_finite();
   void drop_gradients();
   // As for a policy that was just loaded: no gradients, zero moments, step 0. The weights stay.
   void reset_optimiser();

@@ -15,7 +15,6 @@ using rig::kBf16;
 using rig::kFloat32;
 using rig::Values;
 using tokenring::AdamWStep;
-using tokenring::PolicyObjective;
 using tokenring::PolicyScalars;
 using namespace tokenring::cuda;
 using Ids = std::vector<int32_t>;
@@ -99,58 +98,95 @@ TEST(cuda_logits_statistics_survive_extremes) {
 }
 
 TEST(cuda_logits_gradient_matches_float64_in_both_types) {
-  for (const auto [r, v] : kShapes) {
-    const float inv = 0.8f;
-    Values logits = rig::random_floats(r * v, 1, -5, 5), g = rig::random_floats(r, 2);
-    const Ids targets = rig::random_ids(r, 3, static_cast<int>(v));
-    Values lse = std::get<0>(statistics(logits, targets, inv));
-    if (r == 3) {
-      g[1] = 0.0f;  // a row of no weight is 0 even where it is no number
-      logits[v] = lse[1] = NAN;
+  for (const auto [r, v] : kShapes)
+    for (const bool bonus : {false, true}) {
+      const float inv = 0.8f;
+      Values logits = rig::random_floats(r * v, 1, -5, 5), g = rig::random_floats(r, 2);
+      Values of_entropy = rig::random_floats(r, 4);
+      const Ids targets = rig::random_ids(r, 3, static_cast<int>(v));
+      auto [lse, logprob, entropy] = statistics(logits, targets, inv);
+      if (r == 3) {
+        g[1] = of_entropy[1] = 0.0f;  // a row of no weight is 0 even where it is no number
+        logits[v] = lse[1] = NAN;
+      }
+      const auto [full, half] = rig::on_two_schedules([&, &lse = lse, &entropy = entropy] {
+        const Buffer<float> z(logits), narrow(logits), l(lse), dg(g), h(entropy), dh(of_entropy);
+        const Buffer<int32_t> t(targets);
+        const float *level = bonus ? h.data() : nullptr, *slope = bonus ? dh.data() : nullptr;
+        logits_gradient(nullptr, r, v, z.data(), t.data(), l.data(), dg.data(), level, slope, inv);
+        logits_gradient_bf16(nullptr, r, v, narrow.data(), t.data(), l.data(), dg.data(), level, slope, inv);
+        std::vector<Bf16> rows(r * v);
+        for (int64_t i = 0; i < r; ++i) std::memcpy(&rows[i * v], narrow.data() + i * v, v * sizeof(Bf16));
+        return std::tuple{z.read(), rows};
+      });
+      std::vector<double> expected(r * v);
+      for (int64_t i = 0; i < r; ++i) {
+        if (g[i] == 0.0f) continue;
+        const Reference row = reference(&logits[i * v], v, targets[i], inv);
+        for (int64_t j = 0; j < v; ++j) {
+          expected[i * v + j] = double{g[i]} * inv * ((j == targets[i]) - row.p[j]);
+          if (bonus) expected[i * v + j] -= double{of_entropy[i]} * inv * row.p[j] * (std::log(row.p[j]) + row.entropy);
+        }
+      }
+      // p = exp(z - lse), where z and lse are of size 10: float32 rounds the exponent by 1e-6.
+      rig::check_close("gradient", full, expected, kFloat32, 1e-3);
+      rig::check_close("gradient in bf16", half, expected, kBf16, 1e-6);
     }
-    const auto [full, half] = rig::on_two_schedules([&] {
-      const Buffer<float> z(logits), narrow(logits), l(lse), dg(g);
-      const Buffer<int32_t> t(targets);
-      logits_gradient(nullptr, r, v, z.data(), t.data(), l.data(), dg.data(), inv);
-      logits_gradient_bf16(nullptr, r, v, narrow.data(), t.data(), l.data(), dg.data(), inv);
-      std::vector<Bf16> rows(r * v);
-      for (int64_t i = 0; i < r; ++i) std::memcpy(&rows[i * v], narrow.data() + i * v, v * sizeof(Bf16));
-      return std::tuple{z.read(), rows};
-    });
-    std::vector<double> expected(r * v);
-    for (int64_t i = 0; i < r; ++i) {
-      if (g[i] == 0.0f) continue;
-      const Reference row = reference(&logits[i * v], v, targets[i], inv);
-      for (int64_t j = 0; j < v; ++j) expected[i * v + j] = double{g[i]} * inv * ((j == targets[i]) - row.p[j]);
-    }
-    // p = exp(z - lse), where z and lse are of size 10: float32 rounds the exponent by 1e-6.
-    rig::check_close("gradient", full, expected, kFloat32, 1e-3);
-    rig::check_close("gradient in bf16", half, expected, kBf16, 1e-6);
-  }
 }
 
-// Loss and gradient of the clipped objective at points on all sides of the clip, and its slope by differences.
-TEST(cuda_policy_scalars_match_the_formula) {
-  const PolicyScalars p{PolicyObjective::ppo_clip, policy_reference::kLow, policy_reference::kHigh};
+// Loss, slope and flag of every objective at points on all sides of the clips; slopes by differences.
+TEST(cuda_policy_scalars_match_the_formulas) {
   const policy_reference::Tokens tokens(20);  // more than one block's
   const int64_t n = tokens.count();
-  const Buffer<float> lp(tokens.logprob), o(tokens.old), a(tokens.advantage), w(tokens.weight), dg(n), dl(n);
+  const Buffer<float> lp(tokens.logprob), w(tokens.weight), o(tokens.old), a(tokens.advantage), s(tokens.sequence),
+      ref(tokens.reference), h(tokens.entropy), dg(n), dh(n), dl(n);
   const Buffer<int32_t> df(n);
-  policy_scalars(nullptr, n, p, lp.data(), o.data(), a.data(), w.data(), dg.data(), dl.data(), df.data());
-  std::vector<double> loss, slope;
-  for (int64_t i = 0; i < n; ++i) {
-    loss.push_back(tokens.loss(i));
-    slope.push_back(tokens.slope(i));
-    CHECK(df.read()[i] == tokens.flag(i));
+  const PolicyPointers all{lp.data(), w.data(),  o.data(),  a.data(),  s.data(), ref.data(),
+                           h.data(),  dg.data(), dh.data(), dl.data(), df.data()};
+  for (const PolicyScalars& p : policy_reference::variants()) {
+    policy_scalars(nullptr, n, p, all);
+    std::vector<double> loss, slope;
+    for (int64_t i = 0; i < n; ++i) {
+      const policy_reference::Token t = tokens.at(i);
+      loss.push_back(policy_reference::loss(p, t));
+      slope.push_back(policy_reference::slope(p, t));
+      CHECK(df.read()[i] == policy_reference::flag(p, t));
+      if (p.entropy_coef != 0) CHECK(dh.read()[i] == -0.25f * p.entropy_coef);
+    }
+    rig::check_close("loss", dl.read(), loss, kFloat32, 1);
+    rig::check_close("g", dg.read(), slope, kFloat32, 1);
   }
-  rig::check_close("loss", dl.read(), loss, kFloat32, 1);
-  rig::check_close("g", dg.read(), slope, kFloat32, 1);
-  policy_scalars(nullptr, n, {}, lp.data(), nullptr, nullptr, w.data(), dg.data(), dl.data(), df.data());
+  const PolicyPointers bare{lp.data(), w.data(),  nullptr, nullptr,   nullptr,  nullptr,
+                            nullptr,   dg.data(), nullptr, dl.data(), df.data()};
+  policy_scalars(nullptr, n, {}, bare);
   for (int64_t i = 0; i < n; ++i)
     CHECK(dg.read()[i] == -0.25f && dl.read()[i] == -0.25f * tokens.logprob[i] && df.read()[i] == 0);
   const Buffer<float> nan(Values(1, NAN));
-  policy_scalars(nullptr, 1, p, nan.data(), o.data(), a.data(), w.data(), dg.data(), dl.data(), df.data());
-  CHECK(std::isnan(dl.read()[0]));
+  PolicyPointers broken = all;
+  broken.logprob = broken.sequence = nan.data();
+  for (const PolicyScalars& p : policy_reference::variants()) {
+    policy_scalars(nullptr, 1, p, broken);
+    CHECK(std::isnan(dl.read()[0]));
+  }
+}
+
+TEST(cuda_sequence_log_ratio_is_the_mean_of_each_document) {
+  const int32_t r = 150;
+  const Ids begin = {0, 1, 4, 4 + 32, 4 + 32 + 70, r};  // one row, less than a warp, a warp, more
+  const Values logprob = rig::random_floats(r, 1, -9, 0), old = rig::random_floats(r, 2, -9, 0);
+  const auto [got] = rig::on_two_schedules([&] {
+    const Buffer<float> lp(logprob), o(old), out(r);
+    const Buffer<int32_t> b(begin);
+    sequence_log_ratio(nullptr, static_cast<int64_t>(begin.size()) - 1, lp.data(), o.data(), b.data(), out.data());
+    return std::tuple{out.read()};
+  });
+  std::vector<double> expected(r);
+  for (size_t d = 0; d + 1 < begin.size(); ++d) {
+    double mean = 0;
+    for (int32_t i = begin[d]; i < begin[d + 1]; ++i) mean += (double{logprob[i]} - old[i]) / (begin[d + 1] - begin[d]);
+    for (int32_t i = begin[d]; i < begin[d + 1]; ++i) expected[i] = mean;
+  }
+  rig::check_close("sequence", got, expected, kFloat32, 1);
 }
 
 // The formula of torch.optim.AdamW, three steps from zero moments. `offset` makes the pointers unaligned.
@@ -205,9 +241,10 @@ TEST(cuda_sum_of_squares_matches_float64) {
 
 TEST(cuda_launches_nothing_for_no_tokens) {
   logits_statistics(nullptr, 0, 8, nullptr, nullptr, 1, nullptr, nullptr, nullptr);
-  policy_scalars(nullptr, 0, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
-  logits_gradient(nullptr, 0, 8, nullptr, nullptr, nullptr, nullptr, 1);
-  logits_gradient_bf16(nullptr, 0, 8, nullptr, nullptr, nullptr, nullptr, 1);
+  sequence_log_ratio(nullptr, 0, nullptr, nullptr, nullptr, nullptr);
+  policy_scalars(nullptr, 0, {}, {});
+  logits_gradient(nullptr, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1);
+  logits_gradient_bf16(nullptr, 0, 8, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1);
   adamw(nullptr, 0, AdamWStep{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, 1}, nullptr, nullptr, nullptr, nullptr);
   CHECK(sum_of_squares_workspace(0) == 0);
 }

@@ -13,7 +13,7 @@ const std::vector<int32_t> kLengths = {17, 1, 29, 8};
 
 PolicyLoss policy(PolicyObjective objective, float temperature = 0.9f) {
   PolicyLoss loss;
-  loss.scalars = {objective, 0.2f, 0.28f};
+  loss.scalars = {.objective = objective, .clip_low = 0.2f, .clip_high = 0.28f};
   loss.temperature = temperature;
   loss.chunk_rows = 16;
   return loss;
@@ -22,21 +22,24 @@ PolicyLoss policy(PolicyObjective objective, float temperature = 0.9f) {
 // Central differences of the float64 loss. The product's gradients are float32 sums: their error, about 1e-6 of a
 // tensor's norm, bounds what a projection on a direction d can be off by: 1e-5 |g| |d| leaves a factor of ten. A
 // wrong formula shows at 1e-2.
-void check_gradients(const DecoderConfig& config, PolicyObjective objective) {
+void check_gradients(const DecoderConfig& config, const PolicyScalars& scalars) {
   Rig rig(config);
   rig.randomise(11);
   PackedBatch batch = random_batch(rig.parameters.config(), kLengths, 5);
-  const PolicyLoss loss = policy(objective);
+  PolicyLoss loss = policy(scalars.objective);
+  loss.scalars = scalars;
   const LossResult scores = rig.trainer.score(batch, loss.temperature, rig.never);
   set_old_logprobs(batch, scores.logprob, loss.scalars, 7);
   const LossResult result = rig.trainer.accumulate(batch, loss, rig.never);
   const std::vector<float> gradient = rig.gradient();
 
   reference::Model model = rig.reference();
+  const reference::Lanes now = reference::lanes(model, batch, loss.temperature);
   CHECK_NEAR(result.loss, reference::loss(model, batch, loss.scalars, loss.temperature), 1e-4);
   int clipped = 0;
   for (const int32_t flag : result.flags) clipped += flag != 0;
-  CHECK(objective == PolicyObjective::nll ? clipped == 0 : clipped > 0);
+  if (scalars.objective == PolicyObjective::nll) CHECK(clipped == 0);
+  if (scalars.objective == PolicyObjective::ppo_clip) CHECK(clipped > 0);
 
   constexpr double kStep = 1e-5;
   for (const NamedSlice& slice : rig.parameters.slices()) {
@@ -62,7 +65,7 @@ void check_gradients(const DecoderConfig& config, PolicyObjective objective) {
       }
       const auto loss_at = [&](double step) {
         for (size_t i = 0; i < kept.size(); ++i) weights[i] = kept[i] + step * direction[i];
-        return reference::loss(model, batch, loss.scalars, loss.temperature);
+        return reference::loss(model, batch, loss.scalars, loss.temperature, &now);
       };
       const double difference = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep);
       weights = kept;
@@ -91,6 +94,7 @@ PackedBatch part(const PackedBatch& batch, size_t begin, size_t end) {
     copy(result.weight, batch.weight);
     copy(result.advantage, batch.advantage);
     copy(result.old_logprob, batch.old_logprob);
+    copy(result.reference_logprob, batch.reference_logprob);
   }
   return result;
 }
@@ -104,20 +108,22 @@ PackedBatch joined(const std::vector<PackedBatch>& parts) {
     append(result.weight, p.weight);
     append(result.advantage, p.advantage);
     append(result.old_logprob, p.old_logprob);
+    append(result.reference_logprob, p.reference_logprob);
   }
   return result;
 }
 
 }  // namespace
 
-TEST(decoder_nll_gradients_are_those_of_finite_differences) {
-  check_gradients(tiny_config(true), PolicyObjective::nll);
+TEST(decoder_gradients_of_every_objective_are_those_of_finite_differences) {
+  for (const PolicyScalars& scalars : policy_reference::variants()) check_gradients(tiny_config(true), scalars);
 }
-TEST(decoder_nll_gradients_untied) { check_gradients(tiny_config(false), PolicyObjective::nll); }
-TEST(decoder_ppo_gradients_tied) { check_gradients(tiny_config(true), PolicyObjective::ppo_clip); }
-TEST(decoder_ppo_gradients_untied) { check_gradients(tiny_config(false), PolicyObjective::ppo_clip); }
+TEST(decoder_gradients_untied) {
+  check_gradients(tiny_config(false), policy(PolicyObjective::nll).scalars);
+  check_gradients(tiny_config(false), policy(PolicyObjective::ppo_clip).scalars);
+}
 
-TEST(decoder_qk_norm_gradients) { check_gradients(qwen3_config(), PolicyObjective::nll); }
+TEST(decoder_qk_norm_gradients) { check_gradients(qwen3_config(), policy(PolicyObjective::nll).scalars); }
 
 // float32 against float64 through two layers: logprobs of size 4 agree to some 1e-6.
 TEST(decoder_scores_are_the_references) {
@@ -161,6 +167,11 @@ TEST(decoder_micro_batches_in_order_give_the_same_gradient_bits) {
     rig.randomise(6);
     const PackedBatch batch = random_batch(rig.parameters.config(), {20, 65, 9, 31}, 8);
     const PolicyLoss loss = policy(PolicyObjective::nll);
+    for (const PolicyScalars& scalars : policy_reference::variants()) {
+      PolicyLoss other = loss;
+      other.scalars = scalars;
+      CHECK(gradients_of(rig, {batch}, other) == gradients_of(rig, {part(batch, 0, 1), part(batch, 1, 4)}, other));
+    }
     const std::vector<float> whole = gradients_of(rig, {batch}, loss);
     CHECK(whole == gradients_of(rig, {part(batch, 0, 1), part(batch, 1, 3), part(batch, 3, 4)}, loss));
     // In another order the sums round elsewhere: float32 over 125 tokens stays within 1e-5.
@@ -181,7 +192,7 @@ TEST(decoder_schedule_prices_six_flops_per_weight_and_token) {
     rows.row.push_back(i);
     rows.target.push_back(0);
   }
-  rows.weight = rows.advantage = rows.old_logprob = std::vector<float>(m, 1.0f);
+  rows.weight = std::vector<float>(m, 1.0f);
   LossLanes lanes;
   Schedule schedule;
   const Slot tokens = schedule.slot(DType::i32, {m}), positions = schedule.slot(DType::i32, {m});

@@ -1,4 +1,4 @@
-// The decoder and the policy loss in float64, in plain loops over one document, written from the formulas and
+// The decoder in float64, in plain loops over one document, and the policy loss over it, written from the formulas and
 // sharing nothing with the product but the config and the tensor names.
 #pragma once
 
@@ -11,6 +11,7 @@
 #include "core/ops.h"
 #include "model/batch.h"
 #include "model/config.h"
+#include "policy_reference.h"
 
 namespace tokenring::reference {
 
@@ -156,18 +157,31 @@ inline Lanes lanes(const Model& model, const PackedBatch& batch, double temperat
   return result;
 }
 
-inline double loss(const Model& model, const PackedBatch& batch, const PolicyScalars& how, double temperature) {
-  const Vector logprob = lanes(model, batch, temperature).logprob;
+// The policy loss. `now` holds the lanes at which what is constant under differentiation is taken; without it, those
+// of the model itself.
+inline double loss(const Model& model, const PackedBatch& batch, const PolicyScalars& how, double temperature,
+                   const Lanes* now = nullptr) {
+  const Lanes here = lanes(model, batch, temperature);
+  const Lanes& held = now ? *now : here;
   double sum = 0;
-  for (size_t i = 0; i < logprob.size(); ++i) {
-    const double w = batch.weight[i];
-    if (how.objective == PolicyObjective::nll) {
-      sum -= w * logprob[i];
-    } else {
-      const double a = batch.advantage[i], r = std::exp(logprob[i] - batch.old_logprob[i]);
-      const double clipped = std::clamp(r, 1.0 - how.clip_low, 1.0 + how.clip_high);
-      sum -= w * std::min(r * a, clipped * a);
+  size_t first = 0;
+  for (const int32_t length : batch.lengths) {
+    double mean = 0, count = 0;
+    for (size_t i = first; i < first + length; ++i) {
+      if (batch.weight[i] == 0) continue;
+      mean += held.logprob[i] - batch.old_logprob[i];
+      count += 1;
     }
+    for (size_t i = first; i < first + length; ++i) {
+      if (batch.weight[i] == 0) continue;
+      const double to = batch.reference_logprob.empty() ? 0 : batch.reference_logprob[i];
+      const policy_reference::Token t{held.logprob[i],    batch.weight[i], batch.old_logprob[i],
+                                      batch.advantage[i], mean / count,    to,
+                                      here.entropy[i]};
+      sum += policy_reference::objective(how, t, here.logprob[i]) + policy_reference::kl(how, t, here.logprob[i]) -
+             t.weight * how.entropy_coef * t.entropy;
+    }
+    first += length;
   }
   return sum;
 }

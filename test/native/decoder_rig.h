@@ -122,6 +122,7 @@ inline PackedBatch random_batch(const DecoderConfig& config, const std::vector<i
       batch.weight.push_back(i == 0 || weight < 0.33f ? 0.0f : weight);
       batch.advantage.push_back(2 * uniform01(seed, counter++) - 1);
       batch.old_logprob.push_back(0);
+      batch.reference_logprob.push_back(-8 * uniform01(seed + 1, counter));
     }
   }
   return batch;
@@ -137,7 +138,8 @@ inline void set_old_logprobs(PackedBatch& batch, const std::vector<float>& logpr
     do {
       ratio = std::exp(0.8 * (uniform01(seed + attempt, i) - 0.5));
       ++attempt;
-    } while (std::abs(ratio - (1 - how.clip_low)) < margin || std::abs(ratio - (1 + how.clip_high)) < margin);
+    } while (std::abs(ratio - (1 - how.clip_low)) < margin || std::abs(ratio - (1 + how.clip_high)) < margin ||
+             std::abs(ratio - how.dual_clip) < margin);
     batch.old_logprob[i] = logprob[i] - static_cast<float>(std::log(ratio));
   }
 }

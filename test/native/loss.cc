@@ -11,7 +11,7 @@ namespace {
 
 PolicyLoss ppo(int32_t chunk_rows) {
   PolicyLoss loss;
-  loss.scalars = {PolicyObjective::ppo_clip, 0.2f, 0.3f};
+  loss.scalars = {.objective = PolicyObjective::ppo_clip, .clip_low = 0.2f, .clip_high = 0.3f};
   loss.temperature = 0.8f;
   loss.chunk_rows = chunk_rows;
   return loss;
@@ -35,17 +35,49 @@ struct Case {
 
 TEST(loss_bits_do_not_depend_on_the_chunks) {
   Case c;
-  const LossResult whole = c.rig.trainer.accumulate(c.batch, ppo(1024), c.rig.never);
-  const std::vector<float> gradient = c.rig.gradient();
-  for (const int32_t chunk_rows : {1, 7}) {
+  for (const PolicyScalars& scalars : policy_reference::variants()) {
+    PolicyLoss loss = ppo(1024);
+    loss.scalars = scalars;
     c.rig.trainer.drop_gradients();
-    const LossResult chunked = c.rig.trainer.accumulate(c.batch, ppo(chunk_rows), c.rig.never);
-    CHECK(chunked.loss == whole.loss);
-    CHECK(same_bits(chunked.logprob, whole.logprob));
-    CHECK(same_bits(chunked.entropy, whole.entropy));
-    CHECK(chunked.flags == whole.flags);
-    CHECK(same_bits(c.rig.gradient(), gradient));
+    const LossResult whole = c.rig.trainer.accumulate(c.batch, loss, c.rig.never);
+    const std::vector<float> gradient = c.rig.gradient();
+    for (const int32_t chunk_rows : {1, 7}) {
+      c.rig.trainer.drop_gradients();
+      loss.chunk_rows = chunk_rows;
+      const LossResult chunked = c.rig.trainer.accumulate(c.batch, loss, c.rig.never);
+      CHECK(chunked.loss == whole.loss);
+      CHECK(same_bits(chunked.logprob, whole.logprob));
+      CHECK(same_bits(chunked.entropy, whole.entropy));
+      CHECK(chunked.flags == whole.flags);
+      CHECK(same_bits(c.rig.gradient(), gradient));
+    }
   }
+}
+
+// gspo's ratio of a document is made of the document alone: its neighbours change neither its loss nor its flags.
+TEST(loss_of_a_sequence_does_not_depend_on_the_packing) {
+  Case c;
+  PolicyLoss gspo = ppo(9);
+  gspo.scalars = {.objective = PolicyObjective::gspo, .clip_low = 0.02f, .clip_high = 0.02f};
+  const LossResult together = c.rig.trainer.accumulate(c.batch, gspo, c.rig.never);
+  double sum = 0;
+  size_t first = 0;
+  for (const int32_t length : c.batch.lengths) {
+    const auto cut = [&](const auto& lane) {
+      return std::remove_cvref_t<decltype(lane)>(lane.begin() + first, lane.begin() + first + length);
+    };
+    const PackedBatch alone{cut(c.batch.tokens),      {length},
+                            cut(c.batch.weight),      cut(c.batch.advantage),
+                            cut(c.batch.old_logprob), cut(c.batch.reference_logprob)};
+    const LossResult result = c.rig.trainer.accumulate(alone, gspo, c.rig.never);
+    CHECK(result.flags == cut(together.flags));
+    sum += result.loss;
+    first += length;
+  }
+  CHECK_NEAR(sum, together.loss, 1e-12);  // float64 sums of the same terms
+  int clipped = 0;
+  for (const int32_t flag : together.flags) clipped += flag != 0;
+  CHECK(clipped > 0);
 }
 
 TEST(loss_logprobs_are_the_scores_bit_for_bit) {
@@ -112,6 +144,9 @@ TEST(loss_not_finite_names_the_culprit_and_drops_the_gradients) {
   CHECK(contains(failure_of(accumulate), "NON_FINITE: batch: advantage"));
   CHECK(zero_gradient());
   c.batch = kept;
+  c.batch.reference_logprob[token] = nan;
+  CHECK(contains(failure_of(accumulate), "NON_FINITE: batch: reference_logprob"));
+  c.batch = kept;
 
   std::vector<float> master = c.rig.read(c.rig.parameters.master());
   for (const NamedSlice& slice : c.rig.parameters.slices()) {
@@ -139,6 +174,8 @@ TEST(loss_that_overflows_names_the_token) {
   while (c.batch.weight[token] == 0) ++token;
   const std::string message = failure_of([&] { c.rig.trainer.accumulate(c.batch, ppo(8), c.rig.never); });
   CHECK(contains(message, "NON_FINITE: the loss of token " + std::to_string(token) + " of the batch"));
+  CHECK(contains(failure_of([&] { c.rig.trainer.score(c.batch, 1.0f, c.rig.never); }),
+                 "NON_FINITE: the logprob of token 1 of the batch"));
 }
 
 TEST(loss_nll_needs_no_policy_lanes) {
@@ -172,6 +209,16 @@ TEST(loss_options_are_checked) {
   CHECK(contains(message([](PolicyLoss& l) { l.chunk_rows = 0; }), "chunk_rows is 0"));
   CHECK(contains(message([](PolicyLoss& l) { l.scalars.clip_low = 1.5f; }), "clip_low is 1.5"));
   CHECK(contains(message([](PolicyLoss& l) { l.scalars.clip_high = -1; }), "clip_high is -1"));
+  CHECK(contains(message([](PolicyLoss& l) { l.scalars.dual_clip = 1; }), "dual_clip is 1; it must be 0"));
+  CHECK(contains(message([](PolicyLoss& l) { l.scalars.kl_coef = -1; }), "kl_coef is -1"));
+  CHECK(contains(message([](PolicyLoss& l) { l.scalars.entropy_coef = NAN; }), "entropy_coef is nan"));
+  CHECK(contains(message([](PolicyLoss& l) {
+                   l.scalars.dual_clip = 3;
+                   l.scalars.objective = PolicyObjective::gspo;
+                 }),
+                 "dual_clip bounds the objective ppo_clip only"));
+  c.batch.reference_logprob.clear();
+  CHECK(contains(message([](PolicyLoss& l) { l.scalars.kl_coef = 1; }), "needs the lane reference_logprob"));
 }
 
 }  // namespace tokenring

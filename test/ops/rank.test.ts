@@ -14,7 +14,16 @@ const options: NativeRankOptions = {
   maxBatchTokens: 64,
   maxPages: 0,
 };
-const loss: NativeLoss = { objective: "nll", clipLow: 0.2, clipHigh: 0.28, temperature: 1, chunkRows: 16 };
+const loss: NativeLoss = {
+  objective: "nll",
+  clipLow: 0.2,
+  clipHigh: 0.28,
+  dualClip: 0,
+  klCoef: 0,
+  entropyCoef: 0,
+  temperature: 1,
+  chunkRows: 16,
+};
 const { Rank, setErrorClass } = loadBinding();
 
 function invalid(message: string | RegExp): unknown {
@@ -109,7 +118,11 @@ describe("Rank", () => {
   });
 
   it.each([
-    [{ objective: "ppo" }, 'loss.objective must be "nll" or "ppo_clip", got "ppo"'],
+    [{ objective: "ppo" }, 'loss.objective must be "nll", "ppo_clip", "gspo" or "cispo", got "ppo"'],
+    [{ objective: "ppo_clip", dualClip: 0.5 }, /dual_clip is 0.5; it must be 0 \(off\) or above 1$/],
+    [{ objective: "cispo", dualClip: 3 }, /dual_clip bounds the objective ppo_clip only/],
+    [{ klCoef: -1 }, /^loss.klCoef must be a finite number in \[0, 1e\+06\], got -1$/],
+    [{ entropyCoef: -1 }, /^loss.entropyCoef must be a finite number/],
     [{ clipLow: -0.1 }, /^loss.clipLow must be a finite number in \[0, 1\], got -0.1$/],
     [{ temperature: 0 }, /temperature must be greater than 0/],
     [{ temperature: Number.NaN }, /^loss.temperature must be a finite number .*, got NaN$/],

@@ -78,9 +78,12 @@ describe("the trainer", () => {
       model,
       steps: fc.array(documents, { minLength: 1, maxLength: 2 }),
       loss: fc.record({
-        objective: fc.constantFrom("nll", "ppo_clip"),
+        objective: fc.constantFrom("nll", "ppo_clip", "gspo", "cispo"),
         clipLow: fc.constantFrom(0.2, 0.01),
         clipHigh: fc.constantFrom(0.28, 0.01),
+        dualClip: fc.constantFrom(0, 1.05),
+        klCoef: fc.constantFrom(0, 0.1),
+        entropyCoef: fc.constantFrom(0, 0.1),
         temperature,
       }),
       optimiser: fc.record({
@@ -95,7 +98,8 @@ describe("the trainer", () => {
         const outcomes = [];
         for (const way of c.ways) {
           await using policy = await policyOf(c.model, { threads: way.threads });
-          const loss = { ...c.loss, chunkRows: way.chunkRows } as NativeLoss;
+          const dualClip = c.loss.objective === "ppo_clip" ? c.loss.dualClip : 0;
+          const loss: NativeLoss = { ...c.loss, dualClip, chunkRows: way.chunkRows };
           const norms = [];
           for (const step of c.steps) {
             const made = step.map(({ seed, length }) => makeDocument(c.model.config, seed, length));

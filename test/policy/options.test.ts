@@ -63,6 +63,91 @@ describe("the loss", () => {
     expect(clipped.loss).toBeCloseTo(3, 5);
   });
 
+  /** Loss of one document under `loss`, its ratios and its distances to the reference being these. */
+  async function lossOf(
+    loss: PolicyLoss,
+    ratios: readonly number[],
+    advantages: readonly number[],
+    distances?: readonly number[],
+  ): Promise<{ loss: number; flags: number[]; logprob: number[]; entropy: number[] }> {
+    const batch = packed(ids("options", 1 + ratios.length));
+    const now = (await policy.score(batch)).logprob;
+    const lane = (of: (i: number) => number): Float32Array =>
+      now.map((value, i) => (i === 0 ? 0 : value + of(i - 1)));
+    const result = await policy.accumulate(
+      {
+        ...batch,
+        advantage: Float32Array.from([0, ...advantages]),
+        oldLogprob: lane((i) => -Math.log(ratios[i] as number)),
+        ...(distances && { referenceLogprob: lane((i) => distances[i] as number) }),
+      },
+      loss,
+    );
+    await policy.dropGradients();
+    return {
+      loss: result.loss,
+      flags: [...result.flags].slice(1),
+      logprob: [...now].slice(1),
+      entropy: [...result.entropy].slice(1),
+    };
+  }
+  const average = (terms: readonly number[]): number => terms.reduce((a, b) => a + b, 0) / terms.length;
+
+  // Losses of some units made of float32 logprobs of up to 10: good to 1e-5.
+  it("bounds the loss of a bad token that became likelier where dualClip says so", async () => {
+    const ratios = [4, 2, 1, 4];
+    const advantages = [-1, -1, -1, 1];
+    const plain = await lossOf({ objective: "ppo_clip" }, ratios, advantages);
+    expect(plain.loss).toBeCloseTo(average([4, 2, 1, -1.28]), 5);
+    expect(plain.flags).toEqual([0, 0, 0, 2]);
+    const bounded = await lossOf({ objective: "ppo_clip", dualClip: 3 }, ratios, advantages);
+    expect(bounded.loss).toBeCloseTo(average([3, 2, 1, -1.28]), 5);
+    expect(bounded.flags).toEqual([3, 0, 0, 2]);
+  });
+
+  it("takes the document's mean ratio for gspo", async () => {
+    const sequence = (2 * 0.5 * 1.5) ** (1 / 3);
+    const { loss, flags } = await lossOf({ objective: "gspo" }, [2, 0.5, 1.5], [1, 1, 1]);
+    expect(loss).toBeCloseTo(-sequence, 5);
+    expect(flags).toEqual([0, 0, 0]);
+    const clipped = await lossOf({ objective: "gspo", clipHigh: 0.1 }, [2, 0.5, 1.5], [1, 1, 1]);
+    expect(clipped.loss).toBeCloseTo(-1.1, 5);
+    expect(clipped.flags).toEqual([2, 2, 2]);
+  });
+
+  it("weighs logprobs by clipped ratios for cispo; clipLow 1 leaves the upper bound alone", async () => {
+    const ratios = [8, 0.5, 1];
+    const advantages = [1, -1, 2];
+    const both = await lossOf({ objective: "cispo", clipLow: 0.2, clipHigh: 4 }, ratios, advantages);
+    const [a, b, c] = both.logprob as [number, number, number];
+    expect(both.loss).toBeCloseTo(average([-5 * a, 0.8 * b, -2 * c]), 4);
+    expect(both.flags).toEqual([2, 1, 0]);
+    const upper = await lossOf({ objective: "cispo", clipLow: 1, clipHigh: 4 }, ratios, advantages);
+    expect(upper.loss).toBeCloseTo(average([-5 * a, 0.5 * b, -2 * c]), 4);
+    expect(upper.flags).toEqual([2, 0, 0]);
+  });
+
+  it("adds klCoef times k3 to any objective", async () => {
+    const distances = [0, 1, -0.5];
+    const k3 = average(distances.map((d) => Math.exp(d) - d - 1));
+    for (const objective of ["nll", "ppo_clip", "gspo", "cispo"] as const) {
+      const plain = await lossOf({ objective }, [1, 1, 1], [1, -1, 1], distances);
+      const { loss } = await lossOf({ objective, klCoef: 0.5 }, [1, 1, 1], [1, -1, 1], distances);
+      expect(loss - plain.loss).toBeCloseTo(0.5 * k3, 5);
+    }
+    await expect(lossOf({ objective: "ppo_clip", klCoef: 0.5 }, [1], [1])).rejects.toThrow(
+      /needs the lane reference_logprob/,
+    );
+  });
+
+  it("takes entropyCoef times the entropy off any objective", async () => {
+    for (const objective of ["nll", "ppo_clip", "gspo", "cispo"] as const) {
+      const plain = await lossOf({ objective }, [1, 1, 1], [1, -1, 1]);
+      const { loss } = await lossOf({ objective, entropyCoef: 0.25 }, [1, 1, 1], [1, -1, 1]);
+      expect(loss - plain.loss).toBeCloseTo(-0.25 * average(plain.entropy), 5);
+    }
+  });
+
   it.each([0.5, 1, 2])("takes its logprobs and scores at temperature %f", async (temperature) => {
     // Every continuation of a prefix: their logprobs at temperature 1 give those at any other.
     const prefix = [...ids("tempered", 5)];

@@ -81,6 +81,7 @@ export interface Document {
   weight: Float32Array;
   advantage: Float32Array;
   oldLogprob: Float32Array;
+  referenceLogprob: Float32Array;
 }
 
 /** The document that `seed` decides; about a third of its tokens carry no loss. */
@@ -93,6 +94,7 @@ export function makeDocument(config: DecoderConfig, seed: number, length: number
     advantage: lane(() => 4 * random.uniform() - 2),
     // Near a uniform distribution's, so that ratios lie on all sides of the clips.
     oldLogprob: lane(() => random.uniform() - 0.5 - Math.log(config.vocab_size)),
+    referenceLogprob: lane(() => random.uniform() - 0.5 - Math.log(config.vocab_size)),
   };
 }
 export const documents: fc.Arbitrary<{ seed: number; length: number }[]> = fc.array(
@@ -101,7 +103,7 @@ export const documents: fc.Arbitrary<{ seed: number; length: number }[]> = fc.ar
 );
 
 export function packed(documents: readonly Document[]): Required<PackedBatch> {
-  const lane = (name: "weight" | "advantage" | "oldLogprob") =>
+  const lane = (name: Exclude<keyof Document, "tokens">) =>
     Float32Array.from(documents.flatMap((document) => [...document[name]]));
   return {
     tokens: Int32Array.from(documents.flatMap((document) => [...document.tokens])),
@@ -109,6 +111,7 @@ export function packed(documents: readonly Document[]): Required<PackedBatch> {
     weight: lane("weight"),
     advantage: lane("advantage"),
     oldLogprob: lane("oldLogprob"),
+    referenceLogprob: lane("referenceLogprob"),
   };
 }
 
