@@ -51,6 +51,21 @@ size_t rmsnorm_backward_workspace(int64_t m, int64_t h);
 void rmsnorm_backward(CudaStream stream, int64_t m, int64_t h, const Bf16* dy, const Bf16* s, const float* w,
                       const float* rstd, Bf16* ds, bool accumulate, float* dw, void* workspace);
 
+// --- norm.cu: RMSNorm of each query and key head -----------------------------------------------------------------
+// In place on q and k of qkv, bf16 [m, (heads + 2 kv_heads) * d]; w is wq for the queries, wk for the keys (f32 [d]).
+// For a head x: raw = x, rstd = 1 / sqrt(mean(x^2) + eps), x <- x * rstd * w. raw: bf16 [m, (heads + kv_heads) * d] or
+// null; rstd: f32 [m, heads + kv_heads].
+void qk_norm_forward(CudaStream stream, int64_t m, int heads, int kv_heads, int64_t d, Bf16* qkv, const float* wq,
+                     const float* wk, float eps, Bf16* raw, float* rstd);
+
+// Bytes of workspace for qk_norm_backward.
+size_t qk_norm_backward_workspace(int64_t m, int64_t d);
+
+// In place on q and k of dqkv, as rmsnorm_backward without accumulation; dwq, dwk (f32 [d]) += sums over rows and
+// heads, in two passes as there.
+void qk_norm_backward(CudaStream stream, int64_t m, int heads, int kv_heads, int64_t d, Bf16* dqkv, const Bf16* raw,
+                      const float* wq, const float* wk, const float* rstd, float* dwq, float* dwk, void* workspace);
+
 // --- rope.cu: rotary embedding, half-split convention ------------------------------------------------------------
 // In place on q and k of qkv, bf16 [m, (heads + 2 kv_heads) * head_dim]. With c, s the rows of cos, sin (f32
 // [positions, head_dim / 2]) at positions[row] (i32 [m]), for j < head_dim / 2 of each head:

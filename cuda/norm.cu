@@ -1,4 +1,4 @@
-// Residual addition and RMSNorm.
+// Residual addition and RMSNorm; RMSNorm of heads.
 #include "device.cuh"
 
 namespace tokenring::cuda {
@@ -109,6 +109,109 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// What the kernels of the heads share: where head `item` (token by token, queries first) lies.
+struct Heads {
+  int heads, normed;  // queries; queries and keys
+  int64_t d, width;   // of a head; of a row of qkv
+  const float *wq, *wk;
+};
+
+__device__ __forceinline__ int64_t in_qkv(const Heads& h, int64_t item) {
+  return item / h.normed * h.width + item % h.normed * h.d;
+}
+
+// The sum of `x` over the lanes of a warp, given to all of them.
+__device__ __forceinline__ float warp_sum(float x) {
+  TOKENRING_UNROLL
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+  return x;
+}
+
+constexpr int kHeadWarps = 8;
+
+// A warp a head: one pack a lane, more where d is above 256.
+__global__ void __launch_bounds__(kHeadWarps* kWarp)
+    qk_norm_forward_kernel(int64_t items, Heads h, Bf16* qkv, float eps, Bf16* raw, float* rstd) {
+  const int64_t first = static_cast<int64_t>(threadIdx.x % kWarp) * kPack, step = kWarp * kPack;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kHeadWarps + threadIdx.x / kWarp; item < items;
+       item += static_cast<int64_t>(gridDim.x) * kHeadWarps) {
+    Bf16* x = qkv + in_qkv(h, item);
+    const float* w = item % h.normed < h.heads ? h.wq : h.wk;
+    float squares = 0.0f;
+    for (int64_t j = first; j < h.d; j += step) {
+      const Pack a = load_pack(x + j, h.d - j);
+      if (raw) store_pack(raw + item * h.d + j, h.d - j, a);
+      TOKENRING_UNROLL
+      for (int i = 0; i < kPack; ++i) squares += a.v[i] * a.v[i];
+    }
+    const float scale = rsqrtf(warp_sum(squares) / static_cast<float>(h.d) + eps);
+    if (threadIdx.x % kWarp == 0) store(rstd + item, scale);
+    for (int64_t j = first; j < h.d; j += step) {
+      Pack a = load_pack(x + j, h.d - j);
+      const Pack b = load_pack(w + j, h.d - j);
+      TOKENRING_UNROLL
+      for (int i = 0; i < kPack; ++i) a.v[i] = a.v[i] * scale * b.v[i];
+      store_pack(x + j, h.d - j, a);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kHeadWarps* kWarp)
+    qk_norm_dx_kernel(int64_t items, Heads h, Bf16* dqkv, const Bf16* raw, const float* rstd) {
+  const int64_t first = static_cast<int64_t>(threadIdx.x % kWarp) * kPack, step = kWarp * kPack;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kHeadWarps + threadIdx.x / kWarp; item < items;
+       item += static_cast<int64_t>(gridDim.x) * kHeadWarps) {
+    Bf16* dx = dqkv + in_qkv(h, item);
+    const Bf16* x = raw + item * h.d;
+    const float* w = item % h.normed < h.heads ? h.wq : h.wk;
+    float dot = 0.0f;
+    for (int64_t j = first; j < h.d; j += step) {
+      const Pack d = load_pack(dx + j, h.d - j), a = load_pack(x + j, h.d - j), b = load_pack(w + j, h.d - j);
+      TOKENRING_UNROLL
+      for (int i = 0; i < kPack; ++i) dot += d.v[i] * b.v[i] * a.v[i];
+    }
+    const float scale = load(rstd + item);
+    const float pull = warp_sum(dot) / static_cast<float>(h.d) * scale * scale * scale;
+    for (int64_t j = first; j < h.d; j += step) {
+      Pack d = load_pack(dx + j, h.d - j);
+      const Pack a = load_pack(x + j, h.d - j), b = load_pack(w + j, h.d - j);
+      TOKENRING_UNROLL
+      for (int i = 0; i < kPack; ++i) d.v[i] = scale * (d.v[i] * b.v[i]) - a.v[i] * pull;
+      store_pack(dx + j, h.d - j, d);
+    }
+  }
+}
+
+// dw, first pass: as rmsnorm_dw_parts_kernel, over `count` heads, from head `from` on, of a part of the tokens.
+__global__ void __launch_bounds__(kDwWarps* kWarp)
+    qk_norm_dw_parts_kernel(int64_t m, int64_t tokens_of_part, Heads h, int from, int count, const Bf16* dqkv,
+                            const Bf16* raw, const float* rstd, float* parts) {
+  __shared__ float sums[kDwWarps][kDwColumns];
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t begin = blockIdx.y * tokens_of_part, end = begin + tokens_of_part < m ? begin + tokens_of_part : m;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kDwColumns; first < h.d;
+       first += static_cast<int64_t>(gridDim.x) * kDwColumns) {
+    const int64_t j = first + lane * kPack;
+    Pack sum{};
+    if (j < h.d)
+      for (int64_t at = begin * count + warp; at < end * count; at += kDwWarps) {
+        const int64_t item = at / count * h.normed + from + at % count;
+        const Pack d = load_pack(dqkv + in_qkv(h, item) + j, h.d - j), a = load_pack(raw + item * h.d + j, h.d - j);
+        const float scale = load(rstd + item);
+        TOKENRING_UNROLL
+        for (int i = 0; i < kPack; ++i) sum.v[i] += d.v[i] * (a.v[i] * scale);
+      }
+    TOKENRING_UNROLL
+    for (int i = 0; i < kPack; ++i) store(&sums[warp][lane * kPack + i], sum.v[i]);
+    __syncthreads();
+    float total = 0.0f;
+    TOKENRING_UNROLL
+    for (int i = 0; i < kDwWarps; ++i) total += load(&sums[i][threadIdx.x]);
+    if (first + threadIdx.x < h.d) store(parts + blockIdx.y * h.d + first + threadIdx.x, total);
+    __syncthreads();
+  }
+}
+
 // At most 128 parts of the rows, of at least 64 rows each but for the last.
 struct DwParts {
   int64_t rows, count;
@@ -140,6 +243,42 @@ void rmsnorm_backward(CudaStream stream, int64_t m, int64_t h, const Bf16* dy, c
   const dim3 grid(grid_of((h + kDwColumns - 1) / kDwColumns), static_cast<unsigned>(parts.count));
   TOKENRING_LAUNCH(rmsnorm_dw_parts_kernel, grid, kDwWarps * kWarp, 0, stream)(m, h, parts.rows, dy, s, rstd, sums);
   TOKENRING_LAUNCH(rmsnorm_dw_sum_kernel, grid_of((h + 255) / 256), 256, 0, stream)(h, parts.count, sums, dw);
+}
+
+void qk_norm_forward(CudaStream stream, int64_t m, int heads, int kv_heads, int64_t d, Bf16* qkv, const float* wq,
+                     const float* wk, float eps, Bf16* raw, float* rstd) {
+  const int normed = heads + kv_heads;
+  const int64_t items = m * normed;
+  if (items == 0 || d == 0) return;
+  const Heads h{heads, normed, d, (normed + kv_heads) * d, wq, wk};
+  TOKENRING_LAUNCH(qk_norm_forward_kernel, grid_of((items + kHeadWarps - 1) / kHeadWarps), kHeadWarps * kWarp, 0,
+                   stream)
+  (items, h, qkv, eps, raw, rstd);
+}
+
+size_t qk_norm_backward_workspace(int64_t m, int64_t d) {
+  return static_cast<size_t>(dw_parts(m).count * d) * sizeof(float);
+}
+
+void qk_norm_backward(CudaStream stream, int64_t m, int heads, int kv_heads, int64_t d, Bf16* dqkv, const Bf16* raw,
+                      const float* wq, const float* wk, const float* rstd, float* dwq, float* dwk, void* workspace) {
+  const int normed = heads + kv_heads;
+  const int64_t items = m * normed;
+  if (items == 0 || d == 0) return;
+  const Heads h{heads, normed, d, (normed + kv_heads) * d, wq, wk};
+  const DwParts parts = dw_parts(m);
+  float* sums = static_cast<float*>(workspace);
+  // The weights first: the heads' own gradient takes the place of what they need.
+  const dim3 grid(grid_of((d + kDwColumns - 1) / kDwColumns), static_cast<unsigned>(parts.count));
+  const auto sum = [&](int from, int count, float* dw) {
+    TOKENRING_LAUNCH(qk_norm_dw_parts_kernel, grid, kDwWarps * kWarp, 0, stream)
+    (m, parts.rows, h, from, count, dqkv, raw, rstd, sums);
+    TOKENRING_LAUNCH(rmsnorm_dw_sum_kernel, grid_of((d + 255) / 256), 256, 0, stream)(d, parts.count, sums, dw);
+  };
+  sum(0, heads, dwq);
+  sum(heads, kv_heads, dwk);
+  TOKENRING_LAUNCH(qk_norm_dx_kernel, grid_of((items + kHeadWarps - 1) / kHeadWarps), kHeadWarps * kWarp, 0, stream)
+  (items, h, dqkv, raw, rstd);
 }
 
 }  // namespace tokenring::cuda

@@ -99,6 +99,69 @@ TEST(cuda_rmsnorm_backward_matches_float64) {
     }
 }
 
+// A head shorter than a pack, unaligned, of one and of more than one pack a lane; more tokens than one part of dw has.
+TEST(cuda_qk_norm_matches_float64) {
+  struct Case {
+    int64_t m;
+    int heads, kv_heads;
+    int64_t d;
+  };
+  const float eps = 1e-6f;
+  for (const auto [m, heads, kv_heads, d] : {Case{1, 1, 1, 5}, {3, 4, 2, 64}, {2, 3, 1, 20}, {66, 2, 1, 264}}) {
+    const int64_t normed = heads + kv_heads, width = (normed + kv_heads) * d, q = heads;
+    const Row qkv = rig::random_bf16(m * width, 1, -2, 2), dqkv = rig::random_bf16(m * width, 2);
+    const Values wq = rig::random_floats(d, 3, 0.5f, 1.5f), wk = rig::random_floats(d, 4, 0.5f, 1.5f);
+    const Values dwq = rig::random_floats(d, 5), dwk = rig::random_floats(d, 6);
+    const auto [got, raw, rstd, got_dqkv, got_dwq, got_dwk] = rig::on_two_schedules([&] {
+      const Buffer<Bf16> x(qkv), kept(m * normed * d), dx(dqkv);
+      const Buffer<float> w1(wq), w2(wk), scale(m * normed), d1(dwq), d2(dwk);
+      const Buffer<char> workspace(qk_norm_backward_workspace(m, d));
+      qk_norm_forward(nullptr, m, heads, kv_heads, d, x.data(), w1.data(), w2.data(), eps, kept.data(), scale.data());
+      qk_norm_backward(nullptr, m, heads, kv_heads, d, dx.data(), kept.data(), w1.data(), w2.data(), scale.data(),
+                       d1.data(), d2.data(), workspace.data());
+      return std::tuple{x.read(), kept.read(), scale.read(), dx.read(), d1.read(), d2.read()};
+    });
+    std::vector<double> y, dy, expected_rstd, sums_q(dwq.begin(), dwq.end()), sums_k(dwk.begin(), dwk.end());
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t head = 0; head < normed + kv_heads; ++head) {
+        const int64_t at = i * width + head * d;
+        if (head >= normed) {  // v stays
+          for (int64_t j = at; j < at + d; ++j) {
+            y.push_back(rig::value(qkv[j]));
+            dy.push_back(rig::value(dqkv[j]));
+          }
+          continue;
+        }
+        const Values& w = head < q ? wq : wk;
+        std::vector<double>& dw = head < q ? sums_q : sums_k;
+        double squares = 0, dot = 0;
+        for (int64_t j = 0; j < d; ++j) {
+          const double x = rig::value(qkv[at + j]);
+          CHECK(rig::value(raw[(i * normed + head) * d + j]) == x);
+          squares += x * x;
+          dot += rig::value(dqkv[at + j]) * w[j] * x;
+        }
+        const double t = 1 / std::sqrt(squares / d + eps);
+        expected_rstd.push_back(t);
+        for (int64_t j = 0; j < d; ++j) {
+          const double x = rig::value(qkv[at + j]), g = rig::value(dqkv[at + j]);
+          y.push_back(x * t * w[j]);
+          dy.push_back(t * g * w[j] - x * t * t * t / d * dot);
+          dw[j] += g * x * t;
+        }
+      }
+    rig::check_close("q, k, v", got, y, kBf16, 0);
+    rig::check_close("rstd", rstd, expected_rstd, kFloat32, 0);
+    rig::check_close("their gradient", got_dqkv, dy, kBf16, 1e-3);
+    rig::check_close("dwq", got_dwq, sums_q, kFloat32, 1);
+    rig::check_close("dwk", got_dwk, sums_k, kFloat32, 1);
+    const Buffer<Bf16> unkept(qkv);
+    const Buffer<float> w1(wq), w2(wk), scale(m * normed);
+    qk_norm_forward(nullptr, m, heads, kv_heads, d, unkept.data(), w1.data(), w2.data(), eps, nullptr, scale.data());
+    CHECK(rig::same_bits(unkept.read(), got));
+  }
+}
+
 TEST(cuda_rope_matches_float64) {
   struct Case {
     int64_t m;

@@ -16,6 +16,16 @@ export function tries<T>(runs: number): fc.Parameters<T> {
   return { numRuns: Math.ceil(runs * SOAK) };
 }
 
+/** Stretched to no more positions than every model has. */
+const YARN = { rope_type: "yarn", factor: 4, original_max_position_embeddings: 16 } as const;
+const LLAMA3 = {
+  rope_type: "llama3",
+  factor: 8,
+  original_max_position_embeddings: 32,
+  low_freq_factor: 1,
+  high_freq_factor: 4,
+} as const;
+
 /** Shapes of which few fit the vectors, panels and blocks of the kernels evenly. */
 const config = (positions: fc.Arbitrary<number>): fc.Arbitrary<DecoderConfig> =>
   fc
@@ -31,10 +41,17 @@ const config = (positions: fc.Arbitrary<number>): fc.Arbitrary<DecoderConfig> =>
       rope_theta: fc.constantFrom(100, 10_000, 1_000_000),
       rms_norm_eps: fc.constantFrom(1e-5, 1e-6),
       tie_word_embeddings: fc.boolean(),
-      attention_bias: fc.boolean(),
+      family: fc.constantFrom(
+        { attention_bias: true }, // Qwen2
+        { attention_bias: false }, // Llama
+        { attention_bias: false, qk_norm: true }, // Qwen3
+      ),
+      scaling: fc.constantFrom({}, { rope_scaling: YARN }, { rope_scaling: LLAMA3 }),
     })
-    .map(({ queries_per_key, ...rest }) => ({
+    .map(({ queries_per_key, family, scaling, ...rest }) => ({
       ...rest,
+      ...family,
+      ...scaling,
       num_attention_heads: queries_per_key * rest.num_key_value_heads,
     }));
 
