@@ -12,6 +12,7 @@
 // Told of every access that load() and store() make; the emulator checks it.
 #define TOKENRING_ACCESS(address, bytes, is_store)
 #define TOKENRING_UNROLL _Pragma("unroll")
+#define TOKENRING_NO_UNROLL _Pragma("unroll 1")
 // A multiple of what the largest device runs at once.
 #define TOKENRING_MAX_BLOCKS 2048
 #elif !defined(TOKENRING_EMULATOR)

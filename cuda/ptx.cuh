@@ -27,17 +27,13 @@ struct alignas(8) Barrier {
   uint64_t bits;
 };
 
-// Where a ring of `kStages` buffers stands: the stage and the parity of the phase that fills it.
+// Where a ring of `kStages` buffers stands: the stage, and the parity of the phase that fills it.
 template <int kStages>
 struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
+  int at = 0;  // one register: below kStages the parity is 0, above it 1
+  __device__ __forceinline__ int stage() const { return at < kStages ? at : at - kStages; }
+  __device__ __forceinline__ uint32_t parity() const { return at < kStages ? 0 : 1; }
+  __device__ __forceinline__ void advance() { at = at + 1 < 2 * kStages ? at + 1 : 0; }
 };
 
 // Byte offset of byte `offset` of a tile that lies in the 128-byte swizzle, the tile being aligned to 1024.

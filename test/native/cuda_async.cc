@@ -62,10 +62,10 @@ void product_kernel(Plant plant, const TensorMap a, const TensorMap b, const Ten
     copy_box(s.v, &v, &s.full_v, evict_last(), 0, 0, 0, 0);
     for (int pass = 0; pass < 2; ++pass)
       for (int k = 0; k < steps; ++k, ring.advance()) {
-        if (plant != Plant::no_wait_for_release) barrier_wait(&s.empty[ring.stage], ring.parity ^ 1);
-        barrier_arrive_expect(&s.full[ring.stage], plant == Plant::too_few_bytes ? kBytes / 2 : kBytes);
-        copy_box(s.a[ring.stage], &a, &s.full[ring.stage], evict_first(), 0, 0, 0, k);
-        copy_box(s.b[ring.stage], &b, &s.full[ring.stage], evict_first(), 0, 0, 0, k);
+        if (plant != Plant::no_wait_for_release) barrier_wait(&s.empty[ring.stage()], ring.parity() ^ 1);
+        barrier_arrive_expect(&s.full[ring.stage()], plant == Plant::too_few_bytes ? kBytes / 2 : kBytes);
+        copy_box(s.a[ring.stage()], &a, &s.full[ring.stage()], evict_first(), 0, 0, 0, k);
+        copy_box(s.b[ring.stage()], &b, &s.full[ring.stage()], evict_first(), 0, 0, 0, k);
       }
     return;
   }
@@ -76,16 +76,16 @@ void product_kernel(Plant plant, const TensorMap a, const TensorMap b, const Ten
     float c[kTile / 2], d[kTile / 2];
     for (int k = 0; k < steps; ++k, ring.advance()) {
       if (plant != Plant::no_wait_for_copy)
-        barrier_wait(&s.full[ring.stage], plant == Plant::wrong_phase ? ring.parity ^ 1 : ring.parity);
+        barrier_wait(&s.full[ring.stage()], plant == Plant::wrong_phase ? ring.parity() ^ 1 : ring.parity());
       if (plant != Plant::no_wgmma_fence) wgmma_fence();
       for (int i = 0; i < kTile / 16; ++i)
-        Wgmma<kTile>::step<false>(c, k_major(s.a[ring.stage]) + k_major_step(i, kTile),
-                                  k_major(s.b[ring.stage]) + k_major_step(i, kTile), k != 0 || i != 0);
+        Wgmma<kTile>::step<false>(c, k_major(s.a[ring.stage()]) + k_major_step(i, kTile),
+                                  k_major(s.b[ring.stage()]) + k_major_step(i, kTile), k != 0 || i != 0);
       wgmma_commit();
-      if (plant == Plant::early_release && t == 0) barrier_arrive(&s.empty[ring.stage]);
+      if (plant == Plant::early_release && t == 0) barrier_arrive(&s.empty[ring.stage()]);
       if (plant != Plant::no_wait_for_product || k + 1 < steps) wgmma_wait<0>();
-      if (plant != Plant::early_release && plant != Plant::no_release && t == 0) barrier_arrive(&s.empty[ring.stage]);
-      if (plant == Plant::too_many_arrivals && t == 0) barrier_arrive(&s.empty[ring.stage]);
+      if (plant != Plant::early_release && plant != Plant::no_release && t == 0) barrier_arrive(&s.empty[ring.stage()]);
+      if (plant == Plant::too_many_arrivals && t == 0) barrier_arrive(&s.empty[ring.stage()]);
     }
     // c^T to shared memory: a thread's four registers are two by two blocks of 8x8.
     for (int k = 0; k < kTile / 16; ++k) {

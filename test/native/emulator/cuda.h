@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <cstring>
 #include <source_location>
+#include <utility>
 #include <vector>
 
 struct dim3 {
@@ -30,6 +31,9 @@ struct dim3 {
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -124,6 +128,7 @@ T exchange_value(T value, unsigned lane, unsigned mask, std::source_location whe
   emulator::launcher(#kernel, kernel, grid, block, shared, stream)
 #define TOKENRING_ACCESS(address, bytes, is_store) emulator::access(address, bytes, is_store)
 #define TOKENRING_UNROLL
+#define TOKENRING_NO_UNROLL
 // Few, so that small tests have blocks that stride.
 #define TOKENRING_MAX_BLOCKS 3
 
@@ -142,6 +147,11 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, std::source_location where 
   return emulator::exchange_value(value, emulator::this_lane() ^ static_cast<unsigned>(lanes), mask, where);
 }
 
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, std::source_location where = std::source_location::current()) {
+  return emulator::exchange_value(value, static_cast<unsigned>(lane), mask, where);
+}
+
 // Lanes past the end of the warp get their own value back.
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, std::source_location where = std::source_location::current()) {
@@ -158,6 +168,11 @@ inline int atomicAdd(int* p, int value) {
   const int before = *p;
   *p += value;
   return before;
+}
+
+inline int atomicExch(int* p, int value) {
+  emulator::check_global(p, sizeof(int), "exchanges ");
+  return std::exchange(*p, value);
 }
 
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }

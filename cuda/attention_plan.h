@@ -1,0 +1,106 @@
+// The work of the attention kernels, made from a list of tiles on the host and read by the kernels on the device.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "core/failure.h"
+#include "core/ops.h"
+
+namespace tokenring::cuda {
+
+// At most as many queries as a block of the forward kernel takes, with the spans of keys that they see.
+struct QueryTile {
+  Span q;
+  int32_t first, count;  // of ForwardPlan::keys
+};
+
+struct ForwardPlan {
+  std::vector<QueryTile> tiles;  // the heaviest first
+  std::vector<Span> keys;        // of one tile, those of the highest positions first
+};
+
+namespace detail {
+
+// A span, in the order of rows.
+using Key = std::tuple<int32_t, int32_t, int32_t>;
+
+inline Key key_of(const Span& s) { return {s.row, s.rows, s.position}; }
+
+inline void check_span(const char* what, const Span& s, int64_t rows) {
+  require(s.row >= 0 && s.rows >= 0 && s.position >= 0 && int64_t{s.row} + s.rows <= rows &&
+              int64_t{s.position} + s.rows <= INT32_MAX,
+          "attention: the span of ", what, " {row ", s.row, ", rows ", s.rows, ", position ", s.position,
+          "} does not lie in ", rows, " rows");
+}
+
+// Keys of `k` that the last query of `q` sees.
+inline int64_t seen(const Span& q, const Span& k, bool causal) {
+  if (!causal || q.rows == 0) return q.rows == 0 ? 0 : k.rows;
+  return std::clamp<int64_t>(int64_t{q.position} + q.rows - k.position, 0, k.rows);
+}
+
+// Spans of queries, each with its keys from the highest positions to the lowest.
+inline std::map<Key, std::vector<Span>> group_by_queries(const std::vector<AttentionTile>& tiles, int64_t query_rows,
+                                                         int64_t key_rows) {
+  std::map<Key, std::vector<Span>> keys;
+  for (const AttentionTile& tile : tiles) {
+    check_span("queries", tile.q, query_rows);
+    check_span("keys", tile.k, key_rows);
+    if (tile.q.rows == 0) continue;
+    std::vector<Span>& of_query = keys[key_of(tile.q)];
+    if (tile.k.rows) of_query.push_back(tile.k);
+  }
+  int64_t end = 0;
+  for (auto& [q, spans] : keys) {
+    require(std::get<0>(q) >= end, "attention: spans of queries overlap at row ", std::get<0>(q),
+            "; give each row once, with all of its keys");
+    end = int64_t{std::get<0>(q)} + std::get<1>(q);
+    std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.position > b.position; });
+    for (size_t i = 1; i < spans.size(); ++i)
+      require(spans[i].position + spans[i].rows <= spans[i - 1].position, "attention: queries at row ", std::get<0>(q),
+              " see keys that overlap: positions ", spans[i].position, " + ", spans[i].rows, " and ",
+              spans[i - 1].position);
+  }
+  return keys;
+}
+
+}  // namespace detail
+
+// Queries that several tiles of the list name see the keys of all of them; tiles of queries cover each row at most
+// once. Queries that see nothing are in the plan, without keys. `causal`: a query sees keys up to its own position;
+// otherwise all. Failure INVALID_ARGUMENT for a span outside of its tensor, and for spans of one query that overlap.
+inline ForwardPlan plan_forward(const std::vector<AttentionTile>& tiles, int tile_rows, bool causal, int64_t query_rows,
+                                int64_t key_rows) {
+  ForwardPlan plan;
+  std::vector<int64_t> costs;
+  for (const auto& [key, spans] : detail::group_by_queries(tiles, query_rows, key_rows)) {
+    const auto [row, rows, position] = key;
+    for (int32_t at = 0; at < rows; at += tile_rows) {
+      QueryTile tile{{row + at, std::min(rows - at, tile_rows), position + at}, 0, 0};
+      tile.first = static_cast<int32_t>(plan.keys.size());
+      int64_t cost = 0;
+      for (const Span& k : spans) {
+        const int64_t visible = detail::seen(tile.q, k, causal);
+        if (visible == 0) continue;
+        plan.keys.push_back(k);
+        ++tile.count;
+        cost += visible;
+      }
+      plan.tiles.push_back(tile);
+      costs.push_back(cost);
+    }
+  }
+  std::vector<size_t> order(plan.tiles.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return costs[a] > costs[b]; });
+  std::vector<QueryTile> sorted;
+  for (size_t i : order) sorted.push_back(plan.tiles[i]);
+  plan.tiles = std::move(sorted);
+  return plan;
+}
+
+}  // namespace tokenring::cuda
