@@ -1,11 +1,14 @@
 // `npm run build:cuda`: compiles cuda/*.cu for Hopper (sm_90a) into build/cuda/*.o. Needs nvcc, not a GPU.
-// A kernel is compiled again when it, a header of cuda/ or native/core/, or the compiler changed.
+// A file is compiled again when it, a header of cuda/ or native/core/, or the compiler changed. It fails where the
+// assembler spills registers, needs a stack frame or serialises products (scripts/ptxas.mjs).
+// With --report (`npm run check:ptxas`) it also lists what each kernel takes.
 import { spawn, spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { findNvcc } from "./machine.mjs";
+import { readableName, readPtxas } from "./ptxas.mjs";
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const output = join(root, "build", "cuda");
@@ -14,8 +17,7 @@ const flags = [
   "-O3",
   "-lineinfo",
   "-gencode=arch=compute_90a,code=sm_90a",
-  // Registers that spill and stack frames fail the build: they turn a kernel slow without a word.
-  "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror",
+  "-Xptxas=-v",
   "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
   "-Icuda",
   "-Inative",
@@ -42,6 +44,34 @@ function compile(nvcc, source, target) {
     child.on("error", (error) => resolve({ ok: false, said: error.message }));
     child.on("close", (code) => resolve({ ok: code === 0, said }));
   });
+}
+
+/** Compiles one file; its log is kept beside the object. True if there is nothing to say against it. */
+async function build(nvcc, source, target) {
+  const { ok, said } = await compile(nvcc, source, target);
+  const { kernels, faults } = readPtxas(said);
+  if (ok) writeFileSync(`${target}.log`, said);
+  const complaints = ok ? faults : [said];
+  // The assembler's figures are for the report; whatever else the compiler says is for the reader.
+  const remarks = ok
+    ? said.split("\n").filter((line) => line.trim() !== "" && !/^(ptxas info|\s+\d+ bytes)/.test(line))
+    : [];
+  const verdict = complaints.length === 0 ? `${kernels.length} kernels` : "failed";
+  console.error([`build:cuda: ${source}: ${verdict}`, ...complaints, ...remarks].join("\n"));
+  return complaints.length === 0;
+}
+
+/** What each kernel takes, as the logs have it. */
+function report(kernels, objectOf) {
+  for (const source of kernels) {
+    console.log(source);
+    for (const { name, registers, stack, spills } of readPtxas(
+      readFileSync(`${objectOf(source)}.log`, "utf8"),
+    ).kernels)
+      console.log(
+        `  ${readableName(name)}: ${registers} registers, ${spills} bytes spilled, ${stack} of stack`,
+      );
+  }
 }
 
 async function main() {
@@ -81,15 +111,13 @@ async function main() {
   const worker = async () => {
     for (let source = waiting.shift(); source !== undefined; source = waiting.shift()) {
       const before = stamp(source);
-      const result = await compile(nvcc, source, objectOf(source));
-      console.error(
-        `build:cuda: ${source}: ${result.ok ? "compiled" : "failed"}${result.said ? `\n${result.said}` : ""}`,
-      );
-      if (result.ok) writeFileSync(`${objectOf(source)}.stamp`, before);
-      ok &&= result.ok;
+      const built = await build(nvcc, source, objectOf(source));
+      if (built) writeFileSync(`${objectOf(source)}.stamp`, before);
+      ok &&= built;
     }
   };
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
+  if (ok && process.argv.includes("--report")) report(kernels, objectOf);
   if (ok)
     console.log(
       `build:cuda: ${kernels.length} kernel files for sm_90a in build/cuda, ${stale.length} of them new`,
