@@ -4,6 +4,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import { isTokenringError } from "tokenring";
 import { compareResults, type RunComparison } from "./compare.ts";
 import { ACTION_TOOLS, type ActionTool, exportForAction } from "./export.ts";
+import { MOST_THREADS } from "./machine.ts";
 import { biggerIsBetter, type Result, readResults } from "./result.ts";
 import { runSuites, SUITES } from "./suites.ts";
 
@@ -58,6 +59,7 @@ function createProgram(): Command {
         .default([], "all"),
     )
     .option("--json <path>", "write the results there, in schema 1", path)
+    .option("--threads <n>", "of every side that computes a model", count, MOST_THREADS)
     .option("--rounds <n>", "turns of each side", count, 7)
     .option("--turn <milliseconds>", "a side's turn goes on until it took this long", count, 300)
     .addHelpText(
@@ -66,13 +68,14 @@ function createProgram(): Command {
     )
     .addHelpText(
       "after",
-      "\nPeers: TOKENRING_PYTHON names an interpreter with torch and transformers (default: python3).\n" +
-        "A peer that is missing is left out.",
+      "\nPeers: TOKENRING_PYTHON names an interpreter with torch and transformers (default: python3),\n" +
+        "TOKENRING_NODE_LLAMA_CPP the folder of the package node-llama-cpp. A peer that is missing is left out.",
     )
     .enablePositionalOptions() // compare has a --json of its own
     .exitOverride()
-    .action(async ({ suite, json, rounds, turn }) => {
+    .action(async ({ suite, json, threads, rounds, turn }) => {
       const results = await runSuites(suite, {
+        threads,
         rounds,
         turnMilliseconds: turn,
         onResult: (result) => process.stdout.write(resultLine(result)),

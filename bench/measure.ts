@@ -24,13 +24,13 @@ export interface Comparison {
    */
   work: number | null;
   ours: () => Promise<unknown>;
-  /** By the name that the result's name ends with; null where this machine lacks the peer. */
-  peers: Readonly<Record<string, Peer | null>>;
+  /** By the name that the result's name ends with; each opens to null where this machine lacks the peer. */
+  peers: Readonly<Record<string, () => Promise<Peer | null>>>;
 }
 
 /** A comparison that holds something open. */
 export interface Case extends Comparison {
-  /** Frees what the case holds; its peers are closed by whoever measures it. */
+  /** Frees what the case holds, once its peers are closed. */
   close(): Promise<void>;
 }
 
@@ -47,8 +47,7 @@ export interface MeasureOptions {
 
 interface Side {
   label: string | null;
-  name: string;
-  call: () => Promise<unknown>;
+  peer: Peer;
   values: number[];
   failed: boolean;
 }
@@ -73,13 +72,9 @@ export function summary(values: readonly number[]): { value: number; mad: number
 export async function measure(comparison: Comparison, options: MeasureOptions = {}): Promise<Result[]> {
   const { rounds = 7, turnMilliseconds = 300, signal, onWarning } = options;
   const { name, unit, work } = comparison;
-  const side = (label: string | null, peer: Pick<Peer, "name" | "call">): Side => {
-    return { label, name: peer.name, call: () => peer.call(), values: [], failed: false };
-  };
+  const side = (label: string | null, peer: Peer): Side => ({ label, peer, values: [], failed: false });
   const ours = side(null, { name: "tokenring", call: comparison.ours });
-  const theirs = Object.entries(comparison.peers).flatMap(([label, peer]) =>
-    peer ? [side(label, peer)] : [],
-  );
+  const sides = [ours];
   const attempt = async (of: Side, step: () => Promise<unknown>): Promise<void> => {
     await setImmediate(); // or calls that never wait would keep an abort from being seen
     signal?.throwIfAborted();
@@ -88,25 +83,34 @@ export async function measure(comparison: Comparison, options: MeasureOptions = 
     } catch (error) {
       if (of === ours) throw error;
       of.failed = true;
-      onWarning?.(`${name}: ${of.name} failed and is left out: ${(error as Error).message}`);
+      onWarning?.(`${name}: ${of.peer.name} failed and is left out: ${(error as Error).message}`);
     }
   };
-  for (const of of [ours, ...theirs]) await attempt(of, () => of.call());
-  for (let round = 0; round < rounds; round++) {
-    for (const of of [ours, ...theirs]) {
-      if (of.failed) continue;
-      await attempt(of, async () => {
-        if (work === null) of.values.push(numberOf(name, await of.call()));
-        else of.values.push(...(await timeTurn(of, turnMilliseconds)).map((ms) => (work * 1000) / ms));
+  const turn = async (of: Side): Promise<void> => {
+    if (work === null) of.values.push(numberOf(name, await of.peer.call()));
+    else of.values.push(...(await timeTurn(of.peer, turnMilliseconds)).map((ms) => (work * 1000) / ms));
+  };
+  try {
+    for (const [label, open] of Object.entries(comparison.peers)) {
+      const opening = side(label, { name: label, call: async () => undefined });
+      await attempt(opening, async () => {
+        const peer = await open();
+        if (peer) sides.push(side(label, peer));
       });
     }
+    for (const of of sides) await attempt(of, () => of.peer.call());
+    for (let round = 0; round < rounds; round++) {
+      for (const of of sides) if (!of.failed) await attempt(of, () => turn(of));
+    }
+  } finally {
+    for (const { peer } of sides) await peer.close?.();
   }
   const mine = summary(ours.values);
   const labels = Object.keys(comparison.peers);
   if (labels.length === 0) return [{ name, unit, ...mine, peer: null, ratio: null }];
   return labels.map((label) => {
-    const of = theirs.find((each) => each.label === label && !each.failed);
-    const peer = of ? { name: of.name, ...summary(of.values) } : null;
+    const of = sides.find((each) => each.label === label && !each.failed);
+    const peer = of ? { name: of.peer.name, ...summary(of.values) } : null;
     const ratio = peer ? ratioOf(unit, mine.value, peer.value) : null;
     return { name: `${name}, vs ${label}`, unit, ...mine, peer, ratio };
   });
@@ -118,7 +122,7 @@ function numberOf(name: string, value: unknown): number {
 }
 
 /** Milliseconds of each call of one turn. */
-async function timeTurn({ name, call }: Side, turnMilliseconds: number): Promise<number[]> {
+async function timeTurn({ name, call }: Peer, turnMilliseconds: number): Promise<number[]> {
   const bench = new Bench({
     time: turnMilliseconds,
     iterations: 1,

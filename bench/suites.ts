@@ -1,8 +1,10 @@
 // All suites, and a run of some of them.
 import { TokenringError } from "tokenring";
-import { describeMachine } from "./machine.ts";
+import { describeMachine, MOST_THREADS } from "./machine.ts";
 import { type Case, type MeasureOptions, measure } from "./measure.ts";
 import type { Result, Results } from "./result.ts";
+import { layer } from "./suites/layer.ts";
+import { napi } from "./suites/napi.ts";
 import { sample } from "./suites/sample.ts";
 import { sandbox } from "./suites/sandbox.ts";
 import { train } from "./suites/train.ts";
@@ -11,14 +13,16 @@ export interface Suite {
   name: string;
   /** What it times, in one line. */
   about: string;
-  /** Each opens one case; they are opened and measured one after the other. */
-  cases: readonly (() => Promise<Case>)[];
+  /** Each opens one case with so many threads a side; they are opened and measured one after the other. */
+  cases: readonly ((threads: number) => Promise<Case>)[];
 }
 
 /** In the order in which they run. */
-export const SUITES: readonly Suite[] = [train, sample, sandbox];
+export const SUITES: readonly Suite[] = [train, layer, sample, napi, sandbox];
 
 export interface RunOptions extends MeasureOptions {
+  /** Of every side that computes a model (default: all cores). */
+  threads?: number;
   /** Told of each result as it is there. */
   onResult?: (result: Result) => void;
 }
@@ -29,7 +33,7 @@ export interface RunOptions extends MeasureOptions {
  */
 export async function runSuites(
   names: readonly string[] = [],
-  { onResult, ...options }: RunOptions = {},
+  { onResult, threads = MOST_THREADS, ...options }: RunOptions = {},
 ): Promise<Results> {
   const unknown = names.find((name) => !SUITES.some((suite) => suite.name === name));
   if (unknown !== undefined) {
@@ -41,18 +45,17 @@ export async function runSuites(
   for (const { cases } of chosen) {
     for (const open of cases) {
       options.signal?.throwIfAborted();
-      const opened = await open();
+      const opened = await open(threads);
       try {
         for (const result of await measure(opened, options)) {
           results.push(result);
           onResult?.(result);
         }
       } finally {
-        for (const peer of Object.values(opened.peers)) await peer?.close?.();
         await opened.close();
       }
     }
   }
   const date = new Date().toISOString();
-  return { schema: 1, machine: describeMachine(), date, node: process.version, results };
+  return { schema: 1, machine: describeMachine(threads), date, node: process.version, results };
 }

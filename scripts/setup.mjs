@@ -331,7 +331,7 @@ async function buildDist() {
       folder: "bench",
       config: "tsconfig.bench.json",
       target: join("dist", "bench"),
-      files: listFiles("bench", (name) => /\.(ts|py)$/.test(name)),
+      files: listFiles("bench", (name) => /\.(ts|py|mjs)$/.test(name)),
     },
   ];
   const sources = programs.flatMap(({ config, files }) => [config, ...files]);

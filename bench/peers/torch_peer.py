@@ -5,6 +5,7 @@ transformers is. Each further line is answered by a line of JSON after the work 
 measured.
 
     {"task": "train", "model": {...}, "documents": [[...], ...]}   one step of AdamW on the padded batch
+    {"task": "gradients", "model": {...}, "documents": [[...], ...]}   the same without clip and optimiser
     {"task": "sample", "model": {...}, "prompts": [[...], ...], "tokens": n}   n tokens after each prompt, padded left
 
 Every request has "threads"; "compile": true puts the model through torch.compile. Everything is float32 on the CPU.
@@ -28,16 +29,29 @@ def padded(torch, documents, value):
     return pad(documents, batch_first=True, padding_value=value), None if mask.all() else mask
 
 
-def train(torch, transformers, request):
-    model = build(torch, transformers, request)
+def gradients(torch, transformers, request):
+    return backward_of(torch, build(torch, transformers, request), request)
+
+
+def backward_of(torch, model, request):
     documents = [torch.tensor(document) for document in request["documents"]]
     ids, mask = padded(torch, documents, 0)
     labels, _ = padded(torch, documents, -100)
+
+    def backward():
+        model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+
+    return backward
+
+
+def train(torch, transformers, request):
+    model = build(torch, transformers, request)
+    backward = backward_of(torch, model, request)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
 
     def step():
         optimiser.zero_grad(set_to_none=True)
-        model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+        backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 
@@ -69,7 +83,7 @@ def main():
         print(json.dumps({"missing": str(error)}), flush=True)
         return
     torch.set_num_threads(request["threads"])
-    work = {"train": train, "sample": sample}[request["task"]](torch, transformers, request)
+    work = {"train": train, "gradients": gradients, "sample": sample}[request["task"]](torch, transformers, request)
     name = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(json.dumps({"name": name}), flush=True)
     for _ in sys.stdin:

@@ -66,7 +66,7 @@ async function commands(): Promise<Case> {
         for (let i = 0; i < COMMANDS; i++) await resident.exec(COMMAND);
       },
       peers: {
-        "one bwrap a command":
+        "one bwrap a command": async () =>
           backend.name === "bubblewrap"
             ? {
                 name: "bwrap",
@@ -97,7 +97,7 @@ async function sandboxes(): Promise<Case> {
       await opened.close();
     },
     peers: {
-      "git clone and one bwrap":
+      "git clone and one bwrap": async () =>
         backend.name === "bubblewrap"
           ? {
               name: "git and bwrap",

@@ -137,6 +137,8 @@ export interface NativeRank {
   ): NativeJob<void>;
   load(directory: string, options: { optimiser: boolean }): NativeJob<{ version: number }>;
   version(): NativeJob<number>;
+  /** Wall time that the engine thread has spent on jobs and on the sampler's ticks. */
+  busySeconds(): NativeJob<number>;
 
   /** Session calls are synchronous bookkeeping on the queue; ids are given out at once. */
   openSession(): number;

@@ -168,6 +168,11 @@ export class Policy implements PolicyShape {
     return result;
   }
 
+  /** Seconds of wall time that the engine thread has worked: on calls of this policy and on its sessions' tokens. */
+  async busySeconds(): Promise<number> {
+    return withSignal(() => this.rank.busySeconds());
+  }
+
   async dropGradients(): Promise<void> {
     await withSignal(() => this.rank.dropGradients());
   }

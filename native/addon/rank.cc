@@ -149,6 +149,7 @@ Napi::Function RankObject::define(Napi::Env env) {
                          InstanceMethod<&RankObject::guard<&RankObject::save>>("save"),
                          InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
                          InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
+                         InstanceMethod<&RankObject::guard<&RankObject::busy_seconds>>("busySeconds"),
                          InstanceMethod<&RankObject::guard<&RankObject::open_session>>("openSession"),
                          InstanceMethod<&RankObject::guard<&RankObject::fork_session>>("forkSession"),
                          InstanceMethod<&RankObject::guard<&RankObject::extend_session>>("extendSession"),
@@ -345,6 +346,10 @@ Napi::Value RankObject::load(const Napi::CallbackInfo& info) {
 
 Napi::Value RankObject::version(const Napi::CallbackInfo& info) {
   return submit<int64_t>(info.Env(), [](Rank& rank, const std::atomic<bool>&) { return rank.parameters().version(); });
+}
+
+Napi::Value RankObject::busy_seconds(const Napi::CallbackInfo& info) {
+  return submit<double>(info.Env(), [](Rank& rank, const std::atomic<bool>&) { return rank.busy_seconds(); });
 }
 
 // --- sessions ------------------------------------------------------------------------------------------

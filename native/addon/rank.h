@@ -42,6 +42,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   Napi::Value save(const Napi::CallbackInfo&);
   Napi::Value load(const Napi::CallbackInfo&);
   Napi::Value version(const Napi::CallbackInfo&);
+  Napi::Value busy_seconds(const Napi::CallbackInfo&);
   Napi::Value open_session(const Napi::CallbackInfo&);
   Napi::Value fork_session(const Napi::CallbackInfo&);
   Napi::Value extend_session(const Napi::CallbackInfo&);

@@ -26,6 +26,8 @@ Napi::Value to_js(Napi::Env env, const Nothing&) { return env.Undefined(); }
 
 Napi::Value to_js(Napi::Env env, const int64_t& value) { return number(env, static_cast<double>(value)); }
 
+Napi::Value to_js(Napi::Env env, const double& value) { return number(env, value); }
+
 Napi::Value to_js(Napi::Env env, const Version& result) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("version", to_js(env, result.version));

@@ -16,6 +16,7 @@ struct Version {
 
 Napi::Value to_js(Napi::Env, const Nothing&);  // undefined
 Napi::Value to_js(Napi::Env, const int64_t&);
+Napi::Value to_js(Napi::Env, const double&);
 Napi::Value to_js(Napi::Env, const Version&);
 Napi::Value to_js(Napi::Env, const LossResult&);
 Napi::Value to_js(Napi::Env, const OptimiserResult&);

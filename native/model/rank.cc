@@ -1,6 +1,7 @@
 #include "model/rank.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <future>
@@ -53,11 +54,18 @@ struct Rank::Impl {
       }
       for (std::function<void()>& job : round) {
         if (stopping) return;
-        job();
+        count([&] { job(); });
         job = nullptr;  // what the job holds is freed before the next one starts
       }
-      engine->sampler.tick();
+      count([&] { engine->sampler.tick(); });
     }
+  }
+
+  template <class Work>
+  void count(const Work& work) {
+    const auto started = std::chrono::steady_clock::now();
+    work();
+    busy += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   }
 
   std::mutex mutex;
@@ -65,6 +73,7 @@ struct Rank::Impl {
   std::deque<std::function<void()>> jobs;
   std::atomic<bool> stopping = false;
   std::unique_ptr<Engine> engine;
+  double busy = 0;  // seconds
   std::thread thread;
 };
 
@@ -109,6 +118,7 @@ void Rank::post(std::function<void()> job) {
   impl_->wake.notify_all();
 }
 
+double Rank::busy_seconds() const { return impl_->busy; }
 Device& Rank::device() { return *impl_->engine->device; }
 Parameters& Rank::parameters() { return impl_->engine->parameters; }
 Trainer& Rank::trainer() { return impl_->engine->trainer; }

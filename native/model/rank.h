@@ -32,6 +32,8 @@ class Rank {
   void post(std::function<void()> job);
 
   // The following may be touched from jobs only.
+  // What the thread has spent on earlier jobs and on the sampler's ticks.
+  double busy_seconds() const;
   Device& device();
   Parameters& parameters();
   Trainer& trainer();

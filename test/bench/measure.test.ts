@@ -21,7 +21,7 @@ describe("measure", () => {
         unit: "calls/s",
         work: 1,
         ours: side("a", 1),
-        peers: { four: { name: "busier", call: side("b", 4) } },
+        peers: { four: async () => ({ name: "busier", call: side("b", 4) }) },
       },
       { rounds: 3, turnMilliseconds: 12 },
     );
@@ -44,7 +44,10 @@ describe("measure", () => {
         work: null,
         // The first of each warms up.
         ours: series([99, 1, 4, 2]),
-        peers: { big: { name: "big 1.0", call: series([99, 8, 30, 9]) }, none: null },
+        peers: {
+          big: async () => ({ name: "big 1.0", call: series([99, 8, 30, 9]) }),
+          none: async () => null,
+        },
       },
       { rounds: 3 },
     );
@@ -67,13 +70,24 @@ describe("measure", () => {
     const failing = async (): Promise<void> => {
       if (++calls === 3) throw new Error("out of memory");
     };
-    const peers = { torch: { name: "torch 9", call: failing } };
-    const [result] = await measure(
+    const closed: string[] = [];
+    const peers = {
+      torch: async () => ({ name: "torch 9", call: failing, close: async () => void closed.push("torch 9") }),
+      broken: () => Promise.reject(new Error("no such file")),
+    };
+    const results = await measure(
       { name: "x", unit: "s", work: 1, ours: async () => {}, peers },
       { rounds: 4, turnMilliseconds: 0.001, onWarning: (message) => warnings.push(message) },
     );
-    expect(result).toMatchObject({ name: "x, vs torch", peer: null, ratio: null });
-    expect(warnings).toEqual(["x: torch 9 failed and is left out: out of memory"]);
+    expect(results).toMatchObject([
+      { name: "x, vs torch", peer: null, ratio: null },
+      { name: "x, vs broken", peer: null, ratio: null },
+    ]);
+    expect(warnings).toEqual([
+      "x: broken failed and is left out: no such file",
+      "x: torch 9 failed and is left out: out of memory",
+    ]);
+    expect(closed).toEqual(["torch 9"]);
   });
 
   it("ends with what a call of ours throws, with a value that is none, and when it is aborted", async () => {

@@ -166,6 +166,18 @@ describe("Rank", () => {
     expect(await rank.usage().promise).toEqual(before);
   });
 
+  it("counts the time that its thread works, not the time between jobs", async () => {
+    const started = performance.now();
+    const before = await rank.busySeconds().promise;
+    await Promise.all(Array.from({ length: 20 }, () => rank.score(batch({}), 1).promise));
+    const after = await rank.busySeconds().promise;
+    const wall = (performance.now() - started) / 1000;
+    expect(after - before).toBeGreaterThan(0);
+    expect(after - before).toBeLessThan(wall);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect((await rank.busySeconds().promise) - after).toBeLessThan(0.04);
+  });
+
   it("fails with the registered class, and with the caller's stack", async () => {
     async function caller(): Promise<unknown> {
       const load = () => rank.load("/nonexistent/checkpoint", { optimiser: false });
