@@ -25,16 +25,18 @@ export {
   type DapoIteration,
   dapo,
 } from "./learn/dapo.ts";
+export type { ObjectiveOptions } from "./learn/objective.ts";
 export { finalReward } from "./learn/reward.ts";
 export { RFT_DEFAULTS, type RftConfig, type RftEvent, rft } from "./learn/rft.ts";
 export { sft } from "./learn/sft.ts";
-export type { StepMetrics } from "./learn/types.ts";
+export type { LogprobMismatch, StepMetrics } from "./learn/types.ts";
 export { findModel, type ModelSourceOptions } from "./policy/model-source.ts";
 export { Policy } from "./policy/policy.ts";
 export type {
   AdamWOptions,
   DecoderConfig,
   LossResult,
+  Objective,
   PackedBatch,
   PolicyLoss,
 } from "./policy/types.ts";

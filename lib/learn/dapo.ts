@@ -10,13 +10,16 @@ import { checkAborted } from "./abort.ts";
 import type { AdvantageOptions } from "./advantage.ts";
 import { instanceSchedule } from "./curriculum.ts";
 import { type GroupFilter, type ScoredGroup, scoreGroup } from "./filter.ts";
+import { logprobMismatch } from "./measure.ts";
+import { defaultAggregation, type ObjectiveOptions, objectiveFaults, policyLoss } from "./objective.ts";
 import { learningRate } from "./schedule.ts";
+import { withReferenceLogprobs, withTrainerLogprobs } from "./score.ts";
 import { adamwOptions, trainStep } from "./step.ts";
-import type { RolloutSource, StepMetrics } from "./types.ts";
-import { type Aggregation, carriesLoss, type TrainingDocument, trajectoryDocument } from "./weights.ts";
+import type { LogprobMismatch, RolloutSource, StepMetrics } from "./types.ts";
+import { carriesLoss, type TrainingDocument, trajectoryDocument } from "./weights.ts";
 
 /** Defaults are those of stage 1 in the paper (arXiv 2508.03501, Table 3); see DAPO_STAGE2 for stage 2. */
-export interface DapoConfig extends AdamWOptions {
+export interface DapoConfig extends AdamWOptions, ObjectiveOptions {
   /** Iterations of the stage. The paper gives no count per stage: 24 is one pass of its pool. */
   iterations: number;
   /** Instances per iteration: 300. */
@@ -25,24 +28,16 @@ export interface DapoConfig extends AdamWOptions {
   rollouts: number;
   /** Largest number of trajectories in one optimiser step: 128. */
   batchSize: number;
-  /** eps_low: 0.2. */
-  clipLow: number;
-  /** eps_high: 0.3. */
-  clipHigh: number;
   /** T_max of the length penalty; the agent's own limit must be the same: 40. */
   maxTurns: number;
   /** L_thr in turns: 10. */
   lengthThreshold: number;
   /** true. */
   lengthPenalty: boolean;
-  /** Of sampling and of the loss: 1. */
-  temperature: number;
   /** What decides whether a group is learnt from: "outcome". */
   filter: GroupFilter;
   /** Standard deviation with ddof 0 and delta 1e-6. */
   advantage: AdvantageOptions;
-  /** "token_mean". */
-  aggregation: Aggregation;
   /** Optimiser steps of linear warm-up; the rate is constant after it: 0. */
   warmupSteps: number;
   /** Tokens of one forward and backward pass: 4096. */
@@ -56,8 +51,14 @@ export const DAPO_STAGE1: Readonly<DapoConfig> = {
   instances: 300,
   rollouts: 10,
   batchSize: 128,
+  objective: "ppo_clip",
   clipLow: 0.2,
   clipHigh: 0.3,
+  dualClip: 0,
+  klCoef: 0,
+  entropyCoef: 0,
+  oldLogprobs: "engine",
+  tisCap: 0,
   maxTurns: 40,
   lengthThreshold: 10,
   lengthPenalty: true,
@@ -100,10 +101,25 @@ export interface DapoSummary extends EpisodeStatistics {
   dropped: number;
   /** Trajectories that were learnt from. */
   trained: number;
-  /** Milliseconds of wall time: sampling to verdict, and learning. */
+  /** Over the trajectories that were learnt from; with oldLogprobs "engine" over those of the first step. */
+  mismatch: LogprobMismatch | null;
+  /** The iteration's optimiser steps together; null when there were none. */
+  learning: StepMeans | null;
+  /**
+   * Tokens by station, and its milliseconds of wall time: sampled by the engine (to the verdict), passed through the
+   * trainer's and the reference's forward passes for old logprobs, passed through the steps (`learning`).
+   */
+  sampledTokens: number;
   rolloutMs: number;
+  scoredTokens: number;
+  scoreMs: number;
   learnMs: number;
 }
+
+/** Metrics of several steps: sums of tokens, the mean of the norms, and means over the tokens of all else. */
+export type StepMeans = Omit<StepMetrics, "mismatch" | "trajectories" | "learningRate" | "learnMs"> & {
+  steps: number;
+};
 
 export interface DapoIteration {
   iteration: number;
@@ -119,6 +135,8 @@ export interface DapoOptions {
   instances: readonly Instance[];
   /** Overrides of DAPO_STAGE1. */
   config?: Partial<DapoConfig>;
+  /** The policy to stay near; klCoef above 0 needs it. */
+  reference?: Pick<Policy, "score">;
   /** Decides the order of the pool and of the trajectories within an iteration. */
   seed: number | bigint;
   /** Names the random streams; stages of one job need different names. Default "dapo". */
@@ -158,10 +176,38 @@ function documentsOf(groups: readonly ScoredGroup[]): TrainingDocument[] {
   );
 }
 
+function meansOf(steps: readonly StepMetrics[]): StepMeans | null {
+  if (steps.length === 0) return null;
+  const total = (key: "tokens" | "packedTokens"): number => steps.reduce((sum, step) => sum + step[key], 0);
+  const tokens = total("tokens");
+  const over = (value: (step: StepMetrics) => number): number =>
+    steps.reduce((sum, step) => sum + value(step) * step.tokens, 0) / tokens;
+  // Options are the same for all steps of an iteration: each has the number or none does.
+  const where = (key: "referenceKl" | "tisClipped"): number | null =>
+    steps.some((step) => step[key] === null) ? null : over((step) => step[key] as number);
+  return {
+    steps: steps.length,
+    loss: mean(steps.map((step) => step.loss)),
+    gradientNorm: mean(steps.map((step) => step.gradientNorm)),
+    entropy: over((step) => step.entropy),
+    clipLow: over((step) => step.clipLow),
+    clipHigh: over((step) => step.clipHigh),
+    clipDual: over((step) => step.clipDual),
+    approximateKl: over((step) => step.approximateKl),
+    referenceKl: where("referenceKl"),
+    tisClipped: where("tisClipped"),
+    tokens,
+    packedTokens: total("packedTokens"),
+  };
+}
+
 function summarise(
   groups: readonly ScoredGroup[],
   ranTests?: (trajectory: Trajectory) => boolean,
-): Omit<DapoSummary, "trained" | "rolloutMs" | "learnMs"> {
+): Omit<
+  DapoSummary,
+  "trained" | "mismatch" | "learning" | "rolloutMs" | "scoredTokens" | "scoreMs" | "learnMs"
+> {
   const episodes = groups.flatMap((scored) => scored.trajectories);
   const statistics = episodeStatistics(episodes, ranTests);
   const inState = (state: ScoredGroup["state"]): number =>
@@ -180,7 +226,66 @@ function summarise(
     groupsDeadFailed: inState("failed"),
     groupsEmpty: inState("empty"),
     dropped: sampled - episodes.length,
+    sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
   };
+}
+
+/** The config in full. Throws INVALID_ARGUMENT for options that contradict each other. */
+function configOf(options: DapoOptions, purpose: string): DapoConfig {
+  const given = { ...DAPO_STAGE1, ...options.config };
+  const aggregation = options.config?.aggregation ?? defaultAggregation(given.objective);
+  const config: DapoConfig = { ...given, aggregation };
+  const fault = objectiveFaults(config)[0];
+  const refuse = (what: string): never => {
+    throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `${purpose}: ${what}`);
+  };
+  if (fault) refuse(`${fault.key}: ${fault.message}`);
+  if (config.klCoef > 0 && !options.reference)
+    refuse(`klCoef is ${config.klCoef} but there is no reference; give the policy to stay near`);
+  if (options.instances.length === 0) refuse("the pool has no instances; widen the filter or refine it less");
+  return config;
+}
+
+/** Old logprobs by the trainer and logprobs by the reference, where the options ask for them. */
+async function scored(
+  documents: TrainingDocument[],
+  config: DapoConfig,
+  options: DapoOptions,
+  where: string,
+): Promise<{ documents: TrainingDocument[]; passes: number }> {
+  const { temperature, microBatchTokens, oldLogprobs, klCoef } = config;
+  const { policy, reference, signal } = options;
+  const how = { temperature, microBatchTokens, ...(signal ? { signal } : {}) };
+  let out = documents;
+  let passes = 0;
+  if (oldLogprobs === "trainer") {
+    out = await withTrainerLogprobs(out, { ...how, policy, where: `${where}, old logprobs` });
+    passes++;
+  }
+  if (klCoef > 0 && reference) {
+    out = await withReferenceLogprobs(out, {
+      ...how,
+      policy: reference,
+      where: `${where}, logprobs of the reference`,
+    });
+    passes++;
+  }
+  return { documents: out, passes };
+}
+
+/** The iteration's mismatch: over all documents where the trainer scored them, else that of the first step. */
+function mismatchOf(
+  documents: readonly TrainingDocument[],
+  steps: readonly StepMetrics[],
+): LogprobMismatch | null {
+  const differences: number[] = [];
+  for (const { engineLogprob, oldLogprob, mask } of documents) {
+    if (!engineLogprob || !oldLogprob) return steps[0]?.mismatch ?? null;
+    mask.forEach((value, i) => {
+      if (value !== 0) differences.push((oldLogprob[i] as number) - (engineLogprob[i] as number));
+    });
+  }
+  return logprobMismatch(differences);
 }
 
 /**
@@ -191,13 +296,8 @@ function summarise(
  */
 export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration, void, undefined> {
   const { policy, instances, seed, signal, purpose = "dapo", startIteration = 0 } = options;
-  const config: DapoConfig = { ...DAPO_STAGE1, ...options.config };
-  if (instances.length === 0) {
-    throw new TokenringError(
-      "ERR_TOKENRING_INVALID_ARGUMENT",
-      `${purpose}: the pool has no instances; widen the filter or refine it less`,
-    );
-  }
+  const config = configOf(options, purpose);
+  const loss = policyLoss(config);
   const reward = {
     maxTurns: config.maxTurns,
     lengthThreshold: config.lengthThreshold,
@@ -208,7 +308,8 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
   let done = options.startStep ?? 0;
 
   for (let iteration = startIteration; iteration < config.iterations; iteration++) {
-    checkAborted(signal, `${purpose} iteration ${iteration}`);
+    const where = `${purpose}, iteration ${iteration}`;
+    checkAborted(signal, where);
     const begin = performance.now();
     const collected = await options.rollouts.collect({
       instances: schedule.next().value,
@@ -224,7 +325,10 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
     const groups = collected.map((group) =>
       scoreGroup(group, { reward, advantage: config.advantage, filter: config.filter }),
     );
-    const documents = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
+    const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
+    const begun = performance.now();
+    const { documents, passes } = await scored(order, config, options, where);
+    const learning = performance.now();
     const batches = evenParts(documents, config.batchSize);
     const steps: StepMetrics[] = [];
     for (const batch of batches) {
@@ -232,15 +336,12 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
       const metrics = await trainStep({
         policy,
         documents: batch,
-        loss: {
-          objective: "ppo_clip",
-          clipLow: config.clipLow,
-          clipHigh: config.clipHigh,
-          temperature: config.temperature,
-        },
+        loss,
         optimiser: { ...adamwOptions(config), learningRate: rate },
         aggregation: config.aggregation,
         microBatchTokens: config.microBatchTokens,
+        tisCap: config.tisCap,
+        where: `${where}, step ${done}`,
         ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
         ...(signal ? { signal } : {}),
       });
@@ -255,8 +356,12 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
       summary: {
         ...summarise(groups, options.ranTests),
         trained: documents.length,
+        mismatch: mismatchOf(documents, steps),
+        learning: meansOf(steps),
         rolloutMs: sampled - begin,
-        learnMs: performance.now() - sampled,
+        scoredTokens: passes * documents.reduce((sum, { tokens }) => sum + tokens.length, 0),
+        scoreMs: learning - begun,
+        learnMs: performance.now() - learning,
       },
     };
   }

@@ -8,6 +8,8 @@ import type { StepMetrics } from "./types.ts";
 export interface StageSeconds {
   /** Sampling, tools and verification. */
   rollouts?: number;
+  /** Forward passes for old logprobs and those of a reference. */
+  score?: number;
   /** Forward, backward and optimiser. */
   learn?: number;
   evaluate?: number;

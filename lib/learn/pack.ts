@@ -23,17 +23,19 @@ function join(documents: WeightedDocument[]): MicroBatch {
     lengths: Int32Array.from(documents, (document) => document.tokens.length),
     weight: new Float32Array(total),
   };
-  const advantage = documents.some((document) => document.advantage) ? new Float32Array(total) : undefined;
-  const oldLogprob = documents.some((document) => document.oldLogprob) ? new Float32Array(total) : undefined;
+  const lanes = (["advantage", "oldLogprob", "referenceLogprob"] as const).filter((lane) =>
+    documents.some((document) => document[lane]),
+  );
+  for (const lane of lanes) batch[lane] = new Float32Array(total);
   documents.forEach((document, i) => {
     const at = offsets[i] as number;
     batch.tokens.set(document.tokens, at);
     batch.weight.set(document.weight, at);
-    if (document.advantage) advantage?.set(document.advantage, at);
-    if (document.oldLogprob) oldLogprob?.set(document.oldLogprob, at);
+    for (const lane of lanes) {
+      const values = document[lane];
+      if (values) batch[lane]?.set(values, at);
+    }
   });
-  if (advantage) batch.advantage = advantage;
-  if (oldLogprob) batch.oldLogprob = oldLogprob;
   return { batch, documents, offsets };
 }
 

@@ -62,6 +62,9 @@ export interface RftSummary extends EpisodeStatistics {
   /** Instances that were solved at least once. */
   instancesSolved: number;
   instances: number;
+  /** Tokens that the engine sampled, and the milliseconds of wall time from sampling to verdict. */
+  sampledTokens: number;
+  rolloutMs: number;
 }
 
 /** First one "rollouts" event, then one "step" event for each optimiser step. */
@@ -77,7 +80,7 @@ export interface RftOptions {
   config?: Partial<RftConfig>;
   /** Decides the order in which trajectories are learnt from. */
   seed: number | bigint;
-  /** Names the random stream of the rollouts. Default "rft". */
+  /** Names the random stream of the rollouts, and the stage in errors. Default "rft". */
   purpose?: string;
   signal?: AbortSignal;
   onTrajectory?: (trajectory: Trajectory) => void;
@@ -101,18 +104,20 @@ function* shuffledBatches(
  * their actions. With nothing solved there is the rollouts event with `kept` 0 and no step: the caller decides.
  */
 export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, undefined> {
-  const { policy, instances, seed, signal } = options;
+  const { policy, instances, seed, signal, purpose = "rft" } = options;
+  const begin = performance.now();
   const config: RftConfig = { ...RFT_DEFAULTS, ...options.config };
   const groups = await options.rollouts.collect({
     instances,
     rollouts: config.rollouts,
-    purpose: options.purpose ?? "rft",
+    purpose,
     iteration: 0,
     temperature: config.temperature,
     ...(signal ? { signal } : {}),
     ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
   });
 
+  const collected = performance.now();
   const counted = groups.map((group) => group.trajectories.filter(counts));
   const solved = counted.map((list) => list.filter((trajectory) => trajectory.verdict === "resolved"));
   const documents = solved
@@ -126,21 +131,25 @@ export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, 
   const steps = Math.ceil(documents.length / config.batchSize) * config.epochs;
   const sampled = groups.reduce((sum, group) => sum + group.trajectories.length + group.dropped.length, 0);
   const episodes = counted.flat();
+  const statistics = episodeStatistics(episodes, options.ranTests);
   yield {
     type: "rollouts",
     groups,
     summary: {
-      ...episodeStatistics(episodes, options.ranTests),
+      ...statistics,
       kept: documents.length,
       steps,
       dropped: sampled - episodes.length,
       instances: groups.length,
       instancesSolved: solved.filter((list) => list.length > 0).length,
+      sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
+      rolloutMs: collected - begin,
     },
   };
 
   const loop = sft({
     policy,
+    purpose,
     batches: shuffledBatches(documents, config, seed),
     schedule: {
       peak: config.learningRate,

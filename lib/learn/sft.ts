@@ -19,6 +19,8 @@ export interface SftOptions {
   microBatchTokens?: number;
   /** See `trainStep`; only documents that carry behaviour logprobs are judged. */
   logprobTolerance?: number;
+  /** Names the loop in errors. Default "supervised learning". */
+  purpose?: string;
   /** Steps that an earlier run of the same schedule has done; counting goes on from here. Default 0. */
   startStep?: number;
   signal?: AbortSignal;
@@ -35,13 +37,15 @@ export interface SftStep {
  * an abort throws ERR_TOKENRING_ABORTED and leaves the weights of the last finished step.
  */
 export async function* sft(options: SftOptions): AsyncGenerator<SftStep, void, undefined> {
-  const { policy, schedule, signal } = options;
+  const { policy, schedule, signal, purpose = "supervised learning" } = options;
   let step = options.startStep ?? 0;
   for await (const documents of options.batches) {
-    checkAborted(signal, `supervised step ${step}`);
+    const where = `${purpose}, step ${step}`;
+    checkAborted(signal, where);
     const metrics = await trainStep({
       policy,
       documents,
+      where,
       loss: { objective: "nll" },
       optimiser: { ...options.optimiser, learningRate: learningRate(step, schedule) },
       microBatchTokens: options.microBatchTokens ?? 4096,

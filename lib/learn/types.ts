@@ -1,18 +1,44 @@
 // What the two loops report, step by step.
 export type { Group, RolloutSource } from "../agent/types.ts";
 
+/** How far the engine's logprobs of what it sampled are from the trainer's, over action tokens. */
+export interface LogprobMismatch {
+  /** Median, 95th percentile (nearest rank) and maximum of |trainer - engine|, in nats. */
+  p50: number;
+  p95: number;
+  max: number;
+  /** Share of tokens whose ratio trainer / engine lies outside [0.9, 1.1]. */
+  outside: number;
+  /** k3 estimate of KL(engine || trainer): mean of exp(d) - d - 1, d = trainer - engine. */
+  k3: number;
+}
+
 /** Metrics of one optimiser step, means over the step's action tokens where not said otherwise. */
 export interface StepMetrics {
   loss: number;
+  /** Global L2 norm before clipping. */
   gradientNorm: number;
+  /** In nats. */
   entropy: number;
+  /** Shares of tokens whose ratio was clipped. */
   clipLow: number;
   clipHigh: number;
+  /** Share of tokens whose loss the dual clip bounds. */
+  clipDual: number;
   /** k3 estimate of KL(old || new): mean of exp(d) - d - 1, d = new - old. */
   approximateKl: number;
+  /** k3 estimate of KL(new || reference); null without a reference. */
+  referenceKl: number | null;
+  /** Share of tokens whose importance weight was truncated; null with tisCap off. */
+  tisClipped: number | null;
+  /** Tokens that were compared: those of the weights that sampled them, or all with oldLogprobs "trainer". */
+  mismatch: LogprobMismatch | null;
+  /** Action tokens that carry loss. */
   tokens: number;
+  /** All tokens that went through the passes, context included. */
+  packedTokens: number;
   trajectories: number;
   learningRate: number;
-  /** max |trainer logprob - sampler logprob| over action tokens, on steps taken before any update; else null. */
-  logprobGap: number | null;
+  /** Milliseconds of wall time. */
+  learnMs: number;
 }

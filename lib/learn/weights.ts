@@ -10,8 +10,12 @@ export interface TrainingDocument {
   /** How much each token counts relative to the others; an aggregation turns these into weights. */
   mask: Float32Array;
   advantage?: Float32Array;
-  /** Behaviour logprobs; 0 where the provenance is not ACTION. */
+  /** What ratios are taken against. The engine's are 0 where the provenance is not ACTION. */
   oldLogprob?: Float32Array;
+  /** The logprobs that the engine sampled with, where `oldLogprob` are not they. */
+  engineLogprob?: Float32Array;
+  /** Those of the policy to stay near. */
+  referenceLogprob?: Float32Array;
   /** Version of the weights that sampled every action of the document; null when several or unknown. */
   version: number | null;
 }
@@ -132,4 +136,32 @@ export function weigh(
     }
     return { ...document, weight: document.mask.map((value) => value * scale) };
   });
+}
+
+/**
+ * Truncated importance weight of one token, min(exp(trainer - engine), cap), the exponent limited to 20. Always of the
+ * token: a product over a long trajectory's tokens (1.1^100 = 13,780) would be truncated whole.
+ */
+export function tisWeight(trainer: number, engine: number, cap: number): number {
+  return Math.min(Math.exp(Math.max(-20, Math.min(20, trainer - engine))), cap);
+}
+
+/**
+ * The document with its objective weighted by `tisWeight`. The weight goes into the advantage: every objective is
+ * proportional to it, and neither the KL term nor the entropy bonus is.
+ */
+export function truncated(document: TrainingDocument, cap: number): TrainingDocument {
+  const { id, advantage, oldLogprob, engineLogprob } = document;
+  if (!advantage || !oldLogprob || !engineLogprob) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `tisCap ${cap}: document ${id} lacks advantages, or the trainer's logprobs beside the engine's; recompute them first`,
+    );
+  }
+  return {
+    ...document,
+    advantage: advantage.map(
+      (value, i) => value * tisWeight(oldLogprob[i] as number, engineLogprob[i] as number, cap),
+    ),
+  };
 }

@@ -87,6 +87,7 @@ export function reinforcementCurves(all: readonly StageData[]): Html | null {
         ["live", ratio((row) => row.groupsKept)],
         ["all solved", ratio((row) => row.groupsDeadSolved)],
         ["none solved", ratio((row) => row.groupsDeadFailed)],
+        ["empty", ratio((row) => row.groupsEmpty)],
       ],
     },
     { title: "Turns per episode", series: [["turns", (row) => row.turns]] },
@@ -100,13 +101,12 @@ export function reinforcementCurves(all: readonly StageData[]): Html | null {
       ],
     },
     {
-      title: "Action tokens per second",
+      // Runs of earlier versions lack what some series are made of: those are left out.
+      title: "Tokens per second",
       series: [
         ["sampled", (row) => perSecond(row.actionTokens * row.episodes, row.rolloutMs)],
-        [
-          "learnt",
-          (row) => (row.trained === 0 ? null : perSecond(row.actionTokens * row.trained, row.learnMs)),
-        ],
+        ["learnt", (row) => row.learning && perSecond(row.learning.packedTokens, row.learnMs)],
+        ["scored", (row) => (row.scoredTokens ? perSecond(row.scoredTokens, row.scoreMs) : null)],
       ],
     },
   ]);
@@ -118,11 +118,26 @@ export function reinforcementCurves(all: readonly StageData[]): Html | null {
       series: [
         ["low", (row) => row.clipLow],
         ["high", (row) => row.clipHigh],
+        ["dual clip", (row) => row.clipDual || null],
+        ["truncated weights", (row) => row.tisClipped],
       ],
     },
     { title: "Gradient norm", series: [["norm", (row) => row.gradientNorm]] },
     { title: "Approximate KL to the sampling policy", series: [["kl", (row) => row.approximateKl]] },
-    { title: "Largest |trainer − sampler| logprob", series: [["gap", (row) => row.logprobGap]] },
+    { title: "Approximate KL to the reference", series: [["kl", (row) => row.referenceKl]] },
+    {
+      title: "|trainer − engine| logprob",
+      series: [
+        ["median", (row) => row.mismatch?.p50],
+        ["95 %", (row) => row.mismatch?.p95],
+        ["largest", (row) => row.mismatch?.max],
+      ],
+    },
+    {
+      title: "Ratios trainer / engine outside 0.9 to 1.1",
+      format: axisPercent,
+      series: [["outside", (row) => row.mismatch?.outside]],
+    },
   ]);
   return html`<section><h2>Reinforcement learning</h2><div class="charts">${byIteration}${byStep}</div></section>`;
 }

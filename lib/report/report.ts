@@ -56,7 +56,7 @@ function arcFigure(arc: readonly ArcStage[], runs?: readonly ArcStage[][]): Html
 /** Largest logprob difference and how many steps it was looked at. */
 function gapTile(stages: readonly StageData[]): Html | null {
   const gaps = stages.flatMap(({ steps }) =>
-    steps.flatMap(({ logprobGap }) => (logprobGap === null ? [] : [logprobGap])),
+    steps.flatMap(({ mismatch }) => (mismatch ? [mismatch.max] : [])),
   );
   return gaps.length === 0
     ? null
@@ -90,11 +90,13 @@ function stageTable(run: RunData): Html | null {
   )}</tbody></table></div></section>`;
 }
 
+/** Station of StageSeconds, its words, its colour. */
 const STATIONS = [
-  ["rollouts", "sampling, tools, tests"],
-  ["learn", "learning"],
-  ["evaluate", "evaluation"],
-  ["other", "the rest"],
+  ["rollouts", "sampling, tools, tests", 0],
+  ["score", "old and reference logprobs", 4],
+  ["learn", "learning", 1],
+  ["evaluate", "evaluation", 3],
+  ["other", "the rest", 2],
 ] as const;
 
 function timeSection(stages: readonly StageData[]): Html | null {
@@ -104,17 +106,20 @@ function timeSection(stages: readonly StageData[]): Html | null {
       : [
           {
             name,
-            parts: STATIONS.map(([station, label], i) => ({
+            parts: STATIONS.map(([station, label, key]) => ({
               name: label,
               seconds: seconds[station] ?? 0,
-              key: [0, 1, 3, 2][i] as number,
+              key: key as number,
             })).filter((part) => part.seconds > 0),
           },
         ],
   );
   if (rows.length === 0) return null;
-  return html`<section><h2>Time</h2><p class="legend-line">${STATIONS.map(
-    ([, label], i) => html`<span class="key k${[0, 1, 3, 2][i]}"><i></i>${label}</span> `,
+  const spent = STATIONS.filter(([, label]) =>
+    rows.some(({ parts }) => parts.some((part) => part.name === label)),
+  );
+  return html`<section><h2>Time</h2><p class="legend-line">${spent.map(
+    ([, label, key]) => html`<span class="key k${key}"><i></i>${label}</span> `,
   )}</p><div class="scroll">${stackedBars(rows, duration)}</div></section>`;
 }
 

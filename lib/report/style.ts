@@ -4,14 +4,14 @@ export const STYLE = `
 :root {
   color-scheme: light dark;
   --ground: #f7f7f5; --card: #ffffff; --ink: #1b1f24; --soft: #5c6570; --faint: #e4e6e8; --edge: #dfe1e4;
-  --k0: #2563c9; --k1: #c2620a; --k2: #7b8794; --k3: #1d8a5f;
+  --k0: #2563c9; --k1: #c2620a; --k2: #7b8794; --k3: #1d8a5f; --k4: #9a4fb0;
   --pale: #b9cdf0; --good: #1a7f4b; --good-ground: #e2f3e9; --bad: #b3361f; --bad-ground: #fae7e3;
   --action: #fff0d6; --action1: #ffdda6; --action2: #ffc06b; --action3: #f99746; --observation: #e1ecfa; --code: #f3f4f5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #101317; --card: #171b20; --ink: #e4e7ea; --soft: #98a2ad; --faint: #262c33; --edge: #2a3038;
-    --k0: #6ea3f7; --k1: #f0a050; --k2: #8b97a5; --k3: #56c596;
+    --k0: #6ea3f7; --k1: #f0a050; --k2: #8b97a5; --k3: #56c596; --k4: #cf94e0;
     --pale: #2f4a78; --good: #67d19b; --good-ground: #14301f; --bad: #f28b74; --bad-ground: #3a1d17;
     --action: #3a2f18; --action1: #56411a; --action2: #7a541a; --action3: #a5601c; --observation: #1b2c44; --code: #12161a;
   }
@@ -61,10 +61,10 @@ svg text { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-num
 .chart .keys { display: flex; flex-wrap: wrap; gap: 0 12px; }
 .key i { display: inline-block; width: 9px; height: 3px; border-radius: 2px; vertical-align: middle; margin-right: 4px; }
 .key b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
-.key.k0 i { background: var(--k0); } .key.k1 i { background: var(--k1); } .key.k2 i { background: var(--k2); } .key.k3 i { background: var(--k3); }
+.key.k0 i { background: var(--k0); } .key.k1 i { background: var(--k1); } .key.k2 i { background: var(--k2); } .key.k3 i { background: var(--k3); } .key.k4 i { background: var(--k4); }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .line.k0 { stroke: var(--k0); } .line.k1 { stroke: var(--k1); } .line.k2 { stroke: var(--k2); } .line.k3 { stroke: var(--k3); }
-.fill.k0 { fill: var(--k0); } .fill.k1 { fill: var(--k1); } .fill.k2 { fill: var(--k2); } .fill.k3 { fill: var(--k3); }
+.fill.k0 { fill: var(--k0); } .fill.k1 { fill: var(--k1); } .fill.k2 { fill: var(--k2); } .fill.k3 { fill: var(--k3); } .fill.k4 { fill: var(--k4); }
 .stage { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }
 .cursor { stroke: var(--soft); stroke-width: 1; }
 .dot.k0 { fill: var(--k0); } .dot.k1 { fill: var(--k1); } .dot.k2 { fill: var(--k2); } .dot.k3 { fill: var(--k3); }

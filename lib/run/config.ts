@@ -1,6 +1,7 @@
 // What a training job is made of, as data: one schema gives the types, the defaults and the checks.
 // Key names are those of the recipe's paper (arXiv 2508.03501, Table 3) where it has one.
 import { z } from "zod";
+import { defaultAggregation, objectiveFaults } from "../learn/objective.ts";
 
 const count = z.int().positive();
 const rate = z.number().positive().max(1);
@@ -62,10 +63,39 @@ const warmStart = z.strictObject({
   ...adamw,
 });
 
+/** How token losses become a step's: lib/learn/weights.ts. */
+const aggregation = z.union(
+  [z.enum(["token_mean", "sample_mean"]), z.strictObject({ drGrpo: z.number().positive() })],
+  { error: "give token_mean, sample_mean or { drGrpo: L } with a constant length L" },
+);
+
+/** Names, formulas and defaults: docs/losses.md. */
+const objective = {
+  objective: z.enum(["ppo_clip", "gspo", "cispo"]).default("ppo_clip"),
+  clipLow: z.number().min(0).max(1).default(0.2),
+  clipHigh: z.number().min(0),
+  dualClip: z.number().min(0).default(0),
+  klCoef: z.number().min(0).default(0),
+  /** The checkpoint to stay near, by the name of its stage; the one that the stage starts from where not given. */
+  reference: z.string().min(1).optional(),
+  entropyCoef: z.number().min(0).default(0),
+  aggregation: aggregation.optional(),
+  oldLogprobs: z.enum(["engine", "trainer"]).default("engine"),
+  tisCap: z.number().min(0).default(0),
+  advantage: z
+    .strictObject({
+      normalise: z.enum(["std", "none"]).default("std"),
+      ddof: z.union([z.literal(0), z.literal(1)], { error: "give 0 or 1" }).default(0),
+      delta: z.number().min(0).default(1e-6),
+    })
+    .prefault({}),
+};
+
 const rft = z.strictObject({
   instances: count,
   rollouts: count,
   batchSize: count,
+  aggregation: aggregation.default("token_mean"),
   warmupSteps: z.int().min(0).default(10),
   ...adamw,
 });
@@ -85,8 +115,7 @@ const stage = z.strictObject({
   instances: count,
   rollouts: count.min(2),
   batchSize: count,
-  clipLow: z.number().min(0).lt(1).default(0.2),
-  clipHigh: z.number().min(0),
+  ...objective,
   lengthThreshold: count,
   lengthPenalty: z.boolean().default(true),
   temperature: z.number().positive().default(1),
@@ -184,6 +213,20 @@ export const jobSchema = job.superRefine((config, context) => {
       if (maxContext > maxPositions) fault([...path, "limits", "maxContext"], `${maxContext} is ${most}`);
     const copied = config.warmStart?.copyBatch.tokens ?? 0;
     if (copied > maxPositions) fault(["warmStart", "copyBatch", "tokens"], `${copied} is ${most}`);
+  }
+  const checkpoints = ["base", ...(config.rft ? ["rft"] : [])];
+  for (const [i, stage] of config.stages.entries()) {
+    const given = { ...stage, aggregation: stage.aggregation ?? defaultAggregation(stage.objective) };
+    for (const { key, message } of objectiveFaults(given)) fault(["stages", i, key], message);
+    if (stage.reference !== undefined && stage.klCoef === 0)
+      fault(["stages", i, "reference"], "changes nothing while klCoef is 0; set klCoef or leave it out");
+    if (stage.reference !== undefined && !checkpoints.includes(stage.reference)) {
+      fault(
+        ["stages", i, "reference"],
+        `there is no checkpoint "${stage.reference}" before this stage; give one of ${checkpoints.join(", ")}`,
+      );
+    }
+    checkpoints.push(stage.name);
   }
   for (const [i, { lengthPenalty, lengthThreshold, limits }] of config.stages.entries()) {
     if (lengthPenalty && lengthThreshold >= limits.maxTurns) {

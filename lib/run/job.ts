@@ -6,7 +6,9 @@ import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
 import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
 import type { StageSeconds } from "../learn/events.ts";
+import { defaultAggregation } from "../learn/objective.ts";
 import { rft } from "../learn/rft.ts";
+import { Policy } from "../policy/policy.ts";
 import type { ArcStage } from "../report/arc.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
 import { findCheckpoint, type RunDirectory } from "./directory.ts";
@@ -33,7 +35,7 @@ const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 /** Wall seconds of a stage by what they were spent on. */
 class Stations {
   readonly #began = performance.now();
-  readonly #spent: Required<Omit<StageSeconds, "other">> = { rollouts: 0, learn: 0, evaluate: 0 };
+  readonly #spent: Required<Omit<StageSeconds, "other">> = { rollouts: 0, score: 0, learn: 0, evaluate: 0 };
 
   add(station: keyof Omit<StageSeconds, "other">, seconds: number): void {
     this.#spent[station] += seconds;
@@ -49,9 +51,10 @@ class Stations {
   }
 
   total(): StageSeconds {
-    const { rollouts, learn, evaluate: judged } = this.#spent;
+    const { rollouts, score, learn, evaluate: judged } = this.#spent;
     const all = (performance.now() - this.#began) / 1000;
-    return { rollouts, learn, evaluate: judged, other: Math.max(0, all - rollouts - learn - judged) };
+    const other = Math.max(0, all - rollouts - score - learn - judged);
+    return { rollouts, ...(score > 0 && { score }), learn, evaluate: judged, other };
   }
 }
 
@@ -196,7 +199,8 @@ class Job {
   dapo(stage: StageConfig): Promise<void> {
     return this.#stage(stage.name, async (stations) => {
       const { policy, tasks } = this.#context;
-      const { name, limits, pool: which, ...rest } = stage;
+      const { name, limits, pool: which, reference: near, ...rest } = stage;
+      await using reference = stage.klCoef > 0 ? await this.#reference(near) : null;
       const pool = which === "refined" ? refinePool(tasks.train, this.#rates) : tasks.train;
       if (which === "refined")
         this.#progress.log(`${name}: ${pool.length} of ${tasks.train.length} instances left`);
@@ -204,8 +208,10 @@ class Job {
         policy,
         rollouts: this.#context.rollouts(limits),
         instances: pool,
+        ...(reference ? { reference } : {}),
         config: {
           ...rest,
+          aggregation: rest.aggregation ?? defaultAggregation(rest.objective),
           maxTurns: limits.maxTurns,
           microBatchTokens: this.#config.microBatchTokens,
         },
@@ -218,6 +224,7 @@ class Job {
       let steps = 0;
       for await (const { iteration, groups, steps: taken, summary } of iterations) {
         stations.add("rollouts", summary.rolloutMs / 1000);
+        stations.add("score", summary.scoreMs / 1000);
         stations.add("learn", summary.learnMs / 1000);
         this.#rates.add(groups.map((scored) => scored.group));
         for (const metrics of taken) {
@@ -241,6 +248,12 @@ class Job {
         );
       }
     });
+  }
+
+  /** The policy of a finished stage's checkpoint, the last one's where none is named; the caller disposes of it. */
+  async #reference(stage = this.stages.at(-1)?.name as string): Promise<Policy> {
+    const { path } = await findCheckpoint(this.#run.path, stage);
+    return Policy.load(path, { device: this.#config.device, threads: this.#config.threads });
   }
 
   /** Runs a stage's work, saves its checkpoint and evaluates it on the held-out instances; unless that is done. */

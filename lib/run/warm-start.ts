@@ -132,12 +132,14 @@ export async function* warmStart(
   };
   const copying = sft({
     ...common,
+    purpose: "warm start, copying",
     batches: copyBatches(options),
     schedule: { peak: learningRate, warmupSteps: config.warmupSteps },
   });
   for await (const step of copying) yield { ...step, part: "copy" };
   const demonstrating = sft({
     ...common,
+    purpose: "warm start, demonstrations",
     batches: ahead(demonstrationBatches(options)),
     schedule: {
       peak: learningRate,

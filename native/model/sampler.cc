@@ -1,6 +1,7 @@
 #include "model/sampler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <utility>
@@ -343,6 +344,12 @@ struct Sampler::Impl {
         std::vector<int32_t> sampled;
         std::vector<float> logprobs;
         forward(batch, sampled, logprobs);
+        for (const float logprob : logprobs) {
+          if (!std::isfinite(logprob)) {
+            fail("NON_FINITE", "the logprob of a sampled token is ", logprob,
+                 ": the logits are not finite; load an earlier checkpoint");
+          }
+        }
         apply(batch, sampled, logprobs, finished);
       }
     } catch (...) {

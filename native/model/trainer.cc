@@ -44,12 +44,6 @@ LossRows rows_of(const PackedBatch& batch, bool every) {
   return rows;
 }
 
-void check_lane(const char* name, const std::vector<float>& lane) {
-  for (size_t i = 0; i < lane.size(); ++i) {
-    if (!std::isfinite(lane[i])) fail("NON_FINITE", "batch: ", name, "[", i, "] is ", lane[i], "; it must be a number");
-  }
-}
-
 std::vector<OptimiserSegment> segments_of(const Parameters& parameters) {
   std::vector<OptimiserSegment> segments;
   for (const NamedSlice& slice : parameters.slices()) {
@@ -94,6 +88,15 @@ struct Trainer::Impl {
   void check_weights() {
     const std::string bad = first_non_finite(parameters.master());
     if (!bad.empty()) fail("NON_FINITE", "the weights of ", bad, " are not finite; load or initialise them again");
+  }
+
+  // Numbers from the caller; that they are none is the weights' fault if those sampled them.
+  void check_lane(const char* name, const LossRows& rows, const std::vector<float>& lane) {
+    for (size_t i = 0; i < lane.size(); ++i) {
+      if (std::isfinite(lane[i])) continue;
+      check_weights();
+      fail("NON_FINITE", "batch: ", name, " of token ", rows.row[i] + 1, " is ", lane[i], "; it must be a number");
+    }
   }
 
   // A ratio that is bounded makes a finite loss of a logprob that is not: all three lanes are looked at. `loss` is
@@ -165,10 +168,10 @@ LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss,
   const LossRows rows = rows_of(batch, false);
   if (rows.size() == 0) return result;
   try {
-    check_lane("weight", rows.weight);
-    check_lane("advantage", rows.advantage);
-    check_lane("old_logprob", rows.old_logprob);
-    check_lane("reference_logprob", rows.reference_logprob);
+    impl_->check_lane("weight", rows, rows.weight);
+    impl_->check_lane("advantage", rows, rows.advantage);
+    impl_->check_lane("old_logprob", rows, rows.old_logprob);
+    impl_->check_lane("reference_logprob", rows, rows.reference_logprob);
     const LossLanes lanes = impl_->backpropagate(batch, rows, loss, aborted);
     impl_->check_lanes(rows, lanes);
     for (int64_t i = 0; i < rows.size(); ++i) {

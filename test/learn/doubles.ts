@@ -108,6 +108,11 @@ export interface AccumulateCall {
   signal: AbortSignal | undefined;
 }
 
+export interface ScoreCall {
+  batch: Pick<PackedBatch, "tokens" | "lengths">;
+  options: CallOptions & { temperature?: number };
+}
+
 /**
  * A policy whose logprob of a token is `baseLogprob` plus `drift` for every optimiser step taken. Gradients are one
  * number a token id: sum of weight x advantage (ppo_clip, not clipped) or of weight (nll).
@@ -130,6 +135,7 @@ export class PolicyDouble implements Policy {
   disposed = false;
   version = 0;
   readonly calls: AccumulateCall[] = [];
+  readonly scores: ScoreCall[] = [];
   readonly optimised: { options: AdamWOptions; gradient: Float64Array }[] = [];
   dropped = 0;
   /** Added to every logprob, on top of `drift`. */
@@ -156,7 +162,7 @@ export class PolicyDouble implements Policy {
         const weight = batch.weight[at] as number;
         if (weight === 0) continue;
         const token = batch.tokens[at] as number;
-        const logprob = baseLogprob(token, i) + this.drift * this.version + this.error;
+        const logprob = this.#logprob(token, i);
         result.logprob[at] = logprob;
         result.entropy[at] = 0.5;
         const advantage = loss.objective === "nll" ? 1 : (batch.advantage?.[at] as number);
@@ -172,8 +178,30 @@ export class PolicyDouble implements Policy {
     return Promise.resolve(result);
   }
 
-  score(): Promise<LossResult> {
-    return Promise.reject(new Error("the loops do not score"));
+  /** Every token but the first of each document, at the same logprobs as `accumulate`. */
+  score(
+    batch: Pick<PackedBatch, "tokens" | "lengths">,
+    options: ScoreCall["options"] = {},
+  ): Promise<LossResult> {
+    this.scores.push({ batch, options });
+    const total = batch.tokens.length;
+    const logprob = new Float32Array(total);
+    let at = 0;
+    for (const length of batch.lengths) {
+      for (let i = 0; i < length; i++, at++) {
+        if (i > 0) logprob[at] = this.#logprob(batch.tokens[at] as number, i);
+      }
+    }
+    return Promise.resolve({
+      loss: 0,
+      logprob,
+      entropy: new Float32Array(total).fill(0.5),
+      flags: new Int32Array(total),
+    });
+  }
+
+  #logprob(token: number, position: number): number {
+    return baseLogprob(token, position) + this.drift * this.version + this.error;
   }
 
   optimise(options: AdamWOptions): Promise<OptimiserResult> {

@@ -92,7 +92,7 @@ describe("rft", () => {
     const tempered = new PolicyDouble();
     tempered.error = 1e-3;
     const events = await run(tempered, rollouts(), { config: { rollouts: 4, temperature: 0.7 } });
-    expect(events[1]).toMatchObject({ type: "step", metrics: { logprobGap: null } });
+    expect(events[1]).toMatchObject({ type: "step", metrics: { mismatch: null } });
   });
 
   test("the order is the seed's", async () => {
@@ -170,8 +170,8 @@ describe("dapo", () => {
     });
     // 20 trajectories in steps of at most 8: three steps, as even as can be.
     expect(iteration.steps.map((one) => one.trajectories)).toEqual([6, 7, 7]);
-    expect(iteration.steps[0]?.logprobGap).toBe(0);
-    expect(iteration.steps[1]?.logprobGap).toBeNull();
+    expect(iteration.steps[0]?.mismatch).toEqual({ p50: 0, p95: 0, max: 0, outside: 0, k3: 0 });
+    expect(iteration.steps[1]?.mismatch).toBeNull();
     expect(policy.calls.every((call) => call.loss.clipHigh === 0.3 && call.loss.clipLow === 0.2)).toBe(true);
   });
 
@@ -214,7 +214,11 @@ describe("dapo", () => {
     resumed.version = whole.optimised.length - first.slice(2).reduce((sum, one) => sum + one.steps.length, 0);
     const rest = await all(run(resumed, { startIteration: 2, config: { iterations: 4, instances: 3 } }));
     const plain = (list: DapoIteration[]): unknown =>
-      list.map((one) => ({ ...one, summary: { ...one.summary, rolloutMs: 0, learnMs: 0 } }));
+      list.map((one) => ({
+        ...one,
+        steps: one.steps.map((step) => ({ ...step, learnMs: 0 })),
+        summary: { ...one.summary, rolloutMs: 0, scoreMs: 0, learnMs: 0 },
+      }));
     expect(plain(rest)).toEqual(plain(first.slice(2)));
   });
 

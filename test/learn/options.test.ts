@@ -90,7 +90,13 @@ describe("dapo", () => {
       clipNorm: 1,
       microBatchTokens: 4096,
       logprobTolerance: 0,
+      objective: "ppo_clip",
       clipLow: 0.2,
+      dualClip: 0,
+      klCoef: 0,
+      entropyCoef: 0,
+      oldLogprobs: "engine",
+      tisCap: 0,
     };
     expect(DAPO_STAGE1).toEqual({
       ...common,
@@ -189,7 +195,15 @@ describe("dapo", () => {
     ]);
     for (const { loss, signal: given } of policy.calls) {
       expect(given).toBe(signal);
-      expect(loss).toEqual({ objective: "ppo_clip", clipLow: 0.11, clipHigh: 0.22, temperature: 0.7 });
+      expect(loss).toEqual({
+        objective: "ppo_clip",
+        clipLow: 0.11,
+        clipHigh: 0.22,
+        dualClip: 0,
+        klCoef: 0,
+        entropyCoef: 0,
+        temperature: 0.7,
+      });
     }
     // The second step of a warm-up of four is the first that is taken here.
     const rates = [3, 4.5, 6, 6, 6, 6];
@@ -236,7 +250,7 @@ describe("dapo", () => {
     for (const logprobTolerance of [1e-2, null]) {
       const { iterations } = await run({ logprobTolerance }, {}, off());
       // float32 logprobs around 1.
-      expect(iterations[0]?.steps[0]?.logprobGap).toBeCloseTo(1e-3, 6);
+      expect(iterations[0]?.steps[0]?.mismatch?.max).toBeCloseTo(1e-3, 6);
     }
   });
 
@@ -394,7 +408,10 @@ describe("rft", () => {
     for (const logprobTolerance of [1e-2, null]) {
       const { events } = await run({ logprobTolerance }, {}, off());
       // float32 logprobs around 1.
-      expect(events[1]).toMatchObject({ type: "step", metrics: { logprobGap: expect.closeTo(1e-3, 6) } });
+      expect(events[1]).toMatchObject({
+        type: "step",
+        metrics: { mismatch: { max: expect.closeTo(1e-3, 6) } },
+      });
     }
   });
 });

@@ -141,7 +141,7 @@ TEST(loss_not_finite_names_the_culprit_and_drops_the_gradients) {
   size_t token = 10;
   while (c.batch.weight[token] == 0) ++token;
   c.batch.advantage[token] = nan;
-  CHECK(contains(failure_of(accumulate), "NON_FINITE: batch: advantage"));
+  CHECK(contains(failure_of(accumulate), "NON_FINITE: batch: advantage of token " + std::to_string(token) + " is nan"));
   CHECK(zero_gradient());
   c.batch = kept;
   c.batch.reference_logprob[token] = nan;

@@ -38,6 +38,9 @@ function evaluation(rate: number, random: Random): Evaluation {
   return summariseEvaluation(groups, { runs: 10, temperature: 1, ranTests: () => random.chance(0.4) });
 }
 
+/** An engine and a trainer that agree to the bit. */
+const EXACT = { p50: 0, p95: 0, max: 0, outside: 0, k3: 0 };
+
 function metrics(random: Random, at: number, over: Partial<StepMetrics> = {}): StepMetrics {
   return {
     loss: 0.4 + 2.5 * Math.exp(-at / 80) + 0.05 * random.uniform(),
@@ -45,11 +48,16 @@ function metrics(random: Random, at: number, over: Partial<StepMetrics> = {}): S
     entropy: 0.15 + 0.15 * Math.exp(-at / 30) + 0.02 * random.uniform(),
     clipLow: 0.001 * random.uniform(),
     clipHigh: 0.004 * random.uniform(),
+    clipDual: 0,
     approximateKl: 0.0004 * random.uniform(),
+    referenceKl: null,
+    tisClipped: null,
     tokens: 1800 + random.below(300),
+    packedTokens: 12_000,
     trajectories: 60,
     learningRate: 4e-4,
-    logprobGap: null,
+    mismatch: null,
+    learnMs: 300,
     ...over,
   };
 }
@@ -78,6 +86,11 @@ function summary(random: Random, rate: number, iteration: number): DapoSummary {
     groupsEmpty: 0,
     dropped: 0,
     trained: groupsKept * 10,
+    mismatch: EXACT,
+    learning: { steps: 3, ...metrics(random, iteration), packedTokens: 2_000 * groupsKept },
+    sampledTokens: 48 * 320,
+    scoredTokens: 0,
+    scoreMs: 0,
     rolloutMs: 2100 + 300 * random.uniform(),
     learnMs: 900 + 100 * random.uniform(),
   };
@@ -173,7 +186,7 @@ export async function writeRun(
         stage: stage.name,
         step,
         metrics: metrics(random, s * 300 + step, {
-          logprobGap: stage.name === "rft" && step === 0 ? 0 : null,
+          mismatch: stage.name === "rft" && step === 0 ? EXACT : null,
         }),
       });
     }
@@ -182,7 +195,7 @@ export async function writeRun(
       for (let i = 0; i < 3; i++) {
         const made = metrics(random, iteration * 3 + i, {
           loss: 0.01 * random.uniform(),
-          logprobGap: i === 0 ? 0 : null,
+          mismatch: i === 0 ? EXACT : null,
         });
         await run.record({ type: "step", stage: stage.name, step: step++, iteration, metrics: made });
       }

@@ -44,6 +44,53 @@ describe("a job's YAML", () => {
     expect(message).toContain("stages.1.clipHigh: missing; add it");
   });
 
+  // Under stage 1's clipHigh.
+  it.each<[string, string, RegExp | "accepted"]>([
+    ["objective: gspo", "objective", "accepted"],
+    [
+      "objective: gpso",
+      "objective",
+      /^HERE stages\.0\.objective: Invalid option: expected one of "ppo_clip"/,
+    ],
+    ["dualclip: 3", "dualclip", /^HERE stages\.0\.dualclip: unknown key; did you mean "dualClip"\?$/],
+    ["dualClip: 3", "dualClip", "accepted"],
+    ["dualClip: 0.9", "dualClip", /^HERE stages\.0\.dualClip: 0\.9 must be 0 \(off\) or above 1$/],
+    ["objective: cispo\n    dualClip: 3", "dualClip", /^HERE stages\.0\.dualClip: bounds ppo_clip only/],
+    ["klCoef: 0.001\n    reference: rft", "reference", "accepted"],
+    ["reference: rft", "reference", /^HERE stages\.0\.reference: changes nothing while klCoef is 0/],
+    [
+      "klCoef: 0.1\n    reference: stage2",
+      "reference",
+      /^HERE stages\.0\.reference: there is no checkpoint "stage2" before this stage; give one of base, rft$/,
+    ],
+    ["klCoef: -1", "klCoef", /^HERE stages\.0\.klCoef: Too small/],
+    ["aggregation: sample_mean", "aggregation", "accepted"],
+    ["aggregation: { drGrpo: 512 }", "aggregation", "accepted"],
+    [
+      "aggregation: mean",
+      "aggregation",
+      /^HERE stages\.0\.aggregation: Invalid option: expected one of "token_mean"\|"sample_mean"/,
+    ],
+    [
+      "objective: gspo\n    aggregation: token_mean",
+      "aggregation",
+      /^HERE stages\.0\.aggregation: gspo has one ratio a sequence .* write sample_mean$/,
+    ],
+    ["oldLogprobs: trainer\n    tisCap: 2", "tisCap", "accepted"],
+    [
+      "tisCap: 2",
+      "tisCap",
+      /^HERE stages\.0\.tisCap: with oldLogprobs engine the ratio itself already corrects/,
+    ],
+    ["advantage: { normalise: none, ddof: 1 }", "advantage", "accepted"],
+    ["advantage: { ddof: 2 }", "advantage", /^HERE stages\.0\.advantage\.ddof: give 0 or 1$/],
+    ["advantage: { normalize: none }", "advantage", /unknown key; did you mean "normalise"\?$/],
+  ])("says of the objective %j what is wrong with it", (lines, mark, expected) => {
+    const message = faultsWith("    clipHigh: 0.3\n", `    clipHigh: 0.3\n    ${lines}\n`, `    ${mark}:`);
+    if (expected === "accepted") expect(message).toBe(expected);
+    else expect(message).toMatch(expected);
+  });
+
   it("looks into the union of model.path and model.create", () => {
     const text = recipe.replace("    headDim: 64", "    headDim: 60");
     expect(faults(text)).toMatch(

@@ -2,7 +2,7 @@
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { LoggedEvent } from "../../lib/learn/events.ts";
 import { Policy } from "../../lib/policy/policy.ts";
 import { type JobInput, jobSchema } from "../../lib/run/config.ts";
@@ -123,7 +123,7 @@ describe("a job", () => {
     const events = await readEvents(path.join(directory("first"), "metrics.jsonl"));
     const steps = events.filter((event) => event.type === "step" && event.stage === "stage1");
     expect(steps.length).toBeGreaterThan(0);
-    const gaps = steps.map((event) => (event.type === "step" ? event.metrics.logprobGap : null));
+    const gaps = steps.map((event) => (event.type === "step" ? event.metrics.mismatch?.max : null));
     expect(gaps[0]).toBe(0);
   });
 
@@ -200,6 +200,108 @@ describe("a job", () => {
       ),
     );
     expect(resumed).toEqual(whole);
+  });
+
+  it("names stage, iteration, step and token of a number that is not finite, and goes on from the checkpoint", async () => {
+    await using created = await RunDirectory.create(directory("broken"), {
+      config,
+      seed: config.seed,
+      version: "test",
+    });
+    const { accumulate } = Policy.prototype;
+    let clipped = 0;
+    const spy = vi.spyOn(Policy.prototype, "accumulate").mockImplementation(function (
+      this: Policy,
+      batch,
+      loss,
+      options,
+    ) {
+      // The second pass of stage 1, whatever the step: one advantage is lost.
+      if (loss.objective !== "ppo_clip" || ++clipped !== 2)
+        return accumulate.call(this, batch, loss, options);
+      const advantage = batch.advantage?.slice() as Float32Array;
+      advantage[batch.weight.findIndex((weight) => weight !== 0)] = Number.NaN;
+      return accumulate.call(this, { ...batch, advantage }, loss, options);
+    });
+    try {
+      await expect(runJob(config, { run: created, progress: silent })).rejects.toMatchObject({
+        code: "ERR_TOKENRING_NON_FINITE",
+        message: expect.stringMatching(
+          /^stage1, iteration 0, step 1: batch: advantage of token \d+ is nan; .* \(documents .+\); .*resume/,
+        ),
+      });
+    } finally {
+      spy.mockRestore();
+    }
+    await created.close();
+
+    await using opened = await RunDirectory.open(directory("broken"));
+    const result = await runJob(config, { run: opened, progress: silent });
+    expect(result.stages).toEqual(results[0]?.stages);
+    const [whole, resumed] = await Promise.all(
+      ["first", "broken"].map(async (name) =>
+        timeless(await readEvents(path.join(directory(name), "metrics.jsonl"))),
+      ),
+    );
+    expect(resumed).toEqual(whole);
+  });
+
+  it("saves no weights that are not finite, so that the last checkpoint stays good", async () => {
+    const { path: checkpoint } = await findCheckpoint(directory("first"), "stage1");
+    await using policy = await Policy.load(checkpoint);
+    const batch = {
+      tokens: Int32Array.from([65, 66, 67, 68]),
+      lengths: Int32Array.of(4),
+      weight: Float32Array.of(0, 1, 1, 1),
+    };
+    await policy.accumulate(batch, { objective: "nll" });
+    // Steps of up to 3e38 each: the second takes some weight past what float32 holds.
+    await policy.optimise({ learningRate: 3e38, weightDecay: 0 });
+    await expect(policy.save(directory("overflown"))).rejects.toMatchObject({
+      code: "ERR_TOKENRING_NON_FINITE",
+      message: expect.stringMatching(/^the weights of model\..* are not finite/),
+    });
+  });
+
+  it("learns with every option of the objective on, near the checkpoint of an earlier stage", async () => {
+    const [stage] = small.stages as [NonNullable<JobInput["stages"]>[number]];
+    const all = jobSchema.parse({
+      ...small,
+      stages: [
+        {
+          ...stage,
+          iterations: 1,
+          dualClip: 3,
+          klCoef: 0.1,
+          reference: "base",
+          entropyCoef: 0.01,
+          aggregation: { drGrpo: 64 },
+          oldLogprobs: "trainer",
+          tisCap: 2,
+          advantage: { normalise: "none" },
+        },
+        { ...stage, name: "stage2", iterations: 1, objective: "gspo", clipLow: 3e-4, clipHigh: 4e-4 },
+        { ...stage, name: "stage3", iterations: 1, objective: "cispo", clipLow: 1, clipHigh: 4, klCoef: 0.1 },
+      ],
+    });
+    await using run = await RunDirectory.create(directory("options"), {
+      config: all,
+      seed: all.seed,
+      version: "test",
+    });
+    const result = await runJob(all, { run, progress: silent });
+    expect(result.stages.map(({ name }) => name)).toEqual(["base", "stage1", "stage2", "stage3"]);
+    const steps = (await readEvents(path.join(directory("options"), "metrics.jsonl"))).flatMap((event) =>
+      event.type === "step" && event.stage.startsWith("stage") ? [event] : [],
+    );
+    const first = (name: string) => steps.find((step) => step.stage === name)?.metrics;
+    // The engine is the trainer: nothing to correct. At the first step the policy still is the reference.
+    expect(first("stage1")).toMatchObject({ referenceKl: 0, tisClipped: 0, mismatch: { max: 0 } });
+    expect(first("stage2")).toMatchObject({ referenceKl: null, tisClipped: null, mismatch: { max: 0 } });
+    expect(first("stage3")).toMatchObject({ referenceKl: 0, mismatch: { max: 0 } });
+    const later = steps.filter((step) => step.stage === "stage1").slice(1);
+    expect(later.length).toBeGreaterThan(0);
+    for (const { metrics } of later) expect(metrics.referenceKl).toBeGreaterThan(0);
   });
 
   it("says what to do when rejection fine-tuning finds nothing to learn from", async () => {
