@@ -94,9 +94,10 @@ void drop_kept(Condition condition) {
   });
 }
 
+// Nobody else will come: all have, or a rank gave up.
 bool complete(const Kept& entry) {
   const int32_t size = entry.head->size;
-  return size > 0 && entry.head->joined == size;
+  return (size > 0 && entry.head->joined == size) || entry.head->broken == 2;
 }
 
 }  // namespace
