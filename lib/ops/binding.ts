@@ -152,12 +152,117 @@ export interface NativeRank {
   dispose(): Promise<void>;
 }
 
+/** Elements of a dtype in row-major order: in a typed array, or in native memory. See lib/ops/tensor.ts. */
+export interface NativeTensor {
+  data: Float32Array | Int32Array | Uint16Array | Uint8Array | NativeDeviceTensor;
+  dtype: "f32" | "bf16" | "f16" | "i32" | "u8";
+  shape: readonly number[];
+}
+
+/**
+ * A native External whose data points to the address of a DLManagedTensor; whoever takes the tensor leaves null there.
+ * docs/ops.md has its type tag.
+ */
+export type DLPackCapsule = object & { readonly DLPackCapsule: unique symbol };
+
+export interface NativeDeviceTensor {
+  readonly disposed: boolean;
+  readonly dtype: NativeTensor["dtype"];
+  readonly shape: number[];
+  /** Address of the first element. */
+  readonly pointer: bigint;
+  /** Copies, in the order of the environment's calls; the array has the tensor's dtype, or f32 for bf16. */
+  write(from: { array: NativeTensor }): NativeJob<void>;
+  read(to: { array: NativeTensor }): NativeJob<void>;
+  toDLPack(): DLPackCapsule;
+  toDLPackPointer(): bigint;
+  dispose(): void;
+}
+
+/** All f32: q, out [T, heads, d], k, v [S, kvHeads, d], lse [T, heads]. */
+export interface NativeAttention {
+  q: NativeTensor;
+  k: NativeTensor;
+  v: NativeTensor;
+  out: NativeTensor;
+  lse: NativeTensor;
+  scale: number;
+}
+
+export interface NativeAttentionGradients extends NativeAttention {
+  dout: NativeTensor;
+  dq: NativeTensor;
+  dk: NativeTensor;
+  dv: NativeTensor;
+}
+
+/** The tokens of the rows, as (document, position, length) triples. */
+export interface NativeAttentionBlock {
+  queries: Int32Array;
+  keys: Int32Array;
+}
+
+export interface NativeRing {
+  shards: Int32Array[];
+  schedule: "ring" | "all_gather";
+}
+
+export interface NativeParameter {
+  weight: NativeTensor;
+  gradient: NativeTensor;
+  firstMoment: NativeTensor;
+  secondMoment: NativeTensor;
+  decay: boolean;
+}
+
+/** Calls run in their order on a thread of their own; aborting one aborts the communicator on all ranks. */
+export interface NativeCommunicator {
+  readonly disposed: boolean;
+  join(): NativeJob<void>;
+  broadcast(x: NativeTensor, root: number): NativeJob<void>;
+  allReduce(x: NativeTensor, reduction: "sum" | "max" | "min"): NativeJob<void>;
+  reduceScatter(from: NativeTensor, to: NativeTensor, reduction: "sum" | "max" | "min"): NativeJob<void>;
+  allGather(from: NativeTensor, to: NativeTensor): NativeJob<void>;
+  exchange(transfers: { send: boolean; peer: number; tensor: NativeTensor }[]): NativeJob<void>;
+  barrier(): NativeJob<void>;
+  ringAttention(options: NativeAttention & NativeRing): NativeJob<void>;
+  ringAttentionBackward(options: NativeAttentionGradients & NativeRing): NativeJob<void>;
+  abort(reason: string): void;
+  /** Idempotent. Aborts what runs; the promise settles when the thread has ended and the rank has left. */
+  dispose(): Promise<void>;
+}
+
 export interface Binding {
   readonly abi: number;
   /** "avx512", "avx2" or "scalar": the path the CPU backend takes on this machine. */
   readonly isa: string;
   readonly cores: number;
   readonly Rank: new (options: NativeRankOptions) => NativeRank;
+  readonly Communicator: new (options: {
+    id: Uint8Array;
+    rank: number;
+    size: number;
+    timeout: number;
+  }) => NativeCommunicator;
+  /** New memory; with `pointer`, memory of somebody else; with `dlpack`, a capsule's or DLManagedTensor's alone. */
+  readonly DeviceTensor: new (options: {
+    device: string;
+    dtype?: string;
+    shape?: readonly number[];
+    pointer?: bigint;
+    dlpack?: DLPackCapsule | bigint;
+  }) => NativeDeviceTensor;
+  uniqueId(): Uint8Array;
+  /** Threads of the functions below in this environment; 0 = all cores. */
+  setThreads(threads: number): void;
+  attention(options: NativeAttention & NativeAttentionBlock & { merge: boolean }): NativeJob<void>;
+  attentionBackward(options: NativeAttentionGradients & NativeAttentionBlock): NativeJob<void>;
+  /** Gives the norm of the gradients before clipping. */
+  adamw(
+    parameters: NativeParameter[],
+    options: NativeAdamW & { step: number; gradientNorm?: number },
+  ): NativeJob<number>;
+  gradientNorm(gradients: NativeTensor[]): NativeJob<number>;
   /** Called once by the loader with the class that native failures are thrown as. */
   setErrorClass(errorClass: new (code: ErrorCode, message: string) => Error): void;
   /** What the CUDA driver says; never throws. */

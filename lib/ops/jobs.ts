@@ -2,6 +2,12 @@
 import { isTokenringError } from "../errors.ts";
 import type { NativeJob } from "./binding.ts";
 
+/** What every asynchronous call takes. */
+export interface CallOptions {
+  /** Stops the call: it then rejects with `signal.reason`. */
+  signal?: AbortSignal;
+}
+
 /** One listener a signal, however many calls it stops: hundreds of turns may be sampled under one signal. */
 const stopped = new WeakMap<AbortSignal, Set<NativeJob<unknown>>>();
 

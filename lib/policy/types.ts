@@ -1,5 +1,8 @@
 // The policy as the loops see it: something that scores packed documents, takes gradient steps and can be saved.
 import type { NativeDecoderConfig } from "../ops/binding.ts";
+import type { CallOptions } from "../ops/jobs.ts";
+
+export type { CallOptions };
 
 /** Shape of a decoder; field names as in Hugging Face's config.json. */
 export type DecoderConfig = NativeDecoderConfig;
@@ -78,10 +81,6 @@ export interface SaveOptions {
   shardBytes?: number;
   /** Also the AdamW moments and step, so that training continues exactly. */
   optimiser?: boolean;
-}
-
-export interface CallOptions {
-  signal?: AbortSignal;
 }
 
 export interface Policy extends AsyncDisposable {

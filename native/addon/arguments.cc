@@ -121,6 +121,19 @@ std::vector<float> Arguments::reals(const char* field) const {
   return read_array<Napi::Float32Array, float>(value, where_ + "." + field, napi_float32_array, "a Float32Array");
 }
 
+std::vector<double> Arguments::numbers(const char* field) const {
+  const Napi::Value value = get(field);
+  if (!value.IsArray()) refuse(field, "an array of numbers", value);
+  const Napi::Array list = value.As<Napi::Array>();
+  std::vector<double> numbers;
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const Napi::Value element = list.Get(i);
+    if (!element.IsNumber()) refuse(field, "an array of numbers", element);
+    numbers.push_back(element.As<Napi::Number>().DoubleValue());
+  }
+  return numbers;
+}
+
 int64_t session_id(Napi::Value value) {
   return static_cast<int64_t>(read_number(value, "session", 0, 9007199254740991.0));
 }

@@ -26,9 +26,12 @@ class Arguments {
   // Copies of typed arrays; the optional ones are empty when the field is undefined.
   std::vector<int32_t> integers(const char* field) const;
   std::vector<float> reals(const char* field) const;
+  std::vector<double> numbers(const char* field) const;  // an array of numbers
+  // The bare value, and what the field is called in messages.
+  Napi::Value get(const char* field) const;
+  std::string name(const char* field) const { return where_ + "." + field; }
 
  private:
-  Napi::Value get(const char* field) const;
   [[noreturn]] void refuse(const char* field, const std::string& expected, Napi::Value got) const;
 
   Napi::Object object_;

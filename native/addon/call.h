@@ -20,8 +20,10 @@ struct Call {
 
   Napi::Promise::Deferred deferred;
   std::atomic<bool> aborted = false;
-  std::function<void()> settled;  // runs on the environment's thread, before the promise settles
-  bool over = false;              // settled; whoever made the call may be gone from then on
+  // Both run on the environment's thread, before JavaScript goes on.
+  std::function<void(Napi::Env)> inspect;  // after success; what it throws becomes the outcome
+  std::function<void()> settled;
+  bool over = false;  // settled; whoever made the call may be gone from then on
 };
 
 // What an engine thread holds of a call. Settles once; one that is destroyed unsettled (its job was dropped
@@ -31,17 +33,20 @@ class Completion {
  public:
   using ToJavaScript = Napi::Value (*)(Napi::Env, const Result&);
 
-  Completion(std::shared_ptr<Channel> channel, std::shared_ptr<Call> call, ToJavaScript to_js)
-      : channel_(std::move(channel)), call_(std::move(call)), to_js_(to_js) {}
+  // `owner` is who was disposed if the call ends unrun.
+  Completion(std::shared_ptr<Channel> channel, std::shared_ptr<Call> call, ToJavaScript to_js,
+             std::string owner = "the policy")
+      : channel_(std::move(channel)), call_(std::move(call)), to_js_(to_js), owner_(std::move(owner)) {}
   Completion(const Completion&) = delete;
   ~Completion() {
-    if (call_) fail(std::make_exception_ptr(Failure("DISPOSED", "the policy was disposed before the call ran")));
+    if (call_) fail(std::make_exception_ptr(Failure("DISPOSED", owner_ + " was disposed before the call ran")));
   }
 
   const std::atomic<bool>& aborted() const { return call_->aborted; }
 
   void succeed(Result result) {
     settle([result = std::make_shared<Result>(std::move(result)), to_js = to_js_](Napi::Env env, Call& call) {
+      if (call.inspect) guarded(env, [&] { call.inspect(env); });
       call.deferred.Resolve(to_js(env, *result));
     });
   }
@@ -67,12 +72,15 @@ class Completion {
     channel_->post([how = std::move(how), call = std::move(call_), channel = channel_](Napi::Env env) {
       channel->end();
       call->over = true;
+      const auto outcome = [&] {
+        try {
+          how(env, *call);
+        } catch (const Napi::Error& error) {
+          call->deferred.Reject(error.Value());
+        }
+      };
+      outcome();
       if (call->settled) call->settled();
-      try {
-        how(env, *call);
-      } catch (const Napi::Error& error) {
-        call->deferred.Reject(error.Value());
-      }
     });
     call_ = nullptr;
   }
@@ -80,6 +88,10 @@ class Completion {
   std::shared_ptr<Channel> channel_;
   std::shared_ptr<Call> call_;  // null once settled
   ToJavaScript to_js_;
+  std::string owner_;
 };
+
+// { promise, abort() } of a call; `on_abort` runs after its flag was set, once.
+Napi::Value job_handle(Napi::Env, const std::shared_ptr<Call>&, std::function<void()> on_abort = nullptr);
 
 }  // namespace tokenring::addon

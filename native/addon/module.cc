@@ -3,6 +3,11 @@
 
 #include <thread>
 
+#include "addon/attention.h"
+#include "addon/communicator.h"
+#include "addon/device_tensor.h"
+#include "addon/engine.h"
+#include "addon/optimise.h"
 #include "addon/rank.h"
 #include "addon/state.h"
 #include "cpu/kernels.h"
@@ -46,6 +51,14 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("isa", guarded(env, [&] { return Napi::String::New(env, cpu::choose_kernels().isa); }));
   exports.Set("cores", Napi::Number::New(env, std::thread::hardware_concurrency()));
   exports.Set("Rank", RankObject::define(env));
+  exports.Set("Communicator", CommunicatorObject::define(env));
+  exports.Set("DeviceTensor", DeviceTensorObject::define(env));
+  exports.Set("uniqueId", Napi::Function::New<unique_id>(env, "uniqueId"));
+  exports.Set("setThreads", Napi::Function::New<set_threads>(env, "setThreads"));
+  exports.Set("attention", Napi::Function::New<attention>(env, "attention"));
+  exports.Set("attentionBackward", Napi::Function::New<attention_backward>(env, "attentionBackward"));
+  exports.Set("adamw", Napi::Function::New<adamw>(env, "adamw"));
+  exports.Set("gradientNorm", Napi::Function::New<gradient_norm>(env, "gradientNorm"));
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env, "setErrorClass"));
   exports.Set("cuda", Napi::Function::New<cuda>(env, "cuda"));
   return exports;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "addon/arguments.h"
+#include "addon/optimise.h"
 #include "addon/results.h"
 #include "model/checkpoint.h"
 #include "model/parameters.h"
@@ -107,18 +108,6 @@ PolicyLoss read_loss(const Arguments& from) {
   loss.chunk_rows = from.integer("chunkRows", 1, kMost);
   loss.check();
   return loss;
-}
-
-AdamW read_adamw(const Arguments& from) {
-  AdamW options;
-  options.learning_rate = from.real("learningRate", 0, kUnbounded);
-  options.beta1 = from.real("beta1", 0, 1);
-  options.beta2 = from.real("beta2", 0, 1);
-  options.epsilon = from.real("epsilon", 0, kUnbounded);
-  options.weight_decay = from.real("weightDecay", 0, kUnbounded);
-  options.clip_norm = from.real("clipNorm", 0, kUnbounded);
-  options.check();
-  return options;
 }
 
 SampleRequest read_request(const Arguments& from) {
@@ -238,18 +227,6 @@ std::shared_ptr<Completion<Result>> RankObject::begin(const std::shared_ptr<Call
   return std::make_shared<Completion<Result>>(channel_, call, static_cast<ToJavaScript>(to_js));
 }
 
-Napi::Value RankObject::handle(Napi::Env env, const std::shared_ptr<Call>& call, std::function<void()> on_abort) {
-  Napi::Object handle = Napi::Object::New(env);
-  handle.Set("promise", call->deferred.Promise());
-  handle.Set("abort", Napi::Function::New(
-                          env,
-                          [call, on_abort = std::move(on_abort)](const Napi::CallbackInfo& info) {
-                            if (!call->aborted.exchange(true) && on_abort) guarded(info.Env(), on_abort);
-                          },
-                          "abort"));
-  return handle;
-}
-
 template <class Result, class Work>
 Napi::Value RankObject::submit(Napi::Env env, Work work) {
   Rank& rank = live();
@@ -257,7 +234,7 @@ Napi::Value RankObject::submit(Napi::Env env, Work work) {
   rank.post([&rank, work = std::move(work), completion = begin<Result>(call)] {
     completion->run([&] { return work(rank, completion->aborted()); });
   });
-  return handle(env, call);
+  return job_handle(env, call);
 }
 
 // --- training ------------------------------------------------------------------------------------------
@@ -296,7 +273,7 @@ Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
-  const AdamW options = read_adamw(Arguments(info[0], "options"));
+  const AdamW options = adamw_argument(Arguments(info[0], "options"));
   return submit<OptimiserResult>(
       info.Env(), [options](Rank& rank, const std::atomic<bool>&) { return rank.trainer().optimise(options); });
 }
@@ -441,7 +418,7 @@ Napi::Value RankObject::sample_session(const Napi::CallbackInfo& info) {
     if (call->over || !rank_ || !sessions_.contains(id)) return;
     rank_->post([rank = rank_.get(), id, table = table_] { rank->sampler().cancel(table->at(id)); });
   };
-  return handle(info.Env(), call, cancel);
+  return job_handle(info.Env(), call, cancel);
 }
 
 Napi::Value RankObject::usage(const Napi::CallbackInfo& info) {

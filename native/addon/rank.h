@@ -62,8 +62,6 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   // Registers a call: its completion goes to an engine thread.
   template <class Result>
   std::shared_ptr<Completion<Result>> begin(const std::shared_ptr<Call>&);
-  // { promise, abort() } of a call; `on_abort` runs after its flag was set.
-  Napi::Value handle(Napi::Env, const std::shared_ptr<Call>&, std::function<void()> on_abort = nullptr);
   // Queues work(rank, aborted) -> Result as a job.
   template <class Result, class Work>
   Napi::Value submit(Napi::Env, Work);

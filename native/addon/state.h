@@ -12,9 +12,12 @@
 
 namespace tokenring::addon {
 
+class Engine;
+
 struct State {
   Napi::FunctionReference error_class;  // TokenringError, once setErrorClass() was called
   std::shared_ptr<Channel> channel;
+  std::shared_ptr<Engine> engine;  // of the functions of tokenring/ops; null until one is called
 };
 
 inline State& state_of(Napi::Env env) { return *env.GetInstanceData<State>(); }

@@ -7,8 +7,8 @@
 
 namespace tokenring {
 
-// `code` is the part after ERR_TOKENRING_ ("INVALID_ARGUMENT", "CHECKPOINT", "OUT_OF_MEMORY",
-// "DISPOSED", "ABORTED", "NON_FINITE", "INTERNAL"); the message says what was wrong, where, and what to do.
+// `code` is the part after ERR_TOKENRING_ ("INVALID_ARGUMENT", "CHECKPOINT", "OUT_OF_MEMORY", "COMMUNICATOR",
+// "TIMEOUT", "DISPOSED", "ABORTED", "NON_FINITE", "INTERNAL"); the message says what was wrong, where, and what to do.
 class Failure : public std::runtime_error {
  public:
   Failure(std::string code, const std::string& message) : std::runtime_error(message), code_(std::move(code)) {}

@@ -34,14 +34,7 @@ double AdamWOptimiser::gradient_norm(Stream& stream, Tensor gradient) const {
 
 void AdamWOptimiser::step(Stream& stream, const AdamW& how, int64_t step, double norm,
                           const OptimiserState& state) const {
-  const bool clipped = how.clip_norm > 0 && norm > how.clip_norm;
-  AdamWStep update{how.learning_rate,
-                   how.beta1,
-                   how.beta2,
-                   how.epsilon,
-                   how.weight_decay,
-                   clipped ? static_cast<float>(how.clip_norm / norm) : 1.0f,
-                   step};
+  AdamWStep update{how.learning_rate, how.beta1, how.beta2, how.epsilon, how.weight_decay, how.scale(norm), step};
   for (const OptimiserSegment& segment : segments_) {
     const auto part = [&](Tensor flat) { return tensor(flat.f32() + segment.offset, DType::f32, {segment.elements}); };
     update.weight_decay = segment.decay ? how.weight_decay : 0.0f;

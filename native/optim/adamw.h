@@ -16,6 +16,10 @@ struct AdamW {
   float clip_norm = 1.0f;  // 0 = off
 
   void check() const;  // Failure INVALID_ARGUMENT that names the field
+  // What the gradients are multiplied by where their norm is `norm`.
+  float scale(double norm) const {
+    return clip_norm > 0 && norm > clip_norm ? static_cast<float>(clip_norm / norm) : 1.0f;
+  }
 };
 
 // Consecutive elements of the flat buffers that share the choice of weight decay.

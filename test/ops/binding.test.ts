@@ -20,12 +20,16 @@ describe("the addon", () => {
     expect(Object.keys(binding).sort()).toEqual(declared("Binding"));
   });
 
-  it("has the members of NativeRank on Rank.prototype", () => {
-    expect(declared("NativeRank")).toContain("sampleSession");
-    const members = Object.getOwnPropertyNames(binding.Rank.prototype).filter(
-      (name) => name !== "constructor",
+  it.each([
+    ["Rank", "sampleSession"],
+    ["Communicator", "allReduce"],
+    ["DeviceTensor", "toDLPack"],
+  ] as const)("has the members of Native%s on its prototype", (name, one) => {
+    expect(declared(`Native${name}`)).toContain(one);
+    const members = Object.getOwnPropertyNames(binding[name].prototype).filter(
+      (member) => member !== "constructor",
     );
-    expect(members.sort()).toEqual(declared("NativeRank"));
+    expect(members.sort()).toEqual(declared(`Native${name}`));
   });
 
   it("describes itself", () => {

@@ -1,0 +1,150 @@
+// Tensors whose memory is native: allocated here, lent by another program, or exchanged by DLPack.
+import { TokenringError } from "../errors.ts";
+import type { DLPackCapsule, NativeDeviceTensor } from "./binding.ts";
+import { type CallOptions, withSignal } from "./jobs.ts";
+import { loadBinding } from "./native.ts";
+import { type DType, type HostArray, native, type Tensor } from "./tensor.ts";
+
+export interface DeviceTensorOptions {
+  /** Default "f32". */
+  dtype?: DType;
+  /** Default "cpu". "cuda" is refused, with the reason, where this build or machine has none. */
+  device?: "cpu" | "cuda";
+  /** Handle of the stream that work on the tensor is ordered on; the CPU device has only 0n (default). */
+  stream?: bigint;
+}
+
+/**
+ * A tensor in the memory of a device, row-major without gaps. Ops take it where they take an array with a shape. It
+ * holds its memory until `dispose()`; calls under way and DLPack capsules keep their share until they are done.
+ */
+export class DeviceTensor implements Tensor, Disposable {
+  /** The native object. */
+  readonly data: NativeDeviceTensor;
+  readonly device: "cpu" | "cuda";
+  readonly stream: bigint;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  /** What a lent pointer belongs to stays alive as long as the tensor does. */
+  readonly owner: object | undefined;
+
+  private constructor(data: NativeDeviceTensor, options: DeviceTensorOptions, owner?: object) {
+    this.data = data;
+    this.device = options.device ?? "cpu";
+    this.stream = checkStream(options);
+    this.dtype = data.dtype;
+    this.shape = Object.freeze(data.shape);
+    this.owner = owner;
+  }
+
+  /**
+   * New memory, filled with zeros.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT for a device that cannot be used, with the reason; ERR_TOKENRING_OUT_OF_MEMORY.
+   */
+  static allocate(shape: readonly number[], options: DeviceTensorOptions = {}): DeviceTensor {
+    checkStream(options);
+    return new DeviceTensor(create(options, { shape, dtype: options.dtype ?? "f32" }), options);
+  }
+
+  /** New memory with a copy of the array; a Float32Array is rounded where the dtype is bf16. */
+  static async from(
+    array: HostArray,
+    shape: readonly number[] = [array.length],
+    options: DeviceTensorOptions & CallOptions = {},
+  ): Promise<DeviceTensor> {
+    const tensor = DeviceTensor.allocate(shape, {
+      ...options,
+      dtype: options.dtype ?? (native(array).dtype as DType),
+    });
+    try {
+      await tensor.copyFrom(array, options);
+    } catch (error) {
+      tensor.dispose();
+      throw error;
+    }
+    return tensor;
+  }
+
+  /**
+   * Memory that somebody else owns, at an address. It must hold the whole tensor, and live until the tensor is
+   * disposed and the calls with it have settled: wrong addresses end the process. `owner` is kept alive until then.
+   */
+  static wrap(
+    pointer: bigint,
+    shape: readonly number[],
+    options: DeviceTensorOptions & { owner?: object } = {},
+  ): DeviceTensor {
+    checkStream(options);
+    const data = create(options, { shape, dtype: options.dtype ?? "f32", pointer });
+    return new DeviceTensor(data, options, options.owner);
+  }
+
+  /**
+   * Takes over a tensor of another library: a capsule that `toDLPack` of an addon gave, or the address of a
+   * DLManagedTensor. Its deleter is called when the memory is no longer needed, on any thread.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT, and the tensor stays with its owner, if it is not in host memory, has gaps,
+   * more than four dimensions or another dtype, or if the capsule's tensor was taken before.
+   */
+  static fromDLPack(source: DLPackCapsule | bigint, options: { stream?: bigint } = {}): DeviceTensor {
+    checkStream(options);
+    return new DeviceTensor(create({}, { dlpack: source }), options);
+  }
+
+  /** Address of the first element; valid until `dispose()`. @throws ERR_TOKENRING_DISPOSED */
+  get pointer(): bigint {
+    return this.data.pointer;
+  }
+
+  get disposed(): boolean {
+    return this.data.disposed;
+  }
+
+  /** Fills the tensor from an array of its dtype, or of float32 if it is bf16 (rounded to nearest even). */
+  async copyFrom(array: HostArray, options: CallOptions = {}): Promise<void> {
+    await withSignal(() => this.data.write({ array: like(this, array) }), options.signal);
+  }
+
+  /** Fills an array of the tensor's dtype, or of float32 if it is bf16. */
+  async copyTo(array: HostArray, options: CallOptions = {}): Promise<void> {
+    await withSignal(() => this.data.read({ array: like(this, array) }), options.signal);
+  }
+
+  /** A capsule for another addon; it shares the memory. If nobody takes the tensor, its share ends with the capsule. */
+  toDLPack(): DLPackCapsule {
+    return this.data.toDLPack();
+  }
+
+  /** The address of a new DLManagedTensor that shares the memory. Whoever takes it must call its deleter once. */
+  toDLPackPointer(): bigint {
+    return this.data.toDLPackPointer();
+  }
+
+  /** Idempotent. Lets go of the memory. */
+  dispose(): void {
+    this.data.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** bf16 tensors take their own bits, or float32; the array of f16 is a Uint16Array too. */
+function like(tensor: DeviceTensor, array: HostArray): Tensor {
+  const given = native(array);
+  return given.dtype === "bf16" && tensor.dtype === "f16" ? { ...given, dtype: "f16" } : given;
+}
+
+function checkStream({ stream = 0n }: { stream?: bigint }): bigint {
+  if (stream !== 0n) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `DeviceTensor: stream is ${stream}, but the CPU device has only stream 0n, which calls use in their order`,
+    );
+  }
+  return stream;
+}
+
+function create(options: DeviceTensorOptions, what: object): NativeDeviceTensor {
+  return new (loadBinding().DeviceTensor)({ device: options.device ?? "cpu", ...what });
+}
