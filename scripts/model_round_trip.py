@@ -38,9 +38,9 @@ CASES = {
     "llama": (LlamaConfig, 1e4, None, False),
     "llama3": (LlamaConfig, 5e5, LLAMA3, True),
 }
-# What tokenring does in a process of its own: score, and save in each form.
+# What tokenring does in a process of its own: score, save in each form, and tokenise a conversation.
 SCORE = """
-import { Policy } from "./dist/policy/policy.js";
+import { chatFormat, loadChatTemplate, loadTokenizer, Policy } from "./dist/index.js";
 const [from, to, tokens, lengths] = JSON.parse(process.argv[1]);
 const batch = { tokens: Int32Array.from(tokens), lengths: Int32Array.from(lengths) };
 const policy = await Policy.load(from);
@@ -50,7 +50,10 @@ await policy.save(to + "/shards", { shardBytes: 60000 });
 await policy.save(to + "/bf16", { dtype: "bf16" });
 const half = await Policy.load(to + "/bf16");
 const rounded = (await half.score(batch)).logprob;
-console.log(JSON.stringify([[...logprob], [...rounded]]));
+const tokenizer = await loadTokenizer(from);
+const chat = chatFormat(tokenizer, await loadChatTemplate(from));
+const opening = chat.opening({ user: "hi é" });
+console.log(JSON.stringify([[...logprob], [...rounded], [...opening]]));
 await Promise.all([policy.dispose(), half.dispose()]);
 """
 
@@ -70,7 +73,8 @@ def make_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|s|>", eos_token="<|e|>")
-    fast.chat_template = "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
+    fast.chat_template = ("{{ bos_token }}{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
+                          "{% if add_generation_prompt %}assistant:{% endif %}")
     return fast
 
 
@@ -106,7 +110,11 @@ def run(name, case, folder):
         for key, p in model.named_parameters():
             p.copy_(torch.randn_like(p) * (0.1 if p.dim() == 2 else 0.05) + (1.0 if "norm" in key else 0.0))
     source = folder / "source"
-    model.save_pretrained(source)
+    # Each dtype that is read, and shards, somewhere.
+    dtype = {"llama": torch.float16, "qwen3": torch.bfloat16}.get(name, torch.float32)
+    model.to(dtype).save_pretrained(source, max_shard_size="60KB" if name == "llama3" else "5GB")
+    # Read back, since a cast of the whole model rounds the rotary frequencies too.
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     make_tokenizer().save_pretrained(source)
     GenerationConfig(bos_token_id=256, eos_token_id=257, do_sample=True, top_k=20, top_p=0.8,
                      temperature=0.7).save_pretrained(source)
@@ -116,17 +124,18 @@ def run(name, case, folder):
     request = json.dumps([str(source), str(folder), torch.cat(documents).tolist(), lengths])
     ran = subprocess.run(["node", "--input-type=module", "-e", SCORE, request], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    ours, rounded = (torch.tensor(values, dtype=torch.float64) for values in json.loads(ran.stdout))
+    *scores, opening = json.loads(ran.stdout)
+    ours, rounded = (torch.tensor(values, dtype=torch.float64) for values in scores)
 
     print(name)
     theirs = logprobs(model, documents)
     check("tokenring's reading of transformers' model", ours, theirs, 1e-5)
-    for form, dtype, expected in [("f32", torch.float32, theirs), ("shards", torch.float32, theirs),
+    for form, stored, expected in [("f32", torch.float32, theirs), ("shards", torch.float32, theirs),
                                   ("bf16", torch.bfloat16, rounded)]:
         loaded, info = AutoModelForCausalLM.from_pretrained(folder / form, output_loading_info=True)
         keys = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         assert not any(keys.values()), keys
-        assert AutoConfig.from_pretrained(folder / form).dtype == dtype
+        assert AutoConfig.from_pretrained(folder / form).dtype == stored
         same_decoder(folder / form, config)
         if form == "f32":  # the very weights
             for (key, a), b in zip(model.state_dict().items(), loaded.state_dict().values()):
@@ -134,8 +143,10 @@ def run(name, case, folder):
         check(f"transformers' reading of tokenring's {form}", logprobs(loaded.float().eval(), documents), expected,
               1e-5)
         tokenizer = AutoTokenizer.from_pretrained(folder / form)
-        chat = tokenizer.apply_chat_template([dict(role="user", content="hi é")], tokenize=False)
-        assert chat == "user:hi é<|e|>", chat
+        chat = tokenizer.apply_chat_template([dict(role="user", content="hi é")], add_generation_prompt=True,
+                                             return_dict=True)["input_ids"]
+        assert tokenizer.decode(chat) == "<|s|>user:hi é<|e|>assistant:", tokenizer.decode(chat)
+        assert chat == opening, (chat, opening)
         assert tokenizer.decode(tokenizer.encode("round trip")) == "round trip"
         generation = GenerationConfig.from_pretrained(folder / form)
         told = generation.top_k, generation.top_p, generation.temperature, generation.eos_token_id

@@ -274,14 +274,14 @@ class Download {
   #explained(what: string, cause: Error, attempts: number): TokenringError {
     if (cause instanceof HubApiError && cause.statusCode < 500 && cause.statusCode !== 429) {
       return this.#fault(
-        `cannot be had: the hub answers ${cause.statusCode} for ${what}; check the name, and for a private or gated ` +
+        `is no directory here, and cannot be had: the hub answers ${cause.statusCode} for ${what}; check the name, and for a private or gated ` +
           "model set HF_TOKEN",
         cause,
       );
     }
     const why = cause.cause instanceof Error ? `${cause.message}: ${cause.cause.message}` : cause.message;
     return this.#fault(
-      `cannot be fetched from ${this.#options.hubUrl} (${what}: ${why}; ${attempts} attempts); what came is kept, ` +
+      `is no directory here, and cannot be fetched from ${this.#options.hubUrl} (${what}: ${why}; ${attempts} attempts); what came is kept, ` +
         "start again to go on, or set HF_HUB_OFFLINE=1 to use the cache alone",
       cause,
     );

@@ -204,7 +204,9 @@ describe("a model that is named", () => {
 
   it("says what the hub answered, at once", async () => {
     await expect(findModel("org/other", options())).rejects.toEqual(
-      fault(/org\/other cannot be had: the hub answers 404 for its revision main; check the name/),
+      fault(
+        /org\/other is no directory here, and cannot be had: the hub answers 404 for its revision main; check the name/,
+      ),
     );
     await expect(findModel(NAME, options({ revision: "nowhere" }))).rejects.toEqual(
       fault(/answers 404 for its revision nowhere/),
