@@ -63,7 +63,9 @@ async function checkAddon(): Promise<{ check: Check; binding: Binding | null }> 
   try {
     const { loadBinding } = await import("../ops/native.ts");
     const binding = loadBinding();
-    const found = `built; CPU backend: ${binding.isa}, ${binding.cores} cores`;
+    const { isa, amxFault } = binding.bf16();
+    const bf16 = amxFault === null ? isa : `${isa}, slowly: ${amxFault}`;
+    const found = `built; CPU backend: ${binding.isa}, bf16 by ${bf16}, ${binding.cores} cores`;
     return { check: { name: "addon", status: "ok", found, cure: null }, binding };
   } catch (error) {
     if (!isTokenringError(error)) throw error;

@@ -50,6 +50,7 @@ export interface NativeRankOptions {
   config: NativeDecoderConfig;
   device: string;
   threads: number;
+  precision: "float32" | "bf16";
   maxBatchTokens: number;
   maxPages: number;
 }
@@ -265,6 +266,8 @@ export interface Binding {
   gradientNorm(gradients: NativeTensor[]): NativeJob<number>;
   /** Called once by the loader with the class that native failures are thrown as. */
   setErrorClass(errorClass: new (code: ErrorCode, message: string) => Error): void;
+  /** The path of the CPU backend's bf16 products, "amx" or as `isa`; why AMX cannot be used, null where it can. */
+  bf16(): { isa: string; amxFault: string | null };
   /** What the CUDA driver says; never throws. */
   cuda(): { compiled: boolean; devices: { name: string; memoryBytes: number }[]; reason: string | null };
 }

@@ -24,6 +24,12 @@ export interface RankOptions {
   device?: "cpu" | "cuda";
   /** Threads of the CPU backend; 0 = all cores (default). Results do not depend on it. */
   threads?: number;
+  /**
+   * "bf16" rounds the operands of linear layers (weights, their inputs, the gradients of their outputs) to bf16, for
+   * training and sampling alike; accumulation, attention, statistics, master weights and optimiser stay float32.
+   * Default "float32".
+   */
+  precision?: "float32" | "bf16";
   /** Tokens that one forward pass of the embedded sampler packs (default 512). */
   maxBatchTokens?: number;
   /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
@@ -66,6 +72,7 @@ export class Policy implements PolicyShape {
       config: this.config,
       device: options.device ?? "cpu",
       threads: options.threads ?? 0,
+      precision: options.precision ?? "float32",
       maxBatchTokens: options.maxBatchTokens ?? 512,
       maxPages: options.maxPages ?? 0,
     });

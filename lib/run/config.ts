@@ -145,6 +145,8 @@ const job = z.strictObject({
   device: z.enum(["cpu", "cuda"]).default("cpu"),
   /** CPU threads of the engine; 0 = all cores. */
   threads: z.int().min(0).default(0),
+  /** What the operands of linear layers are rounded to. */
+  precision: z.enum(["float32", "bf16"]).default("float32"),
   model: z.union(
     [
       z.strictObject({ path: z.string().min(1), ...chatTemplate }),

@@ -194,7 +194,7 @@ async function openPolicy(
   tokenizer: Tokenizer,
   from: string | undefined,
 ): Promise<Policy> {
-  const rank = { device: config.device, threads: config.threads };
+  const rank = { device: config.device, threads: config.threads, precision: config.precision };
   if (from !== undefined || !("create" in config.model)) return Policy.load(from as string, rank);
   const model = config.model.create;
   return Policy.create(

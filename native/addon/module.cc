@@ -26,6 +26,17 @@ Napi::Value set_error_class(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value bf16(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    const char* fault = cpu::amx_fault();
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("isa", Napi::String::New(env, cpu::choose_bf16_kernels().isa));
+    result.Set("amxFault", fault ? Napi::Value(Napi::String::New(env, fault)) : env.Null());
+    return result;
+  });
+}
+
 Napi::Value cuda(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const CudaProbe probe = probe_cuda();
@@ -60,6 +71,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("adamw", Napi::Function::New<adamw>(env, "adamw"));
   exports.Set("gradientNorm", Napi::Function::New<gradient_norm>(env, "gradientNorm"));
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env, "setErrorClass"));
+  exports.Set("bf16", Napi::Function::New<bf16>(env, "bf16"));
   exports.Set("cuda", Napi::Function::New<cuda>(env, "cuda"));
   return exports;
 }

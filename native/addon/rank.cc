@@ -66,6 +66,10 @@ RankOptions read_rank_options(const Arguments& from) {
   options.config = read_config(from.object("config"));
   options.device = from.text("device");
   options.threads = from.integer("threads", 0, 4096);
+  const std::string precision = from.text("precision");
+  require(precision == "float32" || precision == "bf16", "options.precision must be \"float32\" or \"bf16\", got \"",
+          precision, "\"");
+  options.precision = precision == "bf16" ? Precision::bf16 : Precision::float32;
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);
   return options;

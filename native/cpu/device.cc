@@ -26,14 +26,21 @@ constexpr size_t kHugePage = size_t{2} << 20, kLarge = 2 * kHugePage;
 
 class CpuDevice final : public Device {
  public:
-  explicit CpuDevice(int threads)
-      : kernels_(cpu::choose_kernels()), pool_(threads ? threads : usable_cores()), ops_(kernels_, pool_) {}
-
-  std::string name() const override {
-    return std::string("cpu (") + kernels_.isa + ", " + std::to_string(pool_.threads()) + " threads)";
+  CpuDevice(int threads, Precision precision) : pool_(threads ? threads : usable_cores()) {
+    const cpu::Kernels& kernels = cpu::choose_kernels();
+    isa_ = kernels.isa;
+    if (precision == Precision::float32) {
+      ops_ = std::make_unique<cpu::CpuOps>(kernels, pool_);
+      return;
+    }
+    const cpu::Bf16Kernels& bf16 = cpu::choose_bf16_kernels();
+    isa_ = std::string("bf16, ") + bf16.isa;
+    ops_ = std::make_unique<cpu::Bf16Ops>(kernels, bf16, pool_);
   }
+
+  std::string name() const override { return "cpu (" + isa_ + ", " + std::to_string(pool_.threads()) + " threads)"; }
   std::unique_ptr<Stream> stream() override { return std::make_unique<cpu::CpuStream>(); }
-  const Ops& ops() const override { return ops_; }
+  const Ops& ops() const override { return *ops_; }
 
   void* allocate(size_t bytes) override {
     // Large buffers start on a huge page and ask for such pages: caches and arenas are walked from end to end.
@@ -49,16 +56,16 @@ class CpuDevice final : public Device {
   void free(void* data) noexcept override { std::free(data); }
 
  private:
-  const cpu::Kernels& kernels_;
+  std::string isa_;
   cpu::ThreadPool pool_;
-  cpu::CpuOps ops_;
+  std::unique_ptr<cpu::CpuOps> ops_;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> make_cpu_device(int threads) {
+std::unique_ptr<Device> make_cpu_device(int threads, Precision precision) {
   require(threads >= 0 && threads <= 1024, "threads is ", threads, "; it must be 0 (all cores) to 1024");
-  return std::make_unique<CpuDevice>(threads);
+  return std::make_unique<CpuDevice>(threads, precision);
 }
 
 }  // namespace tokenring

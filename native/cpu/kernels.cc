@@ -26,18 +26,33 @@ bool has_avx512() {
 #endif
 }
 
+// The value of TOKENRING_ISA, checked; empty if it is not set.
+std::string wanted_isa() {
+  const char* wanted = std::getenv("TOKENRING_ISA");
+  const std::string isa = wanted ? wanted : "";
+  require(isa.empty() || isa == "amx" || isa == "avx512" || isa == "avx2" || isa == "scalar", "TOKENRING_ISA is \"",
+          isa, "\"; it must be amx, avx512, avx2, scalar or unset");
+  return isa;
+}
+
 }  // namespace
 
 const Kernels& choose_kernels() {
-  const char* wanted = std::getenv("TOKENRING_ISA");
-  const std::string isa = wanted ? wanted : "";
-  require(isa.empty() || isa == "avx512" || isa == "avx2" || isa == "scalar", "TOKENRING_ISA is \"", isa,
-          "\"; it must be avx512, avx2, scalar or unset");
+  const std::string isa = wanted_isa();
   require(isa != "avx512" || has_avx512(), "TOKENRING_ISA asks for avx512, which this CPU lacks; unset it");
   require(isa != "avx2" || has_avx2(), "TOKENRING_ISA asks for avx2, which this CPU lacks; unset it");
-  if (isa == "avx512" || (isa.empty() && has_avx512())) return *kernels_avx512();
-  if (isa == "avx2" || (isa.empty() && has_avx2())) return *kernels_avx2();
+  const bool best = isa.empty() || isa == "amx";
+  if (isa == "avx512" || (best && has_avx512())) return *kernels_avx512();
+  if (isa == "avx2" || (best && has_avx2())) return *kernels_avx2();
   return *kernels_scalar();
+}
+
+const Bf16Kernels& choose_bf16_kernels() {
+  const std::string isa = wanted_isa();
+  if (!isa.empty() && isa != "amx") return choose_kernels().bf16;
+  const char* fault = amx_fault();
+  require(isa.empty() || !fault, "TOKENRING_ISA asks for amx, which cannot be used: ", fault, "; unset it");
+  return fault ? choose_kernels().bf16 : *kernels_amx();
 }
 
 }  // namespace tokenring::cpu

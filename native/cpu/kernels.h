@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/bf16.h"
+
 namespace tokenring::cpu {
 
 // Columns of one panel of B: element (d, j) of B lies at b[(j / kPanel) * b_panel + d * ldb + j % kPanel].
@@ -146,6 +148,8 @@ struct Kernels {
 
   double (*sum_of_squares)(int64_t n, const float* x);
   void (*adamw)(int64_t n, const AdamWConstants&, float* w, const float* g, float* m, float* v);
+
+  Bf16Kernels bf16;
 };
 
 // Null where the compiler or the CPU's family has no such instructions.

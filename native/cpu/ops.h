@@ -8,7 +8,7 @@
 
 namespace tokenring::cpu {
 
-class CpuOps final : public Ops {
+class CpuOps : public Ops {
  public:
   CpuOps(const Kernels& kernels, ThreadPool& pool) : k_(kernels), pool_(pool) {}
 
@@ -70,19 +70,9 @@ class CpuOps final : public Ops {
   size_t sum_of_squares_workspace(int64_t elements) const override;
   void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const override;
 
- private:
+ protected:
   // Rough nanoseconds of work that a chunk should hold, so that sharing pays.
   static constexpr int64_t kChunkNanoseconds = 8000;
-
-  // c [m, n] (+)= a [m, k] times the [k, n] matrix in `panels`, plus a bias of n.
-  void multiply_by_panels(const float* a, int64_t m, int64_t k, const float* panels, int64_t n, float* c,
-                          bool accumulate, const float* bias) const;
-
-  // The jobs of both attention ops; see ops_attention.cc.
-  struct Attention;
-  struct AttentionGradient;
-  void attend(const Attention&, bool merge, float* out, float* lse) const;
-  void attend_backward(const Attention&, const AttentionGradient&) const;
 
   // body(begin, end) over n items that cost about `nanoseconds` each; alone when the whole is small.
   template <class Body>
@@ -95,9 +85,51 @@ class CpuOps final : public Ops {
 
   const Kernels& k_;
   ThreadPool& pool_;
+
+ private:
+  // The four that depend on how weights are kept; they run on the stream's thread, arguments checked.
+  virtual void lay_out(const float* master, Weight out) const;
+  // y [m, n] = x [m, k] W^T, plus a bias of n or null
+  virtual void multiply_forward(const float* x, int64_t m, Weight w, const float* bias, float* y) const;
+  // dx [m, k] (+)= dy [m, n] W
+  virtual void multiply_backward(const float* dy, int64_t m, Weight w, float* dx, bool accumulate) const;
+  // dw [n, k] += dy [m, n]^T x [m, k]
+  virtual void multiply_rows(const float* dy, const float* x, int64_t m, int64_t n, int64_t k, float* dw) const;
+
+  // c [m, n] (+)= a [m, k] times the [k, n] matrix in `panels`, plus a bias of n.
+  void multiply_by_panels(const float* a, int64_t m, int64_t k, const float* panels, int64_t n, float* c,
+                          bool accumulate, const float* bias) const;
+
+  // The jobs of both attention ops; see ops_attention.cc.
+  struct Attention;
+  struct AttentionGradient;
+  void attend(const Attention&, bool merge, float* out, float* lse) const;
+  void attend_backward(const Attention&, const AttentionGradient&) const;
+};
+
+// The same with the operands of linear layers rounded to bf16; everything else stays float32.
+class Bf16Ops final : public CpuOps {
+ public:
+  Bf16Ops(const Kernels& kernels, const Bf16Kernels& bf16, ThreadPool& pool) : CpuOps(kernels, pool), b_(bf16) {}
+
+  size_t weight_bytes(int64_t n, int64_t k) const override;
+
+ private:
+  void lay_out(const float* master, Weight out) const override;
+  void multiply_forward(const float* x, int64_t m, Weight w, const float* bias, float* y) const override;
+  void multiply_backward(const float* dy, int64_t m, Weight w, float* dx, bool accumulate) const override;
+  void multiply_rows(const float* dy, const float* x, int64_t m, int64_t n, int64_t k, float* dw) const override;
+
+  // c [m, n] (+)= a [m, k] times the [k, n] matrix in `tiles`, plus a bias of n.
+  void multiply_by_tiles(const float* a, int64_t m, int64_t k, const uint16_t* tiles, int64_t n, float* c,
+                         bool accumulate, const float* bias) const;
+
+  const Bf16Kernels& b_;
 };
 
 // This thread's scratch, at least `floats` long, 64-byte aligned. Grows, is never given back before the thread ends.
 float* scratch(size_t floats);
+// The same, apart from scratch(): for what a stream's thread lays out and all threads then read.
+float* staging(size_t floats);
 
 }  // namespace tokenring::cpu

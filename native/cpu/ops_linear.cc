@@ -80,27 +80,67 @@ size_t CpuOps::weight_bytes(int64_t n, int64_t k) const {
 void CpuOps::prepare_weight(Stream& stream, Tensor master, Weight out) const {
   check_weight("prepare_weight", out);
   check("prepare_weight", "master", master, DType::f32, {out.n, out.k});
+  cpu_stream(stream).enqueue([=, this] { lay_out(master.f32(), out); });
+}
+
+void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Tensor y) const {
+  check_weight("linear_forward", w);
+  check_matrix("linear_forward", "x", x);
+  const int64_t m = x.shape[0];
+  check("linear_forward", "x", x, DType::f32, {m, w.k});
+  check("linear_forward", "y", y, DType::f32, {m, w.n});
+  if (bias) check("linear_forward", "bias", bias, DType::f32, {w.n});
+  cpu_stream(stream).enqueue([=, this] { multiply_forward(x.f32(), m, w, bias ? bias.f32() : nullptr, y.f32()); });
+}
+
+void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool accumulate) const {
+  check_weight("linear_dgrad", w);
+  check_matrix("linear_dgrad", "dy", dy);
+  const int64_t m = dy.shape[0];
+  check("linear_dgrad", "dy", dy, DType::f32, {m, w.n});
+  check("linear_dgrad", "dx", dx, DType::f32, {m, w.k});
+  cpu_stream(stream).enqueue([=, this] { multiply_backward(dy.f32(), m, w, dx.f32(), accumulate); });
+}
+
+void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {
+  check_matrix("linear_wgrad", "dy", dy);
+  check_matrix("linear_wgrad", "x", x);
+  const int64_t m = dy.shape[0], n = dy.shape[1], k = x.shape[1];
+  check("linear_wgrad", "x", x, DType::f32, {m, k});
+  check("linear_wgrad", "dw", dw, DType::f32, {n, k});
+  if (db) check("linear_wgrad", "db", db, DType::f32, {n});
+  if (m == 0) return;
   cpu_stream(stream).enqueue([=, this] {
-    const int64_t n = out.n, k = out.k;
-    const Panels to = panels_of(out);
-    share(panels(n), static_cast<double>(k * kPanel) * 0.5, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t rows = std::min(kPanel, n - p * kPanel);
-        float* panel = to.forward + p * k * kPanel;
-        if (rows < kPanel) std::fill_n(panel, k * kPanel, 0.0f);
-        k_.transpose(rows, k, master.f32() + p * kPanel * k, k, panel, kPanel);
-      }
+    multiply_rows(dy.f32(), x.f32(), m, n, k, dw.f32());
+    if (!db) return;
+    const int64_t columns = 64;
+    share((n + columns - 1) / columns, static_cast<double>(m * columns) * 0.1, [&](int64_t begin, int64_t end) {
+      const int64_t c = begin * columns, to = std::min(end * columns, n);
+      k_.column_sum(m, to - c, dy.f32() + c, n, db.f32() + c);
     });
-    share(panels(k), static_cast<double>(n * kPanel) * 0.1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t cols = std::min(kPanel, k - p * kPanel);
-        for (int64_t i = 0; i < n; ++i) {
-          float* row = to.backward + (p * n + i) * kPanel;
-          std::memcpy(row, master.f32() + i * k + p * kPanel, static_cast<size_t>(cols) * sizeof(float));
-          std::fill(row + cols, row + kPanel, 0.0f);
-        }
+  });
+}
+
+void CpuOps::lay_out(const float* master, Weight out) const {
+  const int64_t n = out.n, k = out.k;
+  const Panels to = panels_of(out);
+  share(panels(n), static_cast<double>(k * kPanel) * 0.5, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t rows = std::min(kPanel, n - p * kPanel);
+      float* panel = to.forward + p * k * kPanel;
+      if (rows < kPanel) std::fill_n(panel, k * kPanel, 0.0f);
+      k_.transpose(rows, k, master + p * kPanel * k, k, panel, kPanel);
+    }
+  });
+  share(panels(k), static_cast<double>(n * kPanel) * 0.1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t cols = std::min(kPanel, k - p * kPanel);
+      for (int64_t i = 0; i < n; ++i) {
+        float* row = to.backward + (p * n + i) * kPanel;
+        std::memcpy(row, master + i * k + p * kPanel, static_cast<size_t>(cols) * sizeof(float));
+        std::fill(row + cols, row + kPanel, 0.0f);
       }
-    });
+    }
   });
 }
 
@@ -128,63 +168,34 @@ void CpuOps::multiply_by_panels(const float* a, int64_t m, int64_t k, const floa
   });
 }
 
-void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Tensor y) const {
-  check_weight("linear_forward", w);
-  check_matrix("linear_forward", "x", x);
-  const int64_t m = x.shape[0];
-  check("linear_forward", "x", x, DType::f32, {m, w.k});
-  check("linear_forward", "y", y, DType::f32, {m, w.n});
-  if (bias) check("linear_forward", "bias", bias, DType::f32, {w.n});
-  cpu_stream(stream).enqueue([=, this] {
-    multiply_by_panels(x.f32(), m, w.k, panels_of(w).forward, w.n, y.f32(), false, bias ? bias.f32() : nullptr);
-  });
+void CpuOps::multiply_forward(const float* x, int64_t m, Weight w, const float* bias, float* y) const {
+  multiply_by_panels(x, m, w.k, panels_of(w).forward, w.n, y, false, bias);
 }
 
-void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool accumulate) const {
-  check_weight("linear_dgrad", w);
-  check_matrix("linear_dgrad", "dy", dy);
-  const int64_t m = dy.shape[0];
-  check("linear_dgrad", "dy", dy, DType::f32, {m, w.n});
-  check("linear_dgrad", "dx", dx, DType::f32, {m, w.k});
-  cpu_stream(stream).enqueue(
-      [=, this] { multiply_by_panels(dy.f32(), m, w.n, panels_of(w).backward, w.k, dx.f32(), accumulate, nullptr); });
+void CpuOps::multiply_backward(const float* dy, int64_t m, Weight w, float* dx, bool accumulate) const {
+  multiply_by_panels(dy, m, w.n, panels_of(w).backward, w.k, dx, accumulate, nullptr);
 }
 
-void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {
-  check_matrix("linear_wgrad", "dy", dy);
-  check_matrix("linear_wgrad", "x", x);
-  const int64_t m = dy.shape[0], n = dy.shape[1], k = x.shape[1];
-  check("linear_wgrad", "x", x, DType::f32, {m, k});
-  check("linear_wgrad", "dw", dw, DType::f32, {n, k});
-  if (db) check("linear_wgrad", "db", db, DType::f32, {n});
-  if (m == 0) return;
-  cpu_stream(stream).enqueue([=, this] {
-    const Blocks b = weight_blocks(n, k, m, pool_.threads());
-    share(b.count, static_cast<double>(b.rows * b.cols * m) / 80.0, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
-        k_.gemm({.rows = std::min(b.rows, n - r),
-                 .cols = std::min(b.cols, k - c),
-                 .depth = m,
-                 .a = dy.f32() + r,
-                 .lda = n,
-                 .a_transposed = true,
-                 .b = x.f32() + c,
-                 .ldb = k,
-                 .b_panel = kPanel,
-                 .c = dw.f32() + r * k + c,
-                 .ldc = k,
-                 .accumulate = true,
-                 .bias = nullptr,
-                 .pack = scratch(kPackFloats)});
-      }
-    });
-    if (!db) return;
-    const int64_t columns = 64;
-    share((n + columns - 1) / columns, static_cast<double>(m * columns) * 0.1, [&](int64_t begin, int64_t end) {
-      const int64_t c = begin * columns, to = std::min(end * columns, n);
-      k_.column_sum(m, to - c, dy.f32() + c, n, db.f32() + c);
-    });
+void CpuOps::multiply_rows(const float* dy, const float* x, int64_t m, int64_t n, int64_t k, float* dw) const {
+  const Blocks b = weight_blocks(n, k, m, pool_.threads());
+  share(b.count, static_cast<double>(b.rows * b.cols * m) / 80.0, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
+      k_.gemm({.rows = std::min(b.rows, n - r),
+               .cols = std::min(b.cols, k - c),
+               .depth = m,
+               .a = dy + r,
+               .lda = n,
+               .a_transposed = true,
+               .b = x + c,
+               .ldb = k,
+               .b_panel = kPanel,
+               .c = dw + r * k + c,
+               .ldc = k,
+               .accumulate = true,
+               .bias = nullptr,
+               .pack = scratch(kPackFloats)});
+    }
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/attention.inl.h"
+#include "cpu/bf16_gemm.inl.h"
 #include "cpu/gemm.inl.h"
 #include "cpu/head.inl.h"
 #include "cpu/kernels.h"
@@ -33,7 +34,8 @@ constexpr cpu::Kernels table_of(const char* isa) {
           .logits_gradient = logits_gradient,
           .sample = sample,
           .sum_of_squares = sum_of_squares,
-          .adamw = adamw};
+          .adamw = adamw,
+          .bf16 = {.isa = isa, .pack = bf16_pack, .gemm = bf16_gemm}};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/device.h"
+#include "cpu/device.h"
 #include "model/config.h"
 #include "model/sampler.h"
 #include "model/trainer.h"
@@ -17,6 +18,7 @@ struct RankOptions {
   DecoderConfig config;
   std::string device = "cpu";
   int32_t threads = 0;  // of the CPU backend; 0 = all cores
+  Precision precision = Precision::float32;
   SamplerOptions sampler;
 };
 

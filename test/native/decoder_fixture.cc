@@ -192,6 +192,28 @@ void check_training(const std::string& name) {
   }
 }
 
+// bf16 lands no farther from float32 than PyTorch's autocast does (scripts/fixtures/bf16.py), which rounds what is
+// between the layers too. Some luck is in how roundings add up: half as far again is let pass.
+void check_bf16(const std::string& name) {
+  const Fixture fixture(name);
+  Rig rig(fixture.config, Precision::bf16);
+  load_parameters(rig.parameters, *rig.stream, fixture.directory);
+  const PackedBatch batch = fixture.batch();
+  std::stringstream text;
+  text << std::ifstream(fixture.directory + "/bf16.json").rdbuf();
+  const Json theirs = parse_json(text.str(), "bf16.json");
+  const auto check = [&](const std::string& what, const std::vector<float>& got) {
+    const double error = relative_l2(got, fixture.values(what)), limit = theirs.find(what)->number;
+    CHECK_NEAR(error, 0.0, 1.5 * limit, what, ": PyTorch is off by ", limit);
+    CHECK(error > 0.05 * limit);  // else it is not bf16 that ran
+  };
+  check("logprob", rig.trainer.score(batch, fixture.values("temperature")[0], rig.never).logprob);
+  rig.trainer.accumulate(batch, fixture.loss(PolicyObjective::nll), rig.never);
+  const std::vector<float> gradient = rig.gradient();
+  for (const NamedSlice& slice : rig.parameters.slices())
+    check("gradient.nll." + slice.name, slice_of(gradient, slice));
+}
+
 }  // namespace
 
 TEST(fixture_qwen2_yarn) { check_model("qwen2-yarn"); }
@@ -202,6 +224,8 @@ TEST(fixture_llama3) { check_model("llama3"); }
 TEST(fixture_tied_logits) { check_logits("tied"); }
 TEST(fixture_untied_logits) { check_logits("untied"); }
 TEST(fixture_tied_gradients_and_two_adamw_steps) { check_training("tied"); }
+TEST(fixture_tied_bf16) { check_bf16("tied"); }
+TEST(fixture_untied_bf16) { check_bf16("untied"); }
 TEST(fixture_untied_gradients_and_two_adamw_steps) { check_training("untied"); }
 
 }  // namespace tokenring

@@ -60,14 +60,15 @@ class CountingDevice : public Device {
 };
 
 struct Rig {
-  std::unique_ptr<Device> cpu = make_cpu_device(2);
+  std::unique_ptr<Device> cpu;
   CountingDevice device{*cpu};
   std::unique_ptr<Stream> stream = device.stream();
   Parameters parameters;
   Trainer trainer;
   std::atomic<bool> never{false};
 
-  explicit Rig(const DecoderConfig& config) : parameters(device, config), trainer(device, parameters) {}
+  explicit Rig(const DecoderConfig& config, Precision precision = Precision::float32)
+      : cpu(make_cpu_device(2, precision)), parameters(device, config), trainer(device, parameters) {}
 
   std::vector<float> read(Tensor flat) {
     std::vector<float> values(static_cast<size_t>(flat.elements()));

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <map>
+#include <tuple>
 
 #include "harness.h"
 
@@ -33,35 +34,38 @@ class ForcedIsa {
   std::string before_;
 };
 
-std::unique_ptr<Device> make(const std::string& isa, int threads) {
-  if (isa.empty()) return tokenring::make_cpu_device(threads);
+std::unique_ptr<Device> make(const std::string& isa, int threads, Precision precision) {
+  if (isa.empty()) return tokenring::make_cpu_device(threads, precision);
   const ForcedIsa forced(isa);
-  return tokenring::make_cpu_device(threads);
+  return tokenring::make_cpu_device(threads, precision);
+}
+
+std::vector<std::string> find_isas(Precision precision) {
+  std::vector<std::string> list;
+  for (const char* isa : {"amx", "avx512", "avx2", "scalar"}) {
+    if (isa == std::string("amx") && precision != Precision::bf16) continue;
+    try {
+      device(isa, 1, precision);
+      list.push_back(isa);
+    } catch (const tokenring::Failure&) {
+      std::cout << "  (this CPU has no " << isa << ")\n";
+    }
+  }
+  return list;
 }
 
 }  // namespace
 
-Device& device(const std::string& isa, int threads) {
-  static std::map<std::pair<std::string, int>, std::unique_ptr<Device>> devices;
-  std::unique_ptr<Device>& d = devices[{isa, threads}];
-  if (!d) d = make(isa, threads);
+Device& device(const std::string& isa, int threads, Precision precision) {
+  static std::map<std::tuple<std::string, int, Precision>, std::unique_ptr<Device>> devices;
+  std::unique_ptr<Device>& d = devices[{isa, threads, precision}];
+  if (!d) d = make(isa, threads, precision);
   return *d;
 }
 
-const std::vector<std::string>& isas() {
-  static const std::vector<std::string> found = [] {
-    std::vector<std::string> list;
-    for (const char* isa : {"avx512", "avx2", "scalar"}) {
-      try {
-        device(isa, 1);
-        list.push_back(isa);
-      } catch (const tokenring::Failure&) {
-        std::cout << "  (this CPU has no " << isa << ")\n";
-      }
-    }
-    return list;
-  }();
-  return found;
+const std::vector<std::string>& isas(Precision precision) {
+  static const std::vector<std::string> plain = find_isas(Precision::float32), bf16 = find_isas(Precision::bf16);
+  return precision == Precision::bf16 ? bf16 : plain;
 }
 
 std::vector<float> random_floats(size_t n, uint64_t seed, float low, float high) {
@@ -161,11 +165,11 @@ double error(const std::vector<float>& a, const std::vector<double>& b) {
   return worst / scale;
 }
 
-void same_everywhere(const char* what, const std::function<std::vector<float>(Bench&)>& work) {
+void same_everywhere(const char* what, const std::function<std::vector<float>(Bench&)>& work, Precision precision) {
   std::vector<float> expected;
-  for (const std::string& isa : isas())
+  for (const std::string& isa : isas(precision))
     for (int threads : {1, 2}) {
-      Bench bench(isa, threads);
+      Bench bench(isa, threads, precision);
       const std::vector<float> got = work(bench);
       if (expected.empty()) {
         expected = got;

@@ -17,13 +17,14 @@ using tokenring::Buffer;
 using tokenring::Device;
 using tokenring::DType;
 using tokenring::Ops;
+using tokenring::Precision;
 using tokenring::Stream;
 using tokenring::Tensor;
 
 // A CPU device of the named instructions with so many threads; made once, kept for all tests.
-Device& device(const std::string& isa = "", int threads = 2);
-// The instruction sets that this machine has, best first.
-const std::vector<std::string>& isas();
+Device& device(const std::string& isa = "", int threads = 2, Precision precision = Precision::float32);
+// The instruction sets that this machine has, best first; with bf16, AMX is one.
+const std::vector<std::string>& isas(Precision precision = Precision::float32);
 
 // splitmix64: the tests' own numbers, the same everywhere.
 class Random {
@@ -48,8 +49,8 @@ std::vector<int32_t> random_ids(size_t n, uint64_t seed, int bound);
 // One device, one stream, and tensors that live as long as it does.
 class Bench {
  public:
-  explicit Bench(const std::string& isa = "", int threads = 2)
-      : device_(device(isa, threads)), stream_(device_.stream()) {}
+  explicit Bench(const std::string& isa = "", int threads = 2, Precision precision = Precision::float32)
+      : device_(device(isa, threads, precision)), stream_(device_.stream()) {}
   ~Bench();
   Device& dev() { return device_; }
   const Ops& ops() { return device_.ops(); }
@@ -76,6 +77,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
 double error(const std::vector<float>& a, const std::vector<double>& b);
 
 // Runs `work` on every instruction set with one and two threads; CHECKs that what it returns has the same bits.
-void same_everywhere(const char* what, const std::function<std::vector<float>(Bench&)>& work);
+void same_everywhere(const char* what, const std::function<std::vector<float>(Bench&)>& work,
+                     Precision precision = Precision::float32);
 
 }  // namespace fixture

@@ -120,6 +120,8 @@ TEST(pool_rethrows_after_all_chunks_have_ended) {
 TEST(device_says_what_it_is_and_refuses_what_it_cannot) {
   for (const std::string& isa : fixture::isas())
     CHECK(fixture::device(isa, 2).name() == "cpu (" + isa + ", 2 threads)");
+  for (const std::string& isa : fixture::isas(fixture::Precision::bf16))
+    CHECK(fixture::device(isa, 2, fixture::Precision::bf16).name() == "cpu (bf16, " + isa + ", 2 threads)");
   CHECK_FAILS("INVALID_ARGUMENT", tokenring::make_cpu_device(-1));
   CHECK_FAILS("INVALID_ARGUMENT", fixture::device("sse9", 1));
   Bench b;

@@ -35,6 +35,9 @@ describe("the addon", () => {
   it("describes itself", () => {
     expect(binding.abi).toBe(EXPECTED_ABI);
     expect(["avx512", "avx2", "scalar"]).toContain(binding.isa);
+    const bf16 = binding.bf16();
+    expect(bf16.amxFault === null ? ["amx"] : [binding.isa]).toContain(bf16.isa);
+    expect(bf16.amxFault).not.toBe("");
     expect(binding.cores).toBeGreaterThanOrEqual(1);
   });
 

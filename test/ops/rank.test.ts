@@ -11,6 +11,7 @@ const options: NativeRankOptions = {
   config: TINY,
   device: "cpu",
   threads: 1,
+  precision: "float32",
   maxBatchTokens: 64,
   maxPages: 0,
 };
@@ -70,6 +71,7 @@ describe("new Rank", () => {
       /rope_scaling.factor is 0.5; it must be a number of at least 1/,
     ],
     [bad({ threads: -1 }), /^options.threads must be an integer from 0 .*, got -1$/],
+    [bad({ precision: "bf8" }), 'options.precision must be "float32" or "bf16", got "bf8"'],
     [bad({ maxBatchTokens: 0 }), /^options.maxBatchTokens must be an integer from 1/],
     [bad({ device: null }), "options.device must be a string, got null"],
     [bad({ device: "tpu" }), 'device must be "cpu" or "cuda", got "tpu"'],

@@ -59,10 +59,13 @@ const config = (positions: fc.Arbitrary<number>): fc.Arbitrary<DecoderConfig> =>
 export interface Model {
   config: DecoderConfig;
   seed: number;
+  precision: "float32" | "bf16";
 }
 /** `positions`: max_position_embeddings, at least 64. */
-export const model = (positions: fc.Arbitrary<number>): fc.Arbitrary<Model> =>
-  fc.record({ config: config(positions), seed: fc.nat() });
+export const model = (
+  positions: fc.Arbitrary<number>,
+  precision: fc.Arbitrary<Model["precision"]> = fc.constantFrom("float32", "float32", "bf16"),
+): fc.Arbitrary<Model> => fc.record({ config: config(positions), seed: fc.nat(), precision });
 
 /** A number of tokens up to `max`, often at the edges of pages and of the kernels' blocks. */
 export function tokenCount(max: number): fc.Arbitrary<number> {
@@ -141,7 +144,8 @@ export async function move(policy: Policy, seed: number): Promise<void> {
 
 /** The model's policy, with norms and biases off the values that they begin with. */
 export async function policyOf(model: Model, options: CreateOptions = {}): Promise<Policy> {
-  const policy = await Policy.create(model.config, { std: 0.3, ...options, seed: model.seed });
+  const { config, seed, precision } = model;
+  const policy = await Policy.create(config, { std: 0.3, ...options, seed, precision });
   await move(policy, model.seed);
   return policy;
 }
