@@ -51,6 +51,7 @@ export interface NativeRankOptions {
   device: string;
   threads: number;
   precision: "float32" | "bf16";
+  activationCheckpointing: boolean;
   maxBatchTokens: number;
   maxPages: number;
 }

@@ -30,6 +30,11 @@ export interface RankOptions {
    * Default "float32".
    */
   precision?: "float32" | "bf16";
+  /**
+   * Keep of each layer only its input and what its attention gave, and compute the rest again in the backward pass:
+   * a fraction of the memory, about a quarter more matrix products, the same bits (default false).
+   */
+  activationCheckpointing?: boolean;
   /** Tokens that one forward pass of the embedded sampler packs (default 512). */
   maxBatchTokens?: number;
   /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
@@ -73,6 +78,7 @@ export class Policy implements PolicyShape {
       device: options.device ?? "cpu",
       threads: options.threads ?? 0,
       precision: options.precision ?? "float32",
+      activationCheckpointing: options.activationCheckpointing ?? false,
       maxBatchTokens: options.maxBatchTokens ?? 512,
       maxPages: options.maxPages ?? 0,
     });

@@ -147,6 +147,8 @@ const job = z.strictObject({
   threads: z.int().min(0).default(0),
   /** What the operands of linear layers are rounded to. */
   precision: z.enum(["float32", "bf16"]).default("float32"),
+  /** Train in a fraction of the memory, for about a quarter more work and the same bits. */
+  activationCheckpointing: z.boolean().default(false),
   model: z.union(
     [
       z.strictObject({ path: z.string().min(1), ...chatTemplate }),

@@ -194,7 +194,8 @@ async function openPolicy(
   tokenizer: Tokenizer,
   from: string | undefined,
 ): Promise<Policy> {
-  const rank = { device: config.device, threads: config.threads, precision: config.precision };
+  const { device, threads, precision, activationCheckpointing } = config;
+  const rank = { device, threads, precision, activationCheckpointing };
   if (from !== undefined || !("create" in config.model)) return Policy.load(from as string, rank);
   const model = config.model.create;
   return Policy.create(

@@ -19,6 +19,9 @@ struct Builder {
   int64_t weight_bytes(const Weight& w) const { return w.n * w.k * static_cast<int64_t>(size_of(act)); }
 
   Slot rows(int64_t m, int64_t n) { return schedule.slot(act, {m, n}); }
+  void release(std::initializer_list<Slot> slots) {
+    for (const Slot& slot : slots) schedule.release(slot);
+  }
 
   void linear(int layer, Slot x, Weight w, Tensor bias, Slot y) {
     schedule.add("linear_forward", layer, bytes({x, y}) + weight_bytes(w), 2 * x.shape[0] * w.n * w.k,
@@ -71,6 +74,32 @@ struct Builder {
                    ops.rope(f.stream, f[qkv], f[positions], table, heads, kv_heads, head_dim, backward);
                  });
   }
+
+  // y1 -> qkv, and with qk_norm rstd_qk and, if backward will want it, qk
+  void attention_inputs(int layer, const LayerWeights& w, DecoderPass::Layer& at, Slot positions, RopeTable table,
+                        bool for_backward) {
+    const int64_t m = at.y1.shape[0], normed = config.num_attention_heads + config.num_key_value_heads;
+    at.qkv = rows(m, (normed + config.num_key_value_heads) * config.head_dim);
+    linear(layer, at.y1, w.qkv, w.qkv_bias, at.qkv);
+    if (config.qk_norm) {
+      if (for_backward) at.qk = rows(m, normed * config.head_dim);
+      at.rstd_qk = schedule.slot(DType::f32, {m, normed});
+      qk_norm(layer, at.qkv, w, at.qk, at.rstd_qk);
+    }
+    rope(layer, at.qkv, positions, table, false);
+  }
+
+  // y2 -> gate_up, gated
+  void gated_mlp(int layer, const LayerWeights& w, DecoderPass::Layer& at) {
+    const int64_t m = at.y2.shape[0], ff = config.intermediate_size;
+    at.gate_up = rows(m, 2 * ff);
+    linear(layer, at.y2, w.gate_up, Tensor{}, at.gate_up);
+    at.gated = rows(m, ff);
+    schedule.add("swiglu_forward", layer, bytes({at.gate_up, at.gated}), 5 * m * ff,
+                 [&ops = ops, gate_up = at.gate_up, gated = at.gated](const Frame& f) {
+                   ops.swiglu_forward(f.stream, f[gate_up], f[gated]);
+                 });
+  }
 };
 
 }  // namespace
@@ -81,16 +110,16 @@ Decoder::Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope)
 }
 
 DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& attend, Slot tokens, Slot positions,
-                             bool keep) const {
+                             Keep keep) const {
   const DecoderConfig& c = config_;
-  const int64_t m = tokens.shape[0], h = c.hidden_size, q = int64_t{c.num_attention_heads} * c.head_dim;
-  const int64_t qkv = q + 2 * int64_t{c.num_key_value_heads} * c.head_dim, ff = c.intermediate_size;
+  const int64_t m = tokens.shape[0], h = c.hidden_size;
   Builder build{schedule, ops_, c};
-  const auto drop = [&](Slot& slot) {
-    if (!keep) schedule.release(slot);
+  const auto drop_below = [&](Keep level, std::initializer_list<Slot> slots) {
+    if (keep < level) build.release(slots);
   };
 
   DecoderPass pass;
+  pass.keep = keep;
   pass.tokens = tokens;
   pass.positions = positions;
   const EdgeWeights edge = params.acquire_edge(schedule);
@@ -102,61 +131,43 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
                  ops.embedding_forward(f.stream, f[tokens], table, f[x]);
                });
 
-  // s = x + r, y = norm(s). A kept pass needs every s for backward; else the stream is updated in place.
-  const auto add_norm = [&](int layer, Tensor weight, Slot& s, Slot& rstd, Slot& y) {
-    s = keep && r ? build.rows(m, h) : x;
+  // s = x + r, y = norm(s). The stream is updated in place unless backward needs it as it was.
+  const auto add_norm = [&](int layer, Tensor weight, bool x_is_kept, Slot& s, Slot& rstd, Slot& y) {
+    s = x_is_kept && r ? build.rows(m, h) : x;
     rstd = schedule.slot(DType::f32, {m});
     y = build.rows(m, h);
     build.norm(layer, x, r, weight, s, y, rstd);
     schedule.release(r);
     r = Slot{};
-    drop(rstd);
     x = s;
   };
 
   for (int layer = 0; layer < c.num_hidden_layers; ++layer) {
     const LayerWeights w = params.acquire(schedule, layer);
     DecoderPass::Layer at;
-    add_norm(layer, w.input_norm, at.s1, at.rstd1, at.y1);
-    at.qkv = build.rows(m, qkv);
-    build.linear(layer, at.y1, w.qkv, w.qkv_bias, at.qkv);
-    drop(at.y1);
-    if (c.qk_norm) {
-      const int64_t normed = c.num_attention_heads + c.num_key_value_heads;
-      if (keep) at.qk = build.rows(m, normed * c.head_dim);
-      at.rstd_qk = schedule.slot(DType::f32, {m, normed});
-      build.qk_norm(layer, at.qkv, w, at.qk, at.rstd_qk);
-      drop(at.rstd_qk);
-    }
-    build.rope(layer, at.qkv, positions, rope_, false);
-    at.out = build.rows(m, q);
+    add_norm(layer, w.input_norm, keep == Keep::everything, at.s1, at.rstd1, at.y1);
+    build.attention_inputs(layer, w, at, positions, rope_, keep == Keep::everything);
+    drop_below(Keep::everything, {at.rstd1, at.y1, at.rstd_qk});
+    at.out = build.rows(m, int64_t{c.num_attention_heads} * c.head_dim);
     at.lse = schedule.slot(DType::f32, {m, c.num_attention_heads});
     attend.forward(schedule, layer, at.qkv, at.out, at.lse);
-    drop(at.lse);
-    drop(at.qkv);
+    drop_below(Keep::everything, {at.qkv});
     r = build.rows(m, h);
     build.linear(layer, at.out, w.o, Tensor{}, r);
-    drop(at.out);
+    drop_below(Keep::checkpoints, {at.out, at.lse});
 
-    add_norm(layer, w.post_norm, at.s2, at.rstd2, at.y2);
-    at.gate_up = build.rows(m, 2 * ff);
-    build.linear(layer, at.y2, w.gate_up, Tensor{}, at.gate_up);
-    drop(at.y2);
-    at.gated = build.rows(m, ff);
-    schedule.add("swiglu_forward", layer, Builder::bytes({at.gate_up, at.gated}), 5 * m * ff,
-                 [&ops = ops_, gate_up = at.gate_up, gated = at.gated](const Frame& f) {
-                   ops.swiglu_forward(f.stream, f[gate_up], f[gated]);
-                 });
-    drop(at.gate_up);
+    add_norm(layer, w.post_norm, keep >= Keep::checkpoints, at.s2, at.rstd2, at.y2);
+    build.gated_mlp(layer, w, at);
+    drop_below(Keep::everything, {at.rstd2, at.y2, at.gate_up});
     r = build.rows(m, h);
     build.linear(layer, at.gated, w.down, Tensor{}, r);
-    drop(at.gated);
+    drop_below(Keep::everything, {at.gated});
     params.release(schedule, layer);
-    if (keep) pass.layers.push_back(at);
+    if (keep > Keep::nothing) pass.layers.push_back(at);
   }
 
-  add_norm(-1, edge.final_norm, pass.s, pass.rstd, pass.hidden);
-  drop(pass.s);
+  add_norm(-1, edge.final_norm, keep == Keep::everything, pass.s, pass.rstd, pass.hidden);
+  drop_below(Keep::checkpoints, {pass.s, pass.rstd});
   params.release_edge(schedule);
   return pass;
 }
@@ -165,54 +176,67 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
                        Slot dhidden) const {
   const DecoderConfig& c = config_;
   if (static_cast<int>(pass.layers.size()) != c.num_hidden_layers) {
-    fail("INTERNAL", "backward needs a pass that was built with keep = true");
+    fail("INTERNAL", "backward needs a pass that kept what it takes");
   }
   const int64_t m = pass.tokens.shape[0], h = c.hidden_size;
   Builder build{schedule, ops_, c};
-  const auto release = [&](std::initializer_list<Slot> slots) {
-    for (const Slot& slot : slots) schedule.release(slot);
-  };
 
   const EdgeWeights edge = params.acquire_edge(schedule);
   const EdgeGradients dedge = sink.edge(schedule);
   const Slot ds = build.rows(m, h);  // gradient of the residual stream, from top to bottom
   build.norm_backward(-1, dhidden, pass.s, edge.final_norm, pass.rstd, ds, false, dedge.final_norm);
-  release({dhidden, pass.hidden, pass.s, pass.rstd});
+  build.release({dhidden, pass.hidden, pass.s, pass.rstd});
   params.release_edge(schedule);
 
   for (int layer = c.num_hidden_layers - 1; layer >= 0; --layer) {
-    const DecoderPass::Layer& at = pass.layers[layer];
+    DecoderPass::Layer at = pass.layers[layer];
     const LayerWeights w = params.acquire(schedule, layer);
     const LayerGradients d = sink.layer(schedule, layer);
 
+    if (pass.keep == Keep::checkpoints) {
+      const Slot r = build.rows(m, h);
+      build.linear(layer, at.out, w.o, Tensor{}, r);
+      at.s2 = build.rows(m, h);
+      at.rstd2 = schedule.slot(DType::f32, {m});
+      at.y2 = build.rows(m, h);
+      build.norm(layer, at.s1, r, w.post_norm, at.s2, at.y2, at.rstd2);
+      build.release({r});
+      build.gated_mlp(layer, w, at);
+    }
     const Slot dgated = build.rows(m, at.gated.shape[1]);
     build.linear_backward(layer, ds, w.down, at.gated, d.down, Tensor{}, dgated);
-    release({at.gated});
+    build.release({at.gated});
     const Slot dgate_up = build.rows(m, at.gate_up.shape[1]);
     schedule.add("swiglu_backward", layer, Builder::bytes({dgated, at.gate_up, dgate_up}), 8 * m * at.gated.shape[1],
                  [&ops = ops_, dgated, gate_up = at.gate_up, dgate_up](const Frame& f) {
                    ops.swiglu_backward(f.stream, f[dgated], f[gate_up], f[dgate_up]);
                  });
-    release({dgated, at.gate_up});
+    build.release({dgated, at.gate_up});
     const Slot dy2 = build.rows(m, h);
     build.linear_backward(layer, dgate_up, w.gate_up, at.y2, d.gate_up, Tensor{}, dy2);
-    release({dgate_up, at.y2});
+    build.release({dgate_up, at.y2});
     build.norm_backward(layer, dy2, at.s2, w.post_norm, at.rstd2, ds, true, d.post_norm);
-    release({dy2, at.s2, at.rstd2});
+    build.release({dy2, at.s2, at.rstd2});
 
+    if (pass.keep == Keep::checkpoints) {
+      at.rstd1 = schedule.slot(DType::f32, {m});
+      at.y1 = build.rows(m, h);
+      build.norm(layer, at.s1, Slot{}, w.input_norm, at.s1, at.y1, at.rstd1);
+      build.attention_inputs(layer, w, at, pass.positions, rope_, true);
+    }
     const Slot dout = build.rows(m, at.out.shape[1]);
     build.linear_backward(layer, ds, w.o, at.out, d.o, Tensor{}, dout);
     const Slot dqkv = build.rows(m, at.qkv.shape[1]);
     attend.backward(schedule, layer, dout, at.qkv, at.out, at.lse, dqkv);
-    release({dout, at.out, at.lse, at.qkv});
+    build.release({dout, at.out, at.lse, at.qkv});
     build.rope(layer, dqkv, pass.positions, rope_, true);
     if (c.qk_norm) build.qk_norm_backward(layer, dqkv, w, at.qk, at.rstd_qk, d);
-    release({at.qk, at.rstd_qk});
+    build.release({at.qk, at.rstd_qk});
     const Slot dy1 = build.rows(m, h);
     build.linear_backward(layer, dqkv, w.qkv, at.y1, d.qkv, d.qkv_bias, dy1);
-    release({dqkv, at.y1});
+    build.release({dqkv, at.y1});
     build.norm_backward(layer, dy1, at.s1, w.input_norm, at.rstd1, ds, true, d.input_norm);
-    release({dy1, at.s1, at.rstd1});
+    build.release({dy1, at.s1, at.rstd1});
     params.release(schedule, layer);
     sink.ready(schedule, layer);
   }
@@ -221,7 +245,7 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
                [&ops = ops_, tokens = pass.tokens, ds, table = dedge.embedding](const Frame& f) {
                  ops.embedding_backward(f.stream, f[tokens], f[ds], table);
                });
-  release({ds});
+  build.release({ds});
   sink.ready_edge(schedule);
 }
 

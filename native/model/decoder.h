@@ -16,15 +16,21 @@
 
 namespace tokenring {
 
-// What forward() leaves in the arena. With keep = false only `hidden` is held.
+// What forward() keeps for backward(). Checkpoints are the input of each layer and what its attention gave; backward()
+// computes the rest of a layer again, with the same bits, just before it is needed, and attention never.
+enum class Keep { nothing, checkpoints, everything };
+
+// What forward() leaves in the arena: `hidden`, and as much of the rest as it was told to keep.
 struct DecoderPass {
   struct Layer {
-    Slot s1, rstd1, y1;   // residual stream [m,h] before attention, f32 [m], normed [m,h]
+    Slot s1, rstd1, y1;   // residual stream [m,h] before attention (a checkpoint), f32 [m], normed [m,h]
     Slot qk, rstd_qk;     // with qk_norm: q and k before it [m, (heads + kv) d], f32 [m, heads + kv]
-    Slot qkv, out, lse;   // after rope [m, (heads + 2 kv) d]; [m, heads d]; f32 [m, heads]
+    Slot qkv;             // after rope [m, (heads + 2 kv) d]
+    Slot out, lse;        // of attention (checkpoints): [m, heads d]; f32 [m, heads]
     Slot s2, rstd2, y2;   // the same before the MLP
     Slot gate_up, gated;  // [m, 2f], [m, f]
   };
+  Keep keep = Keep::nothing;
   Slot tokens, positions;  // i32 [m], the caller's
   Slot hidden;             // [m,h] after the final norm; whoever called forward() releases it
   std::vector<Layer> layers;
@@ -40,9 +46,9 @@ class Decoder {
   const Ops& ops() const { return ops_; }
 
   // Forward over m packed rows. tokens and positions: i32 [m]; positions index the rope table.
-  DecoderPass forward(Schedule&, ParamSource&, Attend&, Slot tokens, Slot positions, bool keep) const;
+  DecoderPass forward(Schedule&, ParamSource&, Attend&, Slot tokens, Slot positions, Keep keep) const;
 
-  // Backward of a pass with keep = true. dhidden [m,h]: gradient of pass.hidden; it is consumed (overwritten and
+  // Backward of a pass that kept something. dhidden [m,h]: gradient of pass.hidden; it is consumed (overwritten and
   // released), and so is everything that the pass kept, pass.hidden included. Gradients are added to the sink's.
   void backward(Schedule&, ParamSource&, GradSink&, Attend&, const DecoderPass&, Slot dhidden) const;
 

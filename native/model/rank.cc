@@ -28,7 +28,7 @@ struct Engine {
   explicit Engine(const RankOptions& options)
       : device(make_device(options)),
         parameters(*device, options.config),
-        trainer(*device, parameters),
+        trainer(*device, parameters, options.trainer),
         sampler(*device, parameters, options.sampler) {}
 
   std::unique_ptr<Device> device;

@@ -19,6 +19,7 @@ struct RankOptions {
   std::string device = "cpu";
   int32_t threads = 0;  // of the CPU backend; 0 = all cores
   Precision precision = Precision::float32;
+  TrainerOptions trainer;
   SamplerOptions sampler;
 };
 

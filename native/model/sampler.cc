@@ -284,7 +284,7 @@ struct Sampler::Impl {
     schedule.upload(token_slot, tokens.data());
     schedule.upload(position_slot, positions.data());
     PagedAttend attend(parameters.config(), ops, std::move(sequences), pool);
-    const DecoderPass pass = decoder.forward(schedule, parameters, attend, token_slot, position_slot, false);
+    const DecoderPass pass = decoder.forward(schedule, parameters, attend, token_slot, position_slot, Keep::nothing);
 
     sampled.resize(last_rows.size());
     logprobs.resize(last_rows.size());

@@ -62,14 +62,16 @@ struct Trainer::Impl {
   Executor executor;
   Decoder decoder;
   AdamWOptimiser optimiser;
+  TrainerOptions options;
 
-  Impl(Device& device, Parameters& parameters)
+  Impl(Device& device, Parameters& parameters, TrainerOptions options)
       : device(device),
         parameters(parameters),
         stream(device.stream()),
         executor(device, *stream),
         decoder(parameters.config(), device.ops(), parameters.rope()),
-        optimiser(device, segments_of(parameters), parameters.elements()) {}
+        optimiser(device, segments_of(parameters), parameters.elements()),
+        options(options) {}
 
   // Name of the first tensor of a flat buffer that holds something not finite; empty if there is none.
   std::string first_non_finite(Tensor flat) {
@@ -138,7 +140,8 @@ struct Trainer::Impl {
     LossLanes lanes;
     Schedule schedule;
     const Inputs in = upload(schedule, batch, positions);
-    const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, true);
+    const Keep keep = options.activation_checkpointing ? Keep::checkpoints : Keep::everything;
+    const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, keep);
     const PolicyHead head = this->head(schedule);
     const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, rows, lanes);
     parameters.release_edge(schedule);
@@ -151,7 +154,8 @@ struct Trainer::Impl {
   }
 };
 
-Trainer::Trainer(Device& device, Parameters& parameters) : impl_(std::make_unique<Impl>(device, parameters)) {}
+Trainer::Trainer(Device& device, Parameters& parameters, TrainerOptions options)
+    : impl_(std::make_unique<Impl>(device, parameters, options)) {}
 Trainer::~Trainer() = default;
 
 LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted) {
@@ -202,7 +206,8 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
   LossLanes lanes;
   Schedule schedule;
   const Impl::Inputs in = Impl::upload(schedule, batch, positions);
-  const DecoderPass pass = impl_->decoder.forward(schedule, impl_->parameters, attend, in.tokens, in.positions, false);
+  const DecoderPass pass =
+      impl_->decoder.forward(schedule, impl_->parameters, attend, in.tokens, in.positions, Keep::nothing);
   const PolicyHead head = impl_->head(schedule);
   policy_score(schedule, head, temperature, kScoreChunkRows, pass.hidden, rows, lanes);
   impl_->parameters.release_edge(schedule);

@@ -196,7 +196,7 @@ TEST(decoder_schedule_prices_six_flops_per_weight_and_token) {
   LossLanes lanes;
   Schedule schedule;
   const Slot tokens = schedule.slot(DType::i32, {m}), positions = schedule.slot(DType::i32, {m});
-  const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, positions, true);
+  const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, positions, Keep::everything);
   const PolicyHead head{rig.device.ops(), rig.parameters.acquire_edge(schedule).head,
                         rig.parameters.edge(schedule).head};
   const Slot dhidden = policy_loss(schedule, head, PolicyLoss{}, pass.hidden, rows, lanes);
@@ -228,13 +228,13 @@ TEST(decoder_forward_without_keeping_needs_little_room) {
   Rig rig(deep);
   const Decoder decoder(deep, rig.device.ops(), rig.parameters.rope());
   PackedAttend attend(deep, rig.device.ops(), {64});
-  const auto room = [&](bool keep) {
+  const auto room = [&](Keep keep) {
     Schedule schedule;
     const Slot tokens = schedule.slot(DType::i32, {64}), positions = schedule.slot(DType::i32, {64});
     decoder.forward(schedule, rig.parameters, attend, tokens, positions, keep);
     return schedule.arena_bytes();
   };
-  CHECK(room(false) * 8 < room(true));
+  CHECK(room(Keep::nothing) * 8 < room(Keep::everything));
 }
 
 // The biases alone decide: small random weights move a score of A^2 = 25 a pair by little.
@@ -256,7 +256,7 @@ TEST(decoder_previous_token_bias_makes_heads_look_back) {
   const Slot tokens = schedule.slot(DType::i32, {n}), at = schedule.slot(DType::i32, {n});
   schedule.upload(tokens, batch.tokens.data());
   schedule.upload(at, positions.data());
-  const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, at, true);
+  const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, at, Keep::everything);
   const int width = (4 + 2 * 2) * 64;
   std::vector<float> qkv(static_cast<size_t>(n) * width);
   schedule.download(qkv.data(), pass.layers[0].qkv);

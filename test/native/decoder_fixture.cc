@@ -130,7 +130,7 @@ void check_logits(const std::string& name) {
   schedule.upload(tokens, batch.tokens.data());
   schedule.upload(at, positions.data());
   schedule.upload(index, every.data());
-  const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, at, false);
+  const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, at, Keep::nothing);
   schedule.download(got.data(), decoder.logits(schedule, rig.parameters, pass.hidden, index));
   Executor executor(rig.device, *rig.stream);
   executor.run(schedule);

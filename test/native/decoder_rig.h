@@ -67,8 +67,8 @@ struct Rig {
   Trainer trainer;
   std::atomic<bool> never{false};
 
-  explicit Rig(const DecoderConfig& config, Precision precision = Precision::float32)
-      : cpu(make_cpu_device(2, precision)), parameters(device, config), trainer(device, parameters) {}
+  explicit Rig(const DecoderConfig& config, Precision precision = Precision::float32, TrainerOptions options = {})
+      : cpu(make_cpu_device(2, precision)), parameters(device, config), trainer(device, parameters, options) {}
 
   std::vector<float> read(Tensor flat) {
     std::vector<float> values(static_cast<size_t>(flat.elements()));

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "core/convert.h"
 #include "core/failure.h"
 #include "harness.h"
-#include "io/convert.h"
 #include "ops_fixture.h"
 
 using fixture::Bench;

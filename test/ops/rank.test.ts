@@ -12,6 +12,7 @@ const options: NativeRankOptions = {
   device: "cpu",
   threads: 1,
   precision: "float32",
+  activationCheckpointing: false,
   maxBatchTokens: 64,
   maxPages: 0,
 };

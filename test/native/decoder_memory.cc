@@ -1,0 +1,127 @@
+// What a training step keeps: activation checkpointing gives the same bits in less memory, and memory is linear in the
+// length of a document. Arenas are sized from schedules, so their bytes are exact and nothing has to run.
+#include <string>
+
+#include "decoder_rig.h"
+#include "harness.h"
+#include "model/attend.h"
+#include "model/decoder.h"
+
+namespace tokenring {
+
+namespace {
+
+// The schedule of one training step on a document of `length` tokens that all carry loss, as the trainer builds it.
+struct Step {
+  Schedule schedule;
+  LossRows rows;
+  LossLanes lanes;
+  PackedAttend attend;
+
+  Step(Rig& rig, int32_t length, Keep keep) : attend(rig.parameters.config(), rig.device.ops(), {length}) {
+    const Decoder decoder(rig.parameters.config(), rig.device.ops(), rig.parameters.rope());
+    for (int32_t i = 0; i + 1 < length; ++i) {
+      rows.row.push_back(i);
+      rows.target.push_back(0);
+    }
+    rows.weight = rows.advantage = rows.old_logprob = std::vector<float>(rows.row.size(), 1.0f);
+    const Slot tokens = schedule.slot(DType::i32, {length}), positions = schedule.slot(DType::i32, {length});
+    const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, positions, keep);
+    const PolicyHead head{rig.device.ops(), rig.parameters.acquire_edge(schedule).head,
+                          rig.parameters.edge(schedule).head};
+    const Slot dhidden = policy_loss(schedule, head, PolicyLoss{}, pass.hidden, rows, lanes);
+    decoder.backward(schedule, rig.parameters, rig.parameters, attend, pass, dhidden);
+    schedule.release(tokens);
+    schedule.release(positions);
+  }
+
+  int64_t bytes() const { return static_cast<int64_t>(schedule.arena_bytes()); }
+  int count(const std::string& op) const {
+    int n = 0;
+    for (const Entry& entry : schedule.entries()) n += op == entry.op;
+    return n;
+  }
+};
+
+DecoderConfig demo_config() {
+  DecoderConfig c;
+  c.vocab_size = 512;
+  c.hidden_size = 128;
+  c.intermediate_size = 384;
+  c.num_hidden_layers = 4;
+  c.num_attention_heads = 4;
+  c.num_key_value_heads = 2;
+  c.head_dim = 64;
+  c.max_position_embeddings = 32768;
+  return c;
+}
+
+}  // namespace
+
+TEST(checkpointing_gives_the_same_bits) {
+  for (const Precision precision : {Precision::float32, Precision::bf16})
+    for (const DecoderConfig& config : {tiny_config(true), tiny_config(false), qwen3_config()}) {
+      Rig plain(config, precision), frugal(config, precision, {.activation_checkpointing = true});
+      plain.randomise(3);
+      frugal.randomise(3);
+      PolicyLoss loss;
+      loss.chunk_rows = 16;
+      for (int step = 0; step < 2; ++step) {
+        const PackedBatch batch = random_batch(plain.parameters.config(), {17, 1, 90, 8}, 5 + step);
+        const LossResult a = plain.trainer.accumulate(batch, loss, plain.never);
+        const LossResult b = frugal.trainer.accumulate(batch, loss, frugal.never);
+        CHECK(a.loss == b.loss && a.logprob == b.logprob && a.entropy == b.entropy);
+        const std::vector<float> gradient = plain.gradient();
+        CHECK(gradient == frugal.gradient());
+        CHECK(gradient != std::vector<float>(gradient.size(), 0.0f));
+        plain.trainer.optimise({});
+        frugal.trainer.optimise({});
+        CHECK(plain.read(plain.parameters.master()) == frugal.read(frugal.parameters.master()));
+      }
+    }
+}
+
+TEST(checkpointing_computes_products_again_but_never_attention) {
+  Rig rig(qwen3_config());
+  const int layers = rig.parameters.config().num_hidden_layers;
+  Step plain(rig, 100, Keep::everything), frugal(rig, 100, Keep::checkpoints);
+  CHECK(plain.count("attention_forward") == layers && frugal.count("attention_forward") == layers);
+  CHECK(frugal.count("attention_backward") == layers);
+  // qkv, o and gate_up of each layer; down is not needed again.
+  CHECK(frugal.count("linear_forward") == plain.count("linear_forward") + 3 * layers);
+  for (Step* step : {&plain, &frugal})  // all was given back
+    CHECK(step->schedule.slot(DType::u8, {step->bytes()}).offset == 0);
+}
+
+// A layer that is kept whole holds 2 residuals, 2 norms, q, k and v, what attention gave, gate, up and their product:
+// of the demo, 4 * 128 + 512 + 256 + 3 * 384 floats a token. Checkpoints are 128 + 256 of them.
+TEST(checkpointing_keeps_a_sixth_of_each_layer) {
+  DecoderConfig config = demo_config();
+  const auto grows_by = [&](Keep keep) {
+    const auto bytes = [&](int layers) {
+      config.num_hidden_layers = layers;
+      Rig rig(config);
+      return Step(rig, 4096, keep).bytes();
+    };
+    return bytes(12) - bytes(4);
+  };
+  const int64_t token = 8 * 4096 * static_cast<int64_t>(sizeof(float));
+  // Above that, the statistics: rstd twice and lse of 4 heads. Some of them fill gaps.
+  const auto check = [&](Keep keep, int64_t rows, int64_t statistics) {
+    const int64_t bytes = grows_by(keep);
+    CHECK(bytes >= token * rows && bytes <= token * (rows + statistics));
+  };
+  check(Keep::everything, 4 * 128 + 512 + 256 + 3 * 384, 6);
+  check(Keep::checkpoints, 128 + 256, 4);
+}
+
+TEST(training_memory_is_linear_in_the_length) {
+  Rig rig(demo_config());
+  for (const Keep keep : {Keep::everything, Keep::checkpoints}) {
+    const int64_t short_one = Step(rig, 4096, keep).bytes(), long_one = Step(rig, 32768, keep).bytes();
+    CHECK(long_one <= 8 * short_one);
+    CHECK(long_one > 7 * short_one);  // the logits of a chunk are all that does not grow
+  }
+}
+
+}  // namespace tokenring
