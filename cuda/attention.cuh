@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention.h"
+#include "core/failure.h"
 #include "wgmma.cuh"
 
 namespace tokenring::cuda {
@@ -21,6 +22,30 @@ struct Sight {
       : rows(k.rows), visible(is_causal ? q.position - k.position + 1 : k.rows), causal(is_causal) {}
   // Keys that query i sees: those below.
   __device__ __forceinline__ int limit(int i) const { return min(rows, causal ? visible + i : rows); }
+};
+
+// A tile of queries of one head, as number `item` of tiles x heads: sections of heads, within them tiles from the
+// heaviest to the lightest, then the heads of the section.
+struct QueryItem {
+  Span q;
+  int first, count, head;
+
+  __device__ __forceinline__ QueryItem(const QueryTile* tiles, int tile_count, int section, int item) {
+    const int of_section = tile_count * section, within = item % of_section;
+    const QueryTile* tile = tiles + within / section;
+    q = load_span(&tile->q);
+    first = load(&tile->first);
+    count = load(&tile->count);
+    head = item / of_section * section + within % section;
+  }
+};
+
+// Tiles of keys that a tile of queries meets in a span, from the last: those of index `whole` and above need a mask.
+template <int kKeys>
+struct KeyTiles {
+  int count, whole;
+  __device__ __forceinline__ KeyTiles(const Sight& sight, int queries)
+      : count((sight.limit(queries - 1) + kKeys - 1) / kKeys), whole(max(sight.limit(0), 0) / kKeys) {}
 };
 
 // The maximum and the sum over the four lanes that hold a row of accumulators.
@@ -53,6 +78,43 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
       w[j | bit] = upper ? w[j | bit] : other;
     }
   }
+}
+
+// Row r (0 or 1) of a thread's accumulators times `scale` as a row of bf16, if it is `inside`. All lanes of a warp
+// come here; each stores sixteen bytes at a time, for which the quad trades four blocks of eight columns.
+template <int kHeadDim>
+__device__ __forceinline__ void store_row(Bf16* to, bool inside, const float (&x)[kHeadDim / 2], int r, float scale) {
+  TOKENRING_UNROLL
+  for (int i = 0; i < kHeadDim / 8; i += 4) {
+    uint32_t w[4];
+    TOKENRING_UNROLL
+    for (int j = 0; j < 4; ++j) w[j] = pack_bf16(x[4 * (i + j) + 2 * r] * scale, x[4 * (i + j) + 2 * r + 1] * scale);
+    transpose_quad(w);
+    if (inside) store(reinterpret_cast<uint4*>(to + 8 * i) + threadIdx.x % 4, uint4{w[0], w[1], w[2], w[3]});
+  }
+}
+
+// Heads of a tensor that run beside each other, a divisor of their count: those that, twice (K and V, Q and dO), keep
+// within half of the L2 cache.
+inline int section_of(const HeadTensor& heads, int group = 1) {
+  constexpr int64_t kCacheBytes = 25 << 20;
+  const int64_t bytes = heads.rows * heads.head_dim * 4 * group, groups = heads.heads / group;
+  int section = 1;
+  for (int n = 2; n <= groups; ++n)
+    if (groups % n == 0 && n * bytes <= kCacheBytes) section = n;
+  return section;
+}
+
+// Failure INVALID_ARGUMENT for what no attention kernel takes. `tiles` are of queries or of keys.
+inline void check_shapes(const HeadTensor& q, const HeadTensor& k, const HeadTensor& v, float scale, int tiles) {
+  require(q.head_dim == 64 || q.head_dim == 128, "attention on Hopper takes a head dimension of 64 or 128, not ",
+          q.head_dim);
+  require(k.head_dim == q.head_dim && v.head_dim == q.head_dim && k.heads == v.heads && k.rows == v.rows &&
+              k.heads > 0 && q.heads % k.heads == 0,
+          "attention: ", q.heads, " query heads of ", q.head_dim, ", ", k.heads, " key heads of ", k.head_dim, " and ",
+          v.heads, " value heads of ", v.head_dim, " do not go together");
+  require(scale > 0 && int64_t{tiles} * q.heads < INT32_MAX, "attention: scale ", scale, ", ", tiles, " tiles of ",
+          q.heads, " heads; the first is positive, tiles times heads are fewer than 2^31");
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #include <array>
 
 #include "attention.cuh"
-#include "core/failure.h"
 
 namespace tokenring::cuda {
 namespace {
@@ -40,30 +39,6 @@ struct ForwardParameters {
   bool causal;
 };
 
-// One tile of queries of one head.
-struct ForwardItem {
-  Span q;
-  int first, count, head;
-
-  // Sections of heads, then tiles from the heaviest to the lightest, then the heads of the section.
-  __device__ __forceinline__ ForwardItem(const ForwardParameters& p, int item) {
-    const int of_section = p.tile_count * p.section, within = item % of_section;
-    const QueryTile* tile = p.tiles + within / p.section;
-    q = load_span(&tile->q);
-    first = load(&tile->first);
-    count = load(&tile->count);
-    head = item / of_section * p.section + within % p.section;
-  }
-};
-
-// Tiles of keys that a tile of queries meets in a span, from the last: those of index `whole` and above need a mask.
-template <class T>
-struct KeyTiles {
-  int count, whole;
-  __device__ __forceinline__ KeyTiles(const Sight& sight, int queries)
-      : count((sight.limit(queries - 1) + T::kKeys - 1) / T::kKeys), whole(max(sight.limit(0), 0) / T::kKeys) {}
-};
-
 template <class T>
 __device__ __forceinline__ void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
                                         const ForwardParameters& p, ForwardShared<T>& s) {
@@ -89,7 +64,7 @@ __device__ __forceinline__ void produce(const TensorMap& q_map, const TensorMap&
     if (item >= items) break;
     // Asked for now, needed when this item's copies are under way.
     const int next = static_cast<int>(gridDim.x) + atomicAdd(&p.counters[0], 1);
-    const ForwardItem work(p, item);
+    const QueryItem work(p.tiles, p.tile_count, p.section, item);
     const int kv_head = work.head / p.group;
     copy(s.q, q_map, s.q_full, s.q_empty, item_ring.parity(), once, sizeof(s.q), work.q.row, work.head);
     item_ring.advance();
@@ -98,7 +73,7 @@ __device__ __forceinline__ void produce(const TensorMap& q_map, const TensorMap&
     for (int i = 0; i < work.count; ++i) {
       const Span span = load_span(p.keys + work.first + i);
       const Sight sight(work.q, span, p.causal);
-      for (int n = KeyTiles<T>(sight, work.q.rows).count - 1; n >= 0; --n) {
+      for (int n = KeyTiles<T::kKeys>(sight, work.q.rows).count - 1; n >= 0; --n) {
         const int row = span.row + n * T::kKeys, stage = k_ring.stage();
         copy(s.k[stage], k_map, s.k_full[stage], s.k_empty[stage], k_ring.parity(), again, sizeof(s.k[stage]), row,
              kv_head);
@@ -151,7 +126,7 @@ __device__ __forceinline__ void online_softmax(float (&x)[kColumns / 2], const i
 
 // Two rows of accumulators, r = 0 and 1, to row `row + 8 r` of the result.
 template <int kHeadDim, bool kMerge>
-__device__ __forceinline__ void store_rows(const ForwardParameters& p, const ForwardItem& work, int row,
+__device__ __forceinline__ void store_rows(const ForwardParameters& p, const QueryItem& work, int row,
                                            const float (&o)[kHeadDim / 2], const float (&high)[2],
                                            const float (&sum)[2]) {
   const unsigned quad = threadIdx.x % 4;
@@ -189,16 +164,7 @@ __device__ __forceinline__ void store_rows(const ForwardParameters& p, const For
         store(to + 4 * i, x);
       }
     } else {
-      // Sixteen bytes a lane: the quad trades four blocks of eight columns.
-      TOKENRING_UNROLL
-      for (int i = 0; i < kHeadDim / 8; i += 4) {
-        uint32_t w[4];
-        TOKENRING_UNROLL
-        for (int j = 0; j < 4; ++j) w[j] = pack_bf16(o[4 * (i + j) + 2 * r] * mine, o[4 * (i + j) + 2 * r + 1] * mine);
-        transpose_quad(w);
-        if (inside)
-          store(reinterpret_cast<uint4*>(p.out + at * kHeadDim + 8 * i) + quad, uint4{w[0], w[1], w[2], w[3]});
-      }
+      store_row<kHeadDim>(p.out + at * kHeadDim, inside, o, r, mine);
     }
   }
 }
@@ -220,7 +186,7 @@ __device__ __forceinline__ void consume(const ForwardParameters& p, ForwardShare
     const int item = __shfl_sync(0xffffffffu, lane == 0 ? load(&s.item) : 0, 0);
     if (lane == 0) barrier_arrive(&s.item_empty);
     if (item >= p.tile_count * p.heads) break;
-    const ForwardItem work(p, item);
+    const QueryItem work(p.tiles, p.tile_count, p.section, item);
 
     float o[T::kHeadDim / 2], x[T::kKeys / 2], high[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f}, alpha[2];
     uint32_t probabilities[T::kKeys / 4];
@@ -281,7 +247,7 @@ __device__ __forceinline__ void consume(const ForwardParameters& p, ForwardShare
     item_ring.advance();
     for (int i = 0; i < work.count; ++i) {
       const Sight sight(work.q, load_span(p.keys + work.first + i), p.causal);
-      const KeyTiles<T> tiles(sight, work.q.rows);
+      const KeyTiles<T::kKeys> tiles(sight, work.q.rows);
       int n = tiles.count - 1;
       if (i == 0) {
         barrier_wait(&s.k_full[k_ring.stage()], k_ring.parity());
@@ -308,7 +274,7 @@ __device__ __forceinline__ void consume(const ForwardParameters& p, ForwardShare
       free_values();
     }
     // Read again: through the loop its registers are worth more than the loads.
-    store_rows<T::kHeadDim, kMerge>(p, ForwardItem(p, item), row, o, high, sum);
+    store_rows<T::kHeadDim, kMerge>(p, QueryItem(p.tiles, p.tile_count, p.section, item), row, o, high, sum);
   }
   // The turn that is left over.
   if (consumer == 0) named_sync(my_turn, 2 * kWarpgroup);
@@ -352,16 +318,6 @@ using Causal128 = ForwardTiling<128, 2, 128, 2>;
 using Full128 = ForwardTiling<128, 2, 176, 2>;
 using All64 = ForwardTiling<64, 3, 128, 2>;
 
-// Heads that run beside each other: those of as many key heads as keep K and V in half of the L2 cache.
-int section_of(const AttentionForward& work) {
-  constexpr int64_t kCacheBytes = 25 << 20;
-  const int64_t bytes = work.k.rows * work.k.head_dim * 4;
-  int kv_heads = 1;
-  for (int n = 2; n <= work.k.heads; ++n)
-    if (work.k.heads % n == 0 && n * bytes <= kCacheBytes) kv_heads = n;
-  return kv_heads * (work.q.heads / work.k.heads);
-}
-
 template <class T, bool kMerge>
 void launch_forward(CudaStream stream, EncodeTiled encode, const AttentionForward& work, const ForwardParameters& p) {
   constexpr int kBytes = sizeof(ForwardShared<T>);
@@ -387,21 +343,14 @@ int attention_forward_rows(int head_dim) {
 }
 
 void attention_forward(CudaStream stream, EncodeTiled encode, const AttentionForward& work) {
-  const int head_dim = work.q.head_dim;
-  require(head_dim == 64 || head_dim == 128, "attention on Hopper takes a head dimension of 64 or 128, not ", head_dim);
-  require(work.k.head_dim == head_dim && work.v.head_dim == head_dim && work.k.heads == work.v.heads &&
-              work.k.rows == work.v.rows && work.k.heads > 0 && work.q.heads % work.k.heads == 0,
-          "attention: ", work.q.heads, " query heads of ", head_dim, ", ", work.k.heads, " key heads of ",
-          work.k.head_dim, " and ", work.v.heads, " value heads of ", work.v.head_dim, " do not go together");
-  require(work.scale > 0 && work.multiprocessors > 0 && int64_t{work.tile_count} * work.q.heads < INT32_MAX,
-          "attention: scale ", work.scale, ", multiprocessors ", work.multiprocessors, ", ", work.tile_count,
-          " tiles; the first two are positive, tiles times heads fewer than 2^31");
+  check_shapes(work.q, work.k, work.v, work.scale, work.tile_count);
+  require(work.multiprocessors > 0, "attention: ", work.multiprocessors, " multiprocessors");
   if (work.tile_count == 0) return;
-  const ForwardParameters p{work.tiles,       work.keys,           work.out,
-                            work.lse,         work.running,        work.counters,
-                            work.tile_count,  work.q.heads,        work.q.heads / work.k.heads,
-                            section_of(work), work.scale * kLog2E, work.causal};
-  if (head_dim == 64)
+  const int group = work.q.heads / work.k.heads;
+  const ForwardParameters p{work.tiles,          work.keys,       work.out,     work.lse, work.running,
+                            work.counters,       work.tile_count, work.q.heads, group,    section_of(work.k) * group,
+                            work.scale * kLog2E, work.causal};
+  if (work.q.head_dim == 64)
     launch_forward<All64>(stream, encode, work, p);
   else if (work.causal)
     launch_forward<Causal128>(stream, encode, work, p);

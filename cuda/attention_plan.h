@@ -68,7 +68,35 @@ inline std::map<Key, std::vector<Span>> group_by_queries(const std::vector<Atten
   return keys;
 }
 
+template <class Tile>
+std::vector<Tile> heaviest_first(const std::vector<Tile>& tiles, const std::vector<int64_t>& costs) {
+  std::vector<size_t> order(tiles.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return costs[a] > costs[b]; });
+  std::vector<Tile> sorted;
+  for (size_t i : order) sorted.push_back(tiles[i]);
+  return sorted;
+}
+
 }  // namespace detail
+
+// Queries of a BackwardPlan from number `number` on, that follow each other.
+struct QueryRange {
+  Span q;
+  int32_t number;
+};
+
+// At most as many keys as a block of the backward kernel takes, with the queries that see them.
+struct KeyTile {
+  Span k;
+  int32_t first, count;  // of BackwardPlan::ranges
+};
+
+struct BackwardPlan {
+  std::vector<Span> queries;   // at most as many as a pass takes, each, by number
+  std::vector<KeyTile> tiles;  // the heaviest first
+  std::vector<QueryRange> ranges;
+};
 
 // Queries that several tiles of the list name see the keys of all of them; tiles of queries cover each row at most
 // once. Queries that see nothing are in the plan, without keys. `causal`: a query sees keys up to its own position;
@@ -94,12 +122,51 @@ inline ForwardPlan plan_forward(const std::vector<AttentionTile>& tiles, int til
       costs.push_back(cost);
     }
   }
-  std::vector<size_t> order(plan.tiles.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return costs[a] > costs[b]; });
-  std::vector<QueryTile> sorted;
-  for (size_t i : order) sorted.push_back(plan.tiles[i]);
-  plan.tiles = std::move(sorted);
+  plan.tiles = detail::heaviest_first(plan.tiles, costs);
+  return plan;
+}
+
+// The same work from the side of the keys. Of spans of keys too, tiles cover each row at most once, so that one block
+// alone adds to its gradients.
+inline BackwardPlan plan_backward(const std::vector<AttentionTile>& tiles, int tile_queries, int tile_keys, bool causal,
+                                  int64_t query_rows, int64_t key_rows) {
+  BackwardPlan plan;
+  std::map<detail::Key, std::vector<QueryRange>> keys;
+  for (const auto& [key, spans] : detail::group_by_queries(tiles, query_rows, key_rows)) {
+    const auto [row, rows, position] = key;
+    for (const Span& k : spans)
+      keys[detail::key_of(k)].push_back({{row, rows, position}, static_cast<int32_t>(plan.queries.size())});
+    for (int32_t at = 0; at < rows; at += tile_queries)
+      plan.queries.push_back({row + at, std::min(rows - at, tile_queries), position + at});
+  }
+  std::vector<int64_t> costs;
+  int64_t end = 0;
+  for (const auto& [key, ranges] : keys) {
+    const auto [row, rows, position] = key;
+    require(row >= end, "attention: spans of keys overlap at row ", row, "; give each row in one span");
+    end = int64_t{row} + rows;
+    for (int32_t at = 0; at < rows; at += tile_keys) {
+      KeyTile tile{{row + at, std::min(rows - at, tile_keys), position + at}, 0, 0};
+      tile.first = static_cast<int32_t>(plan.ranges.size());
+      int64_t cost = 0;
+      for (const QueryRange& range : ranges) {
+        // Whole passes of queries that see no key of the tile are left out.
+        const int64_t blind = causal ? int64_t{tile.k.position} - range.q.position : 0;
+        const int64_t skip = std::clamp<int64_t>(blind, 0, range.q.rows) / tile_queries;
+        const int32_t from = static_cast<int32_t>(skip) * tile_queries;
+        if (blind >= range.q.rows) continue;
+        plan.ranges.push_back({{range.q.row + from, range.q.rows - from, range.q.position + from},
+                               range.number + static_cast<int32_t>(skip)});
+        ++tile.count;
+        cost += range.q.rows - from;
+      }
+      // Keys that nobody sees get no gradient.
+      if (tile.count == 0) continue;
+      plan.tiles.push_back(tile);
+      costs.push_back(cost);
+    }
+  }
+  plan.tiles = detail::heaviest_first(plan.tiles, costs);
   return plan;
 }
 
