@@ -136,13 +136,15 @@ __device__ __forceinline__ void store_rows(const ForwardParameters& p, const Que
     // A NaN stays one.
     float mine = total == 0.0f ? 0.0f : __fdividef(1.0f, total);
     float lse2 = total == 0.0f ? -INFINITY : high[r] * p.scale_log2 + log2_approx(total);
-    const bool inside = row + 8 * r < work.q.rows;
+    bool inside = row + 8 * r < work.q.rows;
     const int64_t at = (int64_t{work.q.row} + row + 8 * r) * p.heads + work.head;
     float before = 0.0f;
     if (kMerge) {
       // One lane reads what it will write; the shuffle is what the others wait for.
       float old = inside && quad == 0 ? load(p.lse + at) * kLog2E : 0.0f;
       old = __shfl_sync(0xffffffffu, old, static_cast<int>(threadIdx.x % kWarp - quad));
+      // A row that saw nothing here keeps the bits that it has.
+      inside = inside && (total != 0.0f || old == -INFINITY);
       const float top = fmaxf(old, lse2);
       const float a = top == -INFINITY ? 0.0f : exp2_approx(old - top);
       const float b = top == -INFINITY ? 0.0f : exp2_approx(lse2 - top);

@@ -137,7 +137,13 @@ TEST(cuda_attention_forward_merges_running_results) {
     Output running{{}, std::vector<float>(c.statistics(), -INFINITY), std::vector<float>(c.outputs(), NAN)};
     for (const Span& k : keys) {
       c.tiles = {{q, k}};
-      running = forward(c, qkv, &running);
+      const Output before = running;
+      running = forward(c, qkv, &before);
+      // Queries that saw something before and see nothing of these keys keep every bit.
+      for (int64_t i = 0; k.position > q.position && i < k.position - q.position; ++i)
+        if (before.lse[static_cast<size_t>(i * c.heads)] != -INFINITY)
+          for (size_t at = c.out_at(i, 0, 0); at < c.out_at(i + 1, 0, 0); ++at)
+            CHECK(before.running[at] == running.running[at]);
     }
     c.tiles.clear();
     for (const Span& k : keys) c.tiles.push_back({q, k});
