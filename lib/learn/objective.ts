@@ -67,3 +67,27 @@ export function policyLoss(options: ObjectiveOptions): PolicyLoss {
   const { objective, clipLow, clipHigh, dualClip, klCoef, entropyCoef, temperature } = options;
   return { objective, clipLow, clipHigh, dualClip, klCoef, entropyCoef, temperature };
 }
+
+/** What TRL's GRPOConfig and verl's actor and algorithm call these options, and the option here (docs/losses.md). */
+export const PEER_NAMES: Readonly<Record<string, string>> = {
+  loss_type: "objective",
+  loss_mode: "objective",
+  importance_sampling_level: "objective",
+  epsilon_low: "clipLow",
+  clip_ratio: "clipLow",
+  clip_ratio_low: "clipLow",
+  epsilon_high: "clipHigh",
+  clip_ratio_high: "clipHigh",
+  delta: "dualClip",
+  clip_ratio_c: "dualClip",
+  beta: "klCoef",
+  kl_loss_coef: "klCoef",
+  entropy_coef: "entropyCoef",
+  entropy_coeff: "entropyCoef",
+  loss_agg_mode: "aggregation",
+  scale_rewards: "advantage",
+  norm_adv_by_std_in_grpo: "advantage",
+  bypass_mode: "oldLogprobs",
+  vllm_importance_sampling_clip_max: "tisCap",
+  rollout_is_threshold: "tisCap",
+};

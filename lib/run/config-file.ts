@@ -12,6 +12,7 @@ import {
 } from "yaml";
 import type { z } from "zod";
 import { TokenringError } from "../errors.ts";
+import { PEER_NAMES } from "../learn/objective.ts";
 import { type JobConfig, jobSchema } from "./config.ts";
 
 /** Levenshtein distance; for "did you mean". */
@@ -158,7 +159,8 @@ export function parseConfig(text: string, file: string): JobConfig {
     if (issue.code === "unrecognized_keys") {
       const known = keysAt(jobSchema, issue.path);
       return issue.keys.map((key) => {
-        const meant = nearest(key, known);
+        const peer = PEER_NAMES[key];
+        const meant = peer !== undefined && known.includes(peer) ? peer : nearest(key, known);
         const cure = meant ? `did you mean "${meant}"?` : `remove it; known here: ${known.join(", ")}`;
         return {
           line: lineOf(root, lines, issue.path, key),

@@ -12,7 +12,11 @@ const adamw = {
   learningRate: rate,
   beta1: z.number().min(0).lt(1).default(0.9),
   beta2: z.number().min(0).lt(1).default(0.999),
-  epsilon: z.number().positive().default(1e-8),
+  epsilon: z
+    .number()
+    .positive()
+    .max(0.01, "this is AdamW's epsilon, at most 0.01; the clip range is clipLow and clipHigh")
+    .default(1e-8),
   weightDecay: z.number().min(0).default(0.1),
   clipNorm: z.number().min(0).default(1),
 };

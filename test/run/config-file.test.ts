@@ -56,6 +56,11 @@ describe("a job's YAML", () => {
     ["dualClip: 3", "dualClip", "accepted"],
     ["dualClip: 0.9", "dualClip", /^HERE stages\.0\.dualClip: 0\.9 must be 0 \(off\) or above 1$/],
     ["objective: cispo\n    dualClip: 3", "dualClip", /^HERE stages\.0\.dualClip: bounds ppo_clip only/],
+    // By the names of TRL and verl.
+    ["beta: 0.04", "beta", /^HERE stages\.0\.beta: unknown key; did you mean "klCoef"\?$/],
+    ["clip_ratio_c: 3", "clip_ratio_c", /unknown key; did you mean "dualClip"\?$/],
+    ["loss_agg_mode: token-mean", "loss_agg_mode", /unknown key; did you mean "aggregation"\?$/],
+    ["epsilon: 0.2", "epsilon", /^HERE stages\.0\.epsilon: this is AdamW's .* clipLow and clipHigh$/],
     ["klCoef: 0.001\n    reference: rft", "reference", "accepted"],
     ["reference: rft", "reference", /^HERE stages\.0\.reference: changes nothing while klCoef is 0/],
     [
