@@ -1,4 +1,5 @@
-// Results in the form that github-action-benchmark takes, which draws them over commits and warns of regressions.
+// Results in other forms: as github-action-benchmark takes them, which draws them over commits and warns of
+// regressions; and as a table for a page.
 import { biggerIsBetter, type Result, type Results } from "./result.ts";
 
 /** One of the action's `tool` inputs; a file of it holds results of one direction only. */
@@ -31,4 +32,21 @@ export function exportForAction({ machine, results }: Results, tool: ActionTool)
 function peerLine({ peer, unit, ratio }: Result): string {
   if (!peer) return "no peer";
   return `${peer.name}: ${peer.value} ${unit}${ratio === null ? "" : `, ratio ${ratio}`}`;
+}
+
+/** Three significant digits, as tables and the terminal show values. */
+export function digits(value: number): string {
+  return value.toLocaleString("en", { maximumSignificantDigits: 3 });
+}
+
+/** The results as a table in Markdown: median ± median absolute deviation. */
+export function markdownTable({ results }: Results): string {
+  const cell = (side: { value: number; mad?: number | undefined }): string =>
+    side.mad === undefined ? digits(side.value) : `${digits(side.value)} ± ${digits(side.mad)}`;
+  const rows = results.map((result) => {
+    const { name, unit, peer, ratio } = result;
+    const theirs = peer ? cell(peer) : "–";
+    return `| ${name} | ${unit} | ${cell(result)} | ${theirs} | ${ratio === null ? "–" : ratio.toFixed(2)} |`;
+  });
+  return ["| what | unit | tokenring | peer | ratio |", "|---|---|---|---|---|", ...rows, ""].join("\n");
 }

@@ -6,7 +6,7 @@ export {
   type RunComparison,
   type Verdict,
 } from "./compare.ts";
-export { ACTION_TOOLS, type ActionEntry, type ActionTool, exportForAction } from "./export.ts";
+export { ACTION_TOOLS, type ActionEntry, type ActionTool, exportForAction, markdownTable } from "./export.ts";
 export { type Case, type Comparison, type MeasureOptions, measure, type Peer } from "./measure.ts";
 export {
   biggerIsBetter,

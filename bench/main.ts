@@ -3,7 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { isTokenringError } from "tokenring";
 import { compareResults, type RunComparison } from "./compare.ts";
-import { ACTION_TOOLS, type ActionTool, exportForAction } from "./export.ts";
+import { ACTION_TOOLS, type ActionTool, digits, exportForAction, markdownTable } from "./export.ts";
 import { MOST_THREADS } from "./machine.ts";
 import { biggerIsBetter, type Result, readResults } from "./result.ts";
 import { runSuites, SUITES } from "./suites.ts";
@@ -25,7 +25,6 @@ function path(text: string): string {
   throw new InvalidArgumentError("Give a path.");
 }
 
-const digits = (value: number): string => value.toLocaleString("en", { maximumSignificantDigits: 3 });
 const spread = (side: { value: number; mad?: number | undefined }): string =>
   `${digits(side.value)} ± ${digits(side.mad ?? 0)}`;
 
@@ -52,7 +51,7 @@ const COMPARE_EXIT = { same: 0, faster: 0, slower: 1, "not comparable": 2 } as c
 function createProgram(): Command {
   const program = new Command("bench")
     .description("Times each suite beside what one would use instead, in alternation, and prints ratios.")
-    .usage("[options]   |   compare A B   |   export A")
+    .usage("[options]   |   compare A B   |   export A   |   table A")
     .addOption(
       new Option("--suite <name>", "run this suite; may be given several times")
         .argParser(collect)
@@ -111,6 +110,13 @@ function createProgram(): Command {
     )
     .action(async (a, { tool }: { tool: ActionTool }) => {
       process.stdout.write(`${JSON.stringify(exportForAction(await readResults(a), tool), null, 2)}\n`);
+    });
+  program
+    .command("table")
+    .description("Prints a file of --json as a table in Markdown.")
+    .argument("<a>", "the run", path)
+    .action(async (a) => {
+      process.stdout.write(markdownTable(await readResults(a)));
     });
   return program;
 }

@@ -8,10 +8,15 @@ measured.
     {"task": "gradients", "model": {...}, "documents": [[...], ...]}   the same without clip and optimiser
     {"task": "sample", "model": {...}, "prompts": [[...], ...], "tokens": n}   n tokens after each prompt, padded left
 
+    {"task": "loss", "tokens": n, "hidden": h, "vocabulary": v, "measure": "time" | "memory"}
+        DAPO's loss from hidden states and the head's weight through full logits, and both gradients; "memory" answers
+        with the MiB that the process's resident set grew by at its peak, from where it holds the inputs
+
 Every request has "threads"; "compile": true puts the model through torch.compile. Everything is float32 on the CPU.
 """
 
 import json
+import re
 import sys
 
 
@@ -74,6 +79,38 @@ def sample(torch, transformers, request):
     return generate
 
 
+def resident(field):
+    """Of this process, in MiB: VmRSS is now, VmHWM the most since the last reset."""
+    with open("/proc/self/status") as status:
+        return int(re.search(field + r":\s*(\d+) kB", status.read())[1]) / 1024
+
+
+def loss(torch, transformers, request):
+    tokens, hidden, vocabulary = request["tokens"], request["hidden"], request["vocabulary"]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, hidden, generator=generator).requires_grad_()
+    weight = (0.02 * torch.randn(vocabulary, hidden, generator=generator)).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    advantage = torch.randn(tokens, generator=generator)
+    old = -torch.log(torch.tensor(float(vocabulary))).expand(tokens).clone()
+    before = resident("VmRSS")
+
+    def step():
+        x.grad = weight.grad = None
+        logprob = -torch.nn.functional.cross_entropy(x @ weight.T, targets, reduction="none")
+        ratio = torch.exp(logprob - old)
+        clipped = torch.clamp(ratio, 1 - 0.2, 1 + 0.28)
+        (-torch.min(ratio * advantage, clipped * advantage).mean()).backward()
+
+    def peak():
+        with open("/proc/self/clear_refs", "w") as reset:
+            reset.write("5")
+        step()
+        return resident("VmHWM") - before
+
+    return peak if request["measure"] == "memory" else step
+
+
 def main():
     request = json.loads(sys.stdin.readline())
     try:
@@ -83,7 +120,7 @@ def main():
         print(json.dumps({"missing": str(error)}), flush=True)
         return
     torch.set_num_threads(request["threads"])
-    work = {"train": train, "gradients": gradients, "sample": sample}[request["task"]](torch, transformers, request)
+    work = {"train": train, "gradients": gradients, "sample": sample, "loss": loss}[request["task"]](torch, transformers, request)
     name = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(json.dumps({"name": name}), flush=True)
     for _ in sys.stdin:

@@ -9,6 +9,7 @@ import {
   biggerIsBetter,
   compareResults,
   exportForAction,
+  markdownTable,
   parseResults,
   type Result,
   type Results,
@@ -176,6 +177,24 @@ describe("the export for github-action-benchmark", () => {
   });
 });
 
+test("the table has a row for each result, and dashes where there is no peer", () => {
+  const rows = markdownTable(
+    run(
+      {
+        ...result("rate", "tokens/s", 23_572.4, 390.59),
+        peer: { name: "torch", value: 5359, mad: 71 },
+        ratio: 4.398,
+      },
+      result("memory", "MiB", 7, 1),
+    ),
+  ).split("\n");
+  expect(rows.slice(2)).toEqual([
+    "| rate | tokens/s | 23,600 ± 391 | 5,360 ± 71 | 4.40 |",
+    "| memory | MiB | 7 ± 1 | – | – |",
+    "",
+  ]);
+});
+
 describe("the command", () => {
   const bench = (...args: string[]) =>
     spawnSync(process.execPath, ["dist/bench/main.js", ...args], { encoding: "utf8", timeout: 50_000 });
@@ -205,6 +224,13 @@ describe("the command", () => {
     expect({ status, entries: JSON.parse(stdout) }).toMatchObject({ status: 0, entries: [{ name: "a" }] });
     expect(JSON.parse(bench("export", "--tool", "customSmallerIsBetter", a).stdout)).toEqual([]);
     expect(bench("export", "--tool", "custom", a)).toMatchObject({ status: 1 });
+  });
+
+  test("table prints the table", () => {
+    expect(bench("table", a)).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^\| a \| tokens\/s \|/m),
+    });
   });
 
   test("--help names every suite", () => {
