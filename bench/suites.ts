@@ -4,6 +4,7 @@ import { describeMachine, MOST_THREADS } from "./machine.ts";
 import { type Case, type MeasureOptions, measure } from "./measure.ts";
 import type { Result, Results } from "./result.ts";
 import { layer } from "./suites/layer.ts";
+import { loss } from "./suites/loss.ts";
 import { napi } from "./suites/napi.ts";
 import { sample } from "./suites/sample.ts";
 import { sandbox } from "./suites/sandbox.ts";
@@ -18,7 +19,7 @@ export interface Suite {
 }
 
 /** In the order in which they run. */
-export const SUITES: readonly Suite[] = [train, layer, sample, napi, sandbox];
+export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox];
 
 export interface RunOptions extends MeasureOptions {
   /** Of every side that computes a model (default: all cores). */

@@ -10,9 +10,10 @@ measured.
 
     {"task": "loss", "tokens": n, "hidden": h, "vocabulary": v, "measure": "time" | "memory"}
         DAPO's loss from hidden states and the head's weight through full logits, and both gradients; "memory" answers
-        with the MiB that the process's resident set grew by at its peak, from where it holds the inputs
+        with the MiB that the resident set is above inputs and gradients at its peak
 
-Every request has "threads"; "compile": true puts the model through torch.compile. Everything is float32 on the CPU.
+Every request has "threads"; "compile": true puts the model through torch.compile. Everything is float32 on the CPU,
+under bf16 autocast where a request of "train" or "gradients" says "autocast": true.
 """
 
 import json
@@ -44,7 +45,9 @@ def backward_of(torch, model, request):
     labels, _ = padded(torch, documents, -100)
 
     def backward():
-        model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=request.get("autocast", False)):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss.backward()
 
     return backward
 
@@ -93,10 +96,11 @@ def loss(torch, transformers, request):
     targets = torch.randint(vocabulary, (tokens,), generator=generator)
     advantage = torch.randn(tokens, generator=generator)
     old = -torch.log(torch.tensor(float(vocabulary))).expand(tokens).clone()
+    for leaf in (x, weight):
+        leaf.grad = torch.full_like(leaf, 0.0)  # zeros_like would leave its pages untouched
     before = resident("VmRSS")
 
     def step():
-        x.grad = weight.grad = None
         logprob = -torch.nn.functional.cross_entropy(x @ weight.T, targets, reduction="none")
         ratio = torch.exp(logprob - old)
         clipped = torch.clamp(ratio, 1 - 0.2, 1 + 0.28)
