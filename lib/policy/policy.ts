@@ -60,8 +60,14 @@ export interface LoadOptions extends RankOptions {
 /** Bytes of tensors that one file of a saved model holds: what transformers 4 writes. */
 const SHARD_BYTES = 5e9;
 
-/** Rows of logits alive at once in the loss head. */
-const CHUNK_ROWS = 1024;
+/**
+ * Rows of logits alive at once in the loss head: 64 MiB of them, as far as that leaves enough rows to pay for reading
+ * the head's weight once more. Bits do not depend on it.
+ */
+function chunkRows(vocabulary: number): number {
+  const rows = Math.floor((64 * 2 ** 20) / (4 * vocabulary));
+  return Math.max(256, Math.min(rows, 1024));
+}
 
 export class Policy implements PolicyShape {
   readonly config: DecoderConfig;
@@ -153,7 +159,7 @@ export class Policy implements PolicyShape {
       klCoef: loss.klCoef ?? 0,
       entropyCoef: loss.entropyCoef ?? 0,
       temperature: loss.temperature ?? 1,
-      chunkRows: CHUNK_ROWS,
+      chunkRows: chunkRows(this.config.vocab_size),
     };
     return withSignal(() => this.rank.accumulate(nativeBatch(batch), how), options.signal);
   }
