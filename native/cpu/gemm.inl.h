@@ -22,9 +22,11 @@ constexpr int kRows = 4, kVectors = 1, kFewRows = 0, kManyVectors = 1;
 // Depth of one block: a panel of B (32 KB) stays in cache while the rows pass by.
 constexpr int64_t kDepth = cpu::kPackDepth;
 
+// One line a step is fetched ahead, at `next`, `step` floats apart: the panel of B that comes after this one lies in no
+// near cache, and is fetched while all rows pass by this one.
 template <int MR, int NV, bool T>
 void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t b_panel, float* c,
-           int64_t ldc, bool accumulate, const float* bias) {
+           int64_t ldc, bool accumulate, const float* bias, const float* next, int64_t step) {
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
@@ -33,6 +35,8 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
   const float* b_next = b + b_panel;  // the second panel, if NV reaches into it
   for (int64_t d = 0; d < depth; ++d) {
     V bv[NV];
+    __builtin_prefetch(next, 0, 2);
+    next += step;
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) bv[v] = load(v < 2 ? b + v * kLanes : b_next + (v - 2) * kLanes);
 #pragma GCC unroll 16
@@ -60,7 +64,7 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
 }
 
 using Micro = void (*)(int64_t, const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool,
-                       const float*);
+                       const float*, const float*, int64_t);
 
 // micro<rows, NV, T> by rows, 1 to `most`.
 template <int NV, bool T, int most>
@@ -95,10 +99,13 @@ TOKENRING_INLINE void row_blocks(int64_t rows, const Body& body) {
 // All rows against NV vectors of columns.
 template <int NV, bool T>
 void rows_loop(int64_t rows, int64_t depth, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t b_panel,
-               float* c, int64_t ldc, bool accumulate, const float* bias) {
-  row_blocks<NV <= kVectors ? kRows : kFewRows>(rows, [&](int64_t r, int64_t take) {
+               float* c, int64_t ldc, bool accumulate, const float* bias, const float* next) {
+  constexpr int kMost = NV <= kVectors ? kRows : kFewRows;
+  const int64_t passes = (rows + kMost - 1) / kMost, step = next ? (ldb + passes - 1) / passes : 0;
+  row_blocks<kMost>(rows, [&](int64_t r, int64_t take) {
     micros<NV, T>.by_rows[take](depth, T ? a + r : a + r * lda, lda, b, ldb, b_panel, c + r * ldc, ldc, accumulate,
-                                bias);
+                                bias, next ? next : b, step);
+    if (next) next += depth * step;
   });
 }
 
@@ -117,7 +124,7 @@ void edge_columns(int n, int64_t rows, int64_t depth, const float* a, int64_t ld
     if (accumulate)
       for (int64_t i = 0; i < take; ++i) store(c_edge + i * kLanes, load_n(to + i * ldc, n));
     micros<1, T>.by_rows[take](depth, T ? a + r : a + r * lda, lda, b_edge, kLanes, kPanel, c_edge, kLanes, accumulate,
-                               bias ? bias_edge : nullptr);
+                               bias ? bias_edge : nullptr, b_edge, 0);
     for (int64_t i = 0; i < take; ++i) store_n(to + i * ldc, load(c_edge + i * kLanes), n);
   }
 }
@@ -160,8 +167,11 @@ int64_t gemm_packed(const Gemm& g) {
       const float* b = b_pack + (j / kPanel) * kDepth * kPanel + j % kPanel;
       const float* a = a_pack;
       row_blocks<kRows>(g.rows, [&](int64_t r, int64_t take) {
+        // C comes from afar: the rows of the next group, while this one is computed.
+        for (int64_t i = r + take; i < r + 2 * take && i < g.rows; ++i)
+          for (int v = 0; v < kVectors; ++v) __builtin_prefetch(g.c + i * g.ldc + j + v * kLanes, 1);
         micros<kVectors, true>.by_rows[take](depth, a, take, b, kPanel, 0, g.c + r * g.ldc + j, g.ldc,
-                                             g.accumulate || d0 > 0, nullptr);
+                                             g.accumulate || d0 > 0, nullptr, b, 0);
         a += depth * take + kGap;
       });
     }
@@ -186,13 +196,14 @@ void gemm_loops(const Gemm& g) {
       if (g.rows <= kFewRows && left >= kManyVectors * kLanes && j % kPanel == 0) {
         width = kManyVectors * kLanes;
         if constexpr (kFewRows > 0)
-          rows_loop<kManyVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias);
+          rows_loop<kManyVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias, nullptr);
       } else if (left >= kVectors * kLanes && j % kPanel + kVectors * kLanes <= kPanel) {
         width = kVectors * kLanes;
-        rows_loop<kVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias);
+        rows_loop<kVectors, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias,
+                               left >= 2 * kPanel ? b + g.b_panel : nullptr);
       } else if (left >= kLanes) {
         width = kLanes;
-        rows_loop<1, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias);
+        rows_loop<1, T>(g.rows, depth, a, g.lda, b, g.ldb, g.b_panel, c, g.ldc, accumulate, bias, nullptr);
       } else {
         width = left;
         edge_columns<T>(static_cast<int>(left), g.rows, depth, a, g.lda, b, g.ldb, c, g.ldc, accumulate, bias);

@@ -33,7 +33,7 @@ struct Gemm {
   float* pack;  // kPackFloats of scratch for copies of operands (a_transposed, without bias), or null
 };
 // The largest product that is copied: kPackRows by kPackCols.
-constexpr int64_t kPackDepth = 256, kPackRows = 264, kPackCols = 128;
+constexpr int64_t kPackDepth = 256, kPackRows = 264, kPackCols = 512;
 // Of A and B, and a gap of a vector after each group of A's rows (at least 4 rows a group).
 constexpr size_t kPackFloats = kPackDepth * (kPackRows + kPackCols) + kPackRows / 4 * 16;
 

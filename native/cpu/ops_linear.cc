@@ -60,7 +60,7 @@ Blocks weight_blocks(int64_t n, int64_t k, int64_t depth, int threads) {
     const int64_t rounds = (b.count + threads - 1) / threads;
     return 1.0 - static_cast<double>(b.count) / static_cast<double>(rounds * threads);
   };
-  for (const int64_t c : {kPackCols, kPanel})
+  for (const int64_t c : {kPackCols, int64_t{128}, kPanel})
     for (int64_t parts = (n + kPackRows - 1) / kPackRows; parts <= n; ++parts) {
       const int64_t r = ((n + parts - 1) / parts + 11) / 12 * 12;
       if (idle(best) < 0.15 || r < 48 || r * c * depth < 400'000) break;
