@@ -100,7 +100,8 @@ struct OnDevice {
   HeadTensor k(const AttentionCase& c) const { return c.view(qkv.data(), c.heads, c.kv_heads); }
   HeadTensor v(const AttentionCase& c) const { return c.view(qkv.data(), c.heads + c.kv_heads, c.kv_heads); }
   HeadTensor gradients(const AttentionCase& c) const {
-    return {dout.data(), c.rows, int64_t{c.heads} * c.head_dim, c.heads, c.head_dim};
+    const int64_t columns = int64_t{c.heads} * c.head_dim;
+    return {c.row_zero(dout.data(), columns), c.far + c.rows, columns, c.heads, c.head_dim};
   }
   Gradients read() const { return {dq.read(), dk.read(), dv.read()}; }
 };
@@ -109,13 +110,14 @@ struct OnDevice {
 Gradients backward(const AttentionCase& c, const Inputs& in, const std::vector<std::vector<rig::AttentionTile>>& parts,
                    bool deterministic = false) {
   const OnDevice device(c, in);
+  const int64_t columns = int64_t{c.heads} * c.head_dim, key_columns = int64_t{c.kv_heads} * c.head_dim;
   const size_t queries_of_all =
       plan_backward(c.tiles, attention_backward_queries(c.head_dim), 128, c.causal, c.rows, c.rows).queries.size();
   const Buffer<char> workspace(
       attention_backward_workspace(static_cast<int>(queries_of_all), c.heads, c.head_dim, deterministic));
   for (size_t part = 0; part < parts.size(); ++part) {
-    const auto plan = plan_backward(parts[part], attention_backward_queries(c.head_dim), attention_backward_keys(),
-                                    c.causal, c.rows, c.rows);
+    const auto plan = plan_backward(c.placed(parts[part]), attention_backward_queries(c.head_dim),
+                                    attention_backward_keys(), c.causal, c.far + c.rows, c.far + c.rows);
     const Buffer<Span> queries(plan.queries);
     const Buffer<KeyTile> tiles(plan.tiles);
     const Buffer<QueryRange> ranges(plan.ranges);
@@ -123,8 +125,8 @@ Gradients backward(const AttentionCase& c, const Inputs& in, const std::vector<s
                                  .k = device.k(c),
                                  .v = device.v(c),
                                  .dout = device.gradients(c),
-                                 .out = device.out.data(),
-                                 .lse = device.lse.data(),
+                                 .out = c.row_zero(device.out.data(), columns),
+                                 .lse = c.row_zero(device.lse.data(), c.heads),
                                  .queries = queries.data(),
                                  .query_count = static_cast<int>(plan.queries.size()),
                                  .tiles = tiles.data(),
@@ -132,17 +134,17 @@ Gradients backward(const AttentionCase& c, const Inputs& in, const std::vector<s
                                  .ranges = ranges.data(),
                                  .causal = c.causal,
                                  .scale = c.scale(),
-                                 .dk = device.dk.data(),
-                                 .dv = device.dv.data(),
+                                 .dk = c.row_zero(device.dk.data(), key_columns),
+                                 .dv = c.row_zero(device.dv.data(), key_columns),
                                  .workspace = workspace.data(),
                                  .deterministic = deterministic};
     if (part == 0) attention_backward_begin(nullptr, work);
     attention_backward(nullptr, emulator::encode_tiled, work);
     if (part + 1 == parts.size() && !deterministic)
-      attention_backward_end(nullptr, work, device.dq.data(), int64_t{c.heads} * c.head_dim);
+      attention_backward_end(nullptr, work, c.row_zero(device.dq.data(), columns), columns);
   }
   if (deterministic) {
-    const auto plan = plan_forward(c.tiles, attention_dq_rows(), c.causal, c.rows, c.rows);
+    const auto plan = plan_forward(c.placed(c.tiles), attention_dq_rows(), c.causal, c.far + c.rows, c.far + c.rows);
     const Buffer<QueryTile> tiles(plan.tiles);
     const Buffer<Span> keys(plan.keys);
     attention_dq(nullptr, emulator::encode_tiled,
@@ -150,15 +152,15 @@ Gradients backward(const AttentionCase& c, const Inputs& in, const std::vector<s
                   .k = device.k(c),
                   .v = device.v(c),
                   .dout = device.gradients(c),
-                  .out = device.out.data(),
-                  .lse = device.lse.data(),
+                  .out = c.row_zero(device.out.data(), columns),
+                  .lse = c.row_zero(device.lse.data(), c.heads),
                   .tiles = tiles.data(),
                   .tile_count = static_cast<int>(plan.tiles.size()),
                   .keys = keys.data(),
                   .causal = c.causal,
                   .scale = c.scale(),
-                  .dq = device.dq.data(),
-                  .row_stride = int64_t{c.heads} * c.head_dim});
+                  .dq = c.row_zero(device.dq.data(), columns),
+                  .row_stride = columns});
   }
   return device.read();
 }
@@ -255,6 +257,20 @@ TEST(cuda_attention_backward_needs_each_wait_and_fence) {
       const size_t calls = plants::check_that_each_is_needed(
           4, [&] { return worst_error(backward(c, in, deterministic), expected) < kError; });
       CHECK(calls > 20);
+    }
+}
+
+// Rows so far into the tensors that an offset in elements does not fit 32 bits.
+TEST(cuda_attention_backward_counts_in_64_bits) {
+  for (int head_dim : {64, 128})
+    for (bool deterministic : {false, true}) {
+      AttentionCase c{head_dim, 2, 1, true, 40, rig::packed({40})};
+      const Inputs in = inputs(c);
+      const Gradients near = backward(c, in, deterministic);
+      c.far = (1 << 26) + 11;
+      const Gradients far = backward(c, in, deterministic);
+      // One block of keys: even dQ is the same.
+      CHECK(rig::same_bits(near.dq, far.dq) && rig::same_bits(near.dk, far.dk) && rig::same_bits(near.dv, far.dv));
     }
 }
 

@@ -27,7 +27,8 @@ struct Output {
 // `before`: what `running` and lse hold, if the result is to be merged into it.
 Output forward(const AttentionCase& c, const std::vector<Bf16>& qkv, const Output* before = nullptr,
                int multiprocessors = 2) {
-  const auto plan = plan_forward(c.tiles, attention_forward_rows(c.head_dim), c.causal, c.rows, c.rows);
+  const auto plan =
+      plan_forward(c.placed(c.tiles), attention_forward_rows(c.head_dim), c.causal, c.far + c.rows, c.far + c.rows);
   const Buffer<Bf16> x(qkv), out(c.outputs());
   const Buffer<QueryTile> tiles(plan.tiles);
   const Buffer<Span> keys(plan.keys);
@@ -43,9 +44,9 @@ Output forward(const AttentionCase& c, const std::vector<Bf16>& qkv, const Outpu
                      .keys = keys.data(),
                      .causal = c.causal,
                      .scale = c.scale(),
-                     .out = out.data(),
-                     .lse = lse.data(),
-                     .running = before ? running.data() : nullptr,
+                     .out = c.row_zero(out.data(), c.heads * c.head_dim),
+                     .lse = c.row_zero(lse.data(), c.heads),
+                     .running = before ? c.row_zero(running.data(), c.heads * c.head_dim) : nullptr,
                      .counters = counters.data(),
                      .multiprocessors = multiprocessors});
   CHECK(counters.read() == std::vector<int32_t>(2, 0));
@@ -190,40 +191,16 @@ TEST(cuda_attention_forward_follows_large_scores) {
 
 // Rows so far into the tensors that an offset in elements does not fit 32 bits.
 TEST(cuda_attention_forward_counts_in_64_bits) {
-  constexpr int32_t kFar = 1 << 24;
-  const AttentionCase c{128, 2, 1, true, 40, rig::packed({40})};
-  const auto qkv = inputs(c);
-  const Output near = forward(c, qkv);
-  const auto plan = plan_forward(rig::packed({40}, kFar), 128, true, kFar + 40, kFar + 40);
-  const Buffer<Bf16> x(qkv), out(c.outputs());
-  const Buffer<QueryTile> tiles(plan.tiles);
-  const Buffer<Span> keys(plan.keys);
-  const Buffer<float> lse(c.statistics());
-  const Buffer<int32_t> counters(std::vector<int32_t>(2, 0));
-  const auto back = [](auto* p, int64_t elements) {
-    return reinterpret_cast<decltype(p)>(reinterpret_cast<uintptr_t>(p) -
-                                         static_cast<uintptr_t>(elements) * sizeof(*p));
-  };
-  const auto view = [&](int first, int count) {
-    HeadTensor t = c.view(back(x.data(), kFar * c.width()), first, count);
-    t.rows += kFar;
-    return t;
-  };
-  attention_forward(nullptr, emulator::encode_tiled,
-                    {.q = view(0, 2),
-                     .k = view(2, 1),
-                     .v = view(3, 1),
-                     .tiles = tiles.data(),
-                     .tile_count = static_cast<int>(plan.tiles.size()),
-                     .keys = keys.data(),
-                     .causal = true,
-                     .scale = c.scale(),
-                     .out = back(out.data(), int64_t{kFar} * 2 * 128),
-                     .lse = back(lse.data(), int64_t{kFar} * 2),
-                     .running = nullptr,
-                     .counters = counters.data(),
-                     .multiprocessors = 1});
-  CHECK(rig::same_bits(out.read(), near.out) && rig::same_bits(lse.read(), near.lse));
+  for (int head_dim : {64, 128}) {
+    AttentionCase c{head_dim, 2, 1, true, 40, rig::packed({40})};
+    const auto qkv = inputs(c);
+    const Output near = forward(c, qkv);
+    c.far = (1 << 25) + 11;
+    const Output far = forward(c, qkv);
+    CHECK(rig::same_bits(near.out, far.out) && rig::same_bits(near.lse, far.lse));
+    const Output empty{{}, std::vector<float>(c.statistics(), -INFINITY), std::vector<float>(c.outputs(), NAN)};
+    CHECK(rig::same_bits(forward(c, qkv, &empty).lse, near.lse));
+  }
 }
 
 TEST(cuda_attention_forward_needs_each_wait_and_fence) {

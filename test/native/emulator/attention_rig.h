@@ -30,11 +30,19 @@ inline std::vector<AttentionTile> packed(const std::vector<int32_t>& lengths, in
   return tiles;
 }
 
+// The address so many elements before p, which need not be there.
+template <class T>
+T* before(T* p, int64_t elements) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) - static_cast<uintptr_t>(elements) * sizeof(T));
+}
+
 struct AttentionCase {
   int head_dim, heads, kv_heads;
   bool causal;
   int64_t rows;  // of queries and of keys: rows of [q | k | v]
   std::vector<AttentionTile> tiles;
+  // Rows that the kernels' tensors have before those of the case, without memory behind them.
+  int32_t far = 0;
 
   int group() const { return heads / kv_heads; }
   int64_t width() const { return int64_t{heads + 2 * kv_heads} * head_dim; }
@@ -46,8 +54,20 @@ struct AttentionCase {
   size_t k_at(int64_t row, int head, int d) const { return q_at(row, heads + head, d); }
   size_t v_at(int64_t row, int head, int d) const { return q_at(row, heads + kv_heads + head, d); }
   size_t out_at(int64_t row, int head, int d) const { return static_cast<size_t>((row * heads + head) * head_dim + d); }
+  // What the kernels are given.
   HeadTensor view(const Bf16* qkv, int first_head, int count) const {
-    return {qkv + first_head * head_dim, rows, width(), count, head_dim};
+    return {row_zero(qkv, width()) + first_head * head_dim, far + rows, width(), count, head_dim};
+  }
+  template <class T>
+  T* row_zero(T* p, int64_t columns) const {
+    return before(p, far * columns);
+  }
+  std::vector<AttentionTile> placed(std::vector<AttentionTile> list) const {
+    for (AttentionTile& tile : list) {
+      tile.q.row += far;
+      tile.k.row += far;
+    }
+    return list;
   }
 };
 
