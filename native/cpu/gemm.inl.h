@@ -179,6 +179,48 @@ int64_t gemm_packed(const Gemm& g) {
   return cols;
 }
 
+// Element (d, i) of `take` rows goes to to[d * take + i]. `rows` of them can be read, at least 16; whole vectors are
+// written, up to a vector behind the last.
+TOKENRING_INLINE void pack_turned(const float* from, int64_t ld, int64_t rows, int64_t take, int64_t depth, float* to) {
+  alignas(64) float turned[(kLanes + 1) * kLanes];
+  const int64_t shift = rows < kLanes ? kLanes - rows : 0;  // the last rows are read with some before them
+  int64_t d = 0;
+  for (; d + kLanes <= depth; d += kLanes) {
+    transpose16(from - shift * ld + d, ld, turned, kLanes);
+    for (int64_t i = 0; i < kLanes; ++i) store(to + (d + i) * take, load(turned + i * kLanes + shift));
+  }
+  for (; d < depth; ++d)
+    for (int64_t i = 0; i < take; ++i) to[d * take + i] = from[i * ld + d];
+}
+
+// A B with long rows of A against panels of B: each block of the depth of A is copied into groups of the
+// micro-kernel's rows. Only whole panels of columns; returns how many columns it did.
+int64_t gemm_turned(const Gemm& g) {
+  const int64_t cols = g.cols / kPanel * kPanel;
+  for (int64_t d0 = 0; d0 < g.depth; d0 += kDepth) {
+    const int64_t depth = g.depth - d0 < kDepth ? g.depth - d0 : kDepth;
+    float* to = g.pack;
+    row_blocks<kRows>(g.rows, [&](int64_t r, int64_t take) {
+      pack_turned(g.a + r * g.lda + d0, g.lda, g.rows - r, take, depth, to);
+      to += depth * take + kLanes;
+    });
+    const float* bias = d0 + depth == g.depth ? g.bias : nullptr;
+    for (int64_t j = 0; j < cols; j += kVectors * kLanes) {
+      const float* b = g.b + (j / kPanel) * g.b_panel + d0 * g.ldb + j % kPanel;
+      const float* next = b + g.b_panel;
+      const int64_t groups = (g.rows + kRows - 1) / kRows, step = (g.ldb + groups - 1) / groups;
+      const float* a = g.pack;
+      row_blocks<kRows>(g.rows, [&](int64_t r, int64_t take) {
+        micros<kVectors, true>.by_rows[take](depth, a, take, b, g.ldb, 0, g.c + r * g.ldc + j, g.ldc,
+                                             g.accumulate || d0 > 0, bias ? bias + j : nullptr, next, step);
+        a += depth * take + kLanes;
+        next += depth * step;
+      });
+    }
+  }
+  return cols;
+}
+
 template <bool T>
 void gemm_loops(const Gemm& g) {
   if (g.rows <= 0 || g.cols <= 0) return;
@@ -213,18 +255,19 @@ void gemm_loops(const Gemm& g) {
 }
 
 void gemm(const Gemm& g) {
-  if (!g.a_transposed) return gemm_loops<false>(g);
   // Copies pay if each is used several times.
-  if (g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.cols <= cpu::kPackCols && g.cols >= kPanel &&
-      g.depth >= 64) {
-    Gemm rest = g;
-    const int64_t done = gemm_packed(g);
+  const bool pays =
+      g.pack && g.rows >= 2 * kRows && g.rows <= cpu::kPackRows && g.depth >= 64 &&
+      (g.a_transposed ? g.cols <= cpu::kPackCols && g.cols >= kPanel : g.rows >= kLanes && g.cols >= 4 * kPanel);
+  Gemm rest = g;
+  if (pays) {
+    const int64_t done = g.a_transposed ? gemm_packed(g) : gemm_turned(g);
     rest.b += done / kPanel * g.b_panel;
     rest.c += done;
     rest.cols -= done;
-    return gemm_loops<true>(rest);
+    if (g.bias) rest.bias += done;
   }
-  gemm_loops<true>(g);
+  g.a_transposed ? gemm_loops<true>(rest) : gemm_loops<false>(rest);
 }
 
 void transpose(int64_t rows, int64_t cols, const float* from, int64_t ldfrom, float* to, int64_t ldto) {

@@ -30,7 +30,7 @@ struct Gemm {
   int64_t ldc;
   bool accumulate;
   const float* bias;
-  float* pack;  // kPackFloats of scratch for copies of operands (a_transposed, without bias), or null
+  float* pack;  // kPackFloats of scratch for copies of operands (with a_transposed: without bias), or null
 };
 // The largest product that is copied: kPackRows by kPackCols.
 constexpr int64_t kPackDepth = 256, kPackRows = 264, kPackCols = 512;
