@@ -36,9 +36,12 @@ Blocks blocks_of_size(int64_t rows, int64_t cols, int64_t r, int64_t c) {
   return {r, c, across, (rows + r - 1) / r * across};
 }
 
+// Whether the weights come from afar, so that rows are worth copying and more columns at a time too.
+bool is_large(int64_t depth) { return depth >= 2 * kPackDepth; }
+
 // Rows of activations against a weight: small blocks, each worth some microseconds and several per thread.
 Blocks row_blocks(int64_t rows, int64_t cols, int64_t depth, int threads) {
-  int64_t r = std::min<int64_t>(rows, 96), c = std::min(panels(cols), int64_t{16}) * kPanel;
+  int64_t r = std::min<int64_t>(rows, 96), c = std::min(panels(cols), int64_t{is_large(depth) ? 16 : 4}) * kPanel;
   Blocks blocks = blocks_of_size(rows, cols, r, c);
   while (blocks.count < 4 * threads && r * c * depth > 400'000) {  // multiply-adds, about 5 microseconds
     if (c > kPanel) {
@@ -163,7 +166,7 @@ void CpuOps::multiply_by_panels(const float* a, int64_t m, int64_t k, const floa
                .ldc = n,
                .accumulate = accumulate,
                .bias = bias ? bias + column : nullptr,
-               .pack = scratch(kPackFloats)});
+               .pack = is_large(k) ? scratch(kPackFloats) : nullptr});
     }
   });
 }
