@@ -1,6 +1,6 @@
 // One layer of a model that people train, where the large products decide.
 import { type DecoderConfig, Policy } from "tokenring";
-import type { Case } from "../measure.ts";
+import type { Case, Peer } from "../measure.ts";
 import { documents, packed } from "../models.ts";
 import { openTorch } from "../peers/torch.ts";
 import type { Suite } from "../suites.ts";
@@ -23,19 +23,32 @@ const LAYER: DecoderConfig = {
   attention_bias: true,
 };
 
-async function layerStep(threads: number): Promise<Case> {
-  const policy = await Policy.create(LAYER, { seed: 1, threads });
+async function layerStep(threads: number, precision: "float32" | "bf16"): Promise<Case> {
+  const policy = await Policy.create(LAYER, { seed: 1, threads, precision });
   const texts = documents(1, [TOKENS]);
   const batch = packed(texts);
-  const request = { task: "gradients", threads, model: LAYER, documents: texts.map((ids) => [...ids]) };
+  const call = (of: Policy) => () => of.accumulate(batch, { objective: "nll" });
+  const request = {
+    task: "gradients",
+    threads,
+    model: LAYER,
+    documents: texts.map((ids) => [...ids]),
+    autocast: precision === "bf16",
+  };
+  const suffix = precision === "bf16" ? " bf16" : "";
+  const float32 = async (): Promise<Peer> => {
+    const peer = await Policy.create(LAYER, { seed: 1, threads });
+    return { name: "tokenring float32", call: call(peer), close: () => peer.dispose() };
+  };
   return {
-    name: `forward and backward, one Qwen2.5-0.5B layer (vocabulary 512), ${TOKENS} tokens`,
+    name: `forward and backward, one Qwen2.5-0.5B layer (vocabulary 512), ${TOKENS} tokens${suffix && `,${suffix}`}`,
     unit: "tokens/s",
     work: TOKENS,
-    ours: () => policy.accumulate(batch, { objective: "nll" }),
+    ours: call(policy),
     peers: {
-      "torch eager": () => openTorch(request),
-      "torch.compile": () => openTorch({ ...request, compile: true }),
+      ...(precision === "bf16" && { "tokenring float32": float32 }),
+      [`torch eager${suffix}`]: () => openTorch(request),
+      [`torch.compile${suffix}`]: () => openTorch({ ...request, compile: true }),
     },
     close: () => policy.dispose(),
   };
@@ -43,6 +56,7 @@ async function layerStep(threads: number): Promise<Case> {
 
 export const layer: Suite = {
   name: "layer",
-  about: "forward and backward of one Qwen2.5-0.5B layer against PyTorch eager and torch.compile",
-  cases: [layerStep],
+  about:
+    "forward and backward of one Qwen2.5-0.5B layer in float32 and bf16 against PyTorch eager and torch.compile",
+  cases: [(threads) => layerStep(threads, "float32"), (threads) => layerStep(threads, "bf16")],
 };
