@@ -209,6 +209,23 @@ export interface NativeRing {
   schedule: "ring" | "all_gather";
 }
 
+/** f32: weight, advantage, oldLogprob, referenceLogprob [R]; i32: targets [R], lengths. See lib/ops/policy-loss.ts. */
+export interface NativePolicyLoss {
+  targets: NativeTensor;
+  weight: NativeTensor;
+  advantage?: NativeTensor;
+  oldLogprob?: NativeTensor;
+  referenceLogprob?: NativeTensor;
+  lengths?: NativeTensor;
+  /** f32 [R, vocabulary], or hidden [R, width] with head [vocabulary, width]. */
+  logits?: NativeTensor;
+  dlogits?: NativeTensor;
+  hidden?: NativeTensor;
+  head?: NativeTensor;
+  dhidden?: NativeTensor;
+  dhead?: NativeTensor;
+}
+
 export interface NativeParameter {
   weight: NativeTensor;
   gradient: NativeTensor;
@@ -259,6 +276,7 @@ export interface Binding {
   setThreads(threads: number): void;
   attention(options: NativeAttention & NativeAttentionBlock & { merge: boolean }): NativeJob<void>;
   attentionBackward(options: NativeAttentionGradients & NativeAttentionBlock): NativeJob<void>;
+  policyLoss(options: NativePolicyLoss, loss: NativeLoss): NativeJob<NativeLossResult>;
   /** Gives the norm of the gradients before clipping. */
   adamw(
     parameters: NativeParameter[],

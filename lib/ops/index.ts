@@ -12,5 +12,13 @@ export * from "./communicator.ts";
 export * from "./device-tensor.ts";
 export { type CallOptions, withSignal } from "./jobs.ts";
 export { loadBinding } from "./native.ts";
+export {
+  type FromHidden,
+  type FromLogits,
+  type Objective,
+  type PolicyLossOptions,
+  type PolicyLossRows,
+  policyLoss,
+} from "./policy-loss.ts";
 export { type DType, type HostArray, hostTensor, type Tensor, type TensorLike } from "./tensor.ts";
 export { setThreads } from "./threads.ts";

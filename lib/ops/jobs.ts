@@ -4,7 +4,7 @@ import type { NativeJob } from "./binding.ts";
 
 /** What every asynchronous call takes. */
 export interface CallOptions {
-  /** Stops the call: it then rejects with `signal.reason`. */
+  /** Stops the call, unless it is done first: it then rejects with `signal.reason`. */
   signal?: AbortSignal;
 }
 

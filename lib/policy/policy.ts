@@ -1,9 +1,10 @@
 // The policy on one rank of the addon: weights, gradients and optimiser state live there; JavaScript holds a handle.
 import { join } from "node:path";
 import { TokenringError } from "../errors.ts";
-import type { NativeAdamW, NativeBatch, NativeLoss, NativeRank } from "../ops/binding.ts";
+import type { NativeAdamW, NativeBatch, NativeRank } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
+import { nativeLoss } from "../ops/policy-loss.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
 import { parseConfig, readConfigFile, writeConfig } from "./config.ts";
 import { findModel, type ModelSourceOptions } from "./model-source.ts";
@@ -59,15 +60,6 @@ export interface LoadOptions extends RankOptions {
 
 /** Bytes of tensors that one file of a saved model holds: what transformers 4 writes. */
 const SHARD_BYTES = 5e9;
-
-/**
- * Rows of logits alive at once in the loss head: 64 MiB of them, as far as that leaves enough rows to pay for reading
- * the head's weight once more. Bits do not depend on it.
- */
-function chunkRows(vocabulary: number): number {
-  const rows = Math.floor((64 * 2 ** 20) / (4 * vocabulary));
-  return Math.max(256, Math.min(rows, 1024));
-}
 
 export class Policy implements PolicyShape {
   readonly config: DecoderConfig;
@@ -151,16 +143,7 @@ export class Policy implements PolicyShape {
   }
 
   async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
-    const how: NativeLoss = {
-      objective: loss.objective,
-      clipLow: loss.clipLow ?? 0.2,
-      clipHigh: loss.clipHigh ?? 0.28,
-      dualClip: loss.dualClip ?? 0,
-      klCoef: loss.klCoef ?? 0,
-      entropyCoef: loss.entropyCoef ?? 0,
-      temperature: loss.temperature ?? 1,
-      chunkRows: chunkRows(this.config.vocab_size),
-    };
+    const how = nativeLoss(loss, this.config.vocab_size);
     return withSignal(() => this.rank.accumulate(nativeBatch(batch), how), options.signal);
   }
 

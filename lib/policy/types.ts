@@ -1,8 +1,11 @@
 // The policy as the loops see it: something that scores packed documents, takes gradient steps and can be saved.
 import type { NativeDecoderConfig } from "../ops/binding.ts";
 import type { CallOptions } from "../ops/jobs.ts";
+import type { PolicyLossOptions } from "../ops/policy-loss.ts";
 
+export type { Objective } from "../ops/policy-loss.ts";
 export type { CallOptions };
+export type PolicyLoss = PolicyLossOptions;
 
 /** Shape of a decoder; field names as in Hugging Face's config.json. */
 export type DecoderConfig = NativeDecoderConfig;
@@ -22,31 +25,6 @@ export interface PackedBatch {
   oldLogprob?: Float32Array;
   /** log pi_ref(token | prefix) of the policy to stay near, at the loss's temperature. */
   referenceLogprob?: Float32Array;
-}
-
-/**
- * - "nll": cross entropy.
- * - "ppo_clip": min(r A, clip(r, 1 - clipLow, 1 + clipHigh) A) with the token's own ratio r (DAPO eq. 8).
- * - "gspo": the same with one ratio a document, the geometric mean of its tokens' (arXiv 2507.18071).
- * - "cispo": clip(r, 1 - clipLow, 1 + clipHigh) A log pi, the ratio held constant (arXiv 2506.13585).
- */
-export type Objective = "nll" | "ppo_clip" | "gspo" | "cispo";
-
-/** Formulas, and the names that TRL and verl give to these options: docs/losses.md. */
-export interface PolicyLoss {
-  objective: Objective;
-  /** Default 0.2. */
-  clipLow?: number;
-  /** Default 0.28. */
-  clipHigh?: number;
-  /** ppo_clip: where A < 0 the loss is at most -dualClip A. Above 1; default 0 = off. */
-  dualClip?: number;
-  /** Weight of the k3 estimate of KL(pi || reference), which needs `referenceLogprob`. Default 0 = off. */
-  klCoef?: number;
-  /** Weight of the entropy that the loss rewards. Default 0 = off. */
-  entropyCoef?: number;
-  /** Default 1. */
-  temperature?: number;
 }
 
 /** Sums over the batch's weighted tokens, and lanes aligned with its tokens (0 where a token has no loss). */

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "addon/jobs.h"
@@ -28,14 +29,20 @@ class Engine {
   void set_threads(int threads);
   std::shared_ptr<Device> device();
 
-  // Queues work(compute) -> Result; the stream is synchronised behind it.
+  // Queues work(compute) or work(compute, aborted) -> Result; the stream is synchronised behind it.
   template <class Result, class Work>
   Napi::Value submit(Napi::Env env, std::shared_ptr<Held> held, Work work) {
     device();
     return jobs_.submit<Result>(env, std::move(held),
-                                [work = std::move(work), compute = compute_](const std::atomic<bool>&) {
+                                [work = std::move(work), compute = compute_](const std::atomic<bool>& aborted) {
                                   const Drain drain{*compute->stream};
-                                  Result result = work(*compute);
+                                  const auto run = [&] {
+                                    if constexpr (std::is_invocable_v<const Work&, Compute&>)
+                                      return work(*compute);
+                                    else
+                                      return work(*compute, aborted);
+                                  };
+                                  Result result = run();
                                   compute->stream->synchronize();
                                   return result;
                                 });

@@ -8,6 +8,7 @@
 #include "addon/device_tensor.h"
 #include "addon/engine.h"
 #include "addon/optimise.h"
+#include "addon/policy_loss.h"
 #include "addon/rank.h"
 #include "addon/state.h"
 #include "cpu/kernels.h"
@@ -68,6 +69,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("setThreads", Napi::Function::New<set_threads>(env, "setThreads"));
   exports.Set("attention", Napi::Function::New<attention>(env, "attention"));
   exports.Set("attentionBackward", Napi::Function::New<attention_backward>(env, "attentionBackward"));
+  exports.Set("policyLoss", Napi::Function::New<policy_loss>(env, "policyLoss"));
   exports.Set("adamw", Napi::Function::New<adamw>(env, "adamw"));
   exports.Set("gradientNorm", Napi::Function::New<gradient_norm>(env, "gradientNorm"));
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env, "setErrorClass"));

@@ -8,6 +8,7 @@
 
 #include "addon/arguments.h"
 #include "addon/optimise.h"
+#include "addon/policy_loss.h"
 #include "addon/results.h"
 #include "model/checkpoint.h"
 #include "model/parameters.h"
@@ -85,34 +86,6 @@ PackedBatch read_batch(const Arguments& from) {
   batch.old_logprob = from.reals("oldLogprob");
   batch.reference_logprob = from.reals("referenceLogprob");
   return batch;
-}
-
-double check_temperature(double temperature) {
-  require(temperature > 0, "temperature must be greater than 0");
-  return temperature;
-}
-
-PolicyLoss read_loss(const Arguments& from) {
-  PolicyLoss loss;
-  const std::string name = from.text("objective");
-  const std::pair<const char*, PolicyObjective> objectives[] = {{"nll", PolicyObjective::nll},
-                                                                {"ppo_clip", PolicyObjective::ppo_clip},
-                                                                {"gspo", PolicyObjective::gspo},
-                                                                {"cispo", PolicyObjective::cispo}};
-  const auto found = std::find_if(std::begin(objectives), std::end(objectives),
-                                  [&](const auto& objective) { return name == objective.first; });
-  require(found != std::end(objectives), "loss.objective must be \"nll\", \"ppo_clip\", \"gspo\" or \"cispo\", got \"",
-          name, "\"");
-  loss.scalars.objective = found->second;
-  loss.scalars.clip_low = from.real("clipLow", 0, 1);
-  loss.scalars.clip_high = from.real("clipHigh", 0, 1e6);
-  loss.scalars.dual_clip = from.real("dualClip", 0, 1e6);
-  loss.scalars.kl_coef = from.real("klCoef", 0, 1e6);
-  loss.scalars.entropy_coef = from.real("entropyCoef", 0, 1e6);
-  loss.temperature = static_cast<float>(check_temperature(from.number("temperature", 0, 1e3)));
-  loss.chunk_rows = from.integer("chunkRows", 1, kMost);
-  loss.check();
-  return loss;
 }
 
 SampleRequest read_request(const Arguments& from) {
@@ -260,7 +233,7 @@ Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
 
 Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
-  const PolicyLoss loss = read_loss(Arguments(info[1], "loss"));
+  const PolicyLoss loss = policy_loss_argument(Arguments(info[1], "loss"));
   batch.check(config_.vocab_size, config_.positions());
   return submit<LossResult>(info.Env(), [batch = std::move(batch), loss](Rank& rank, const std::atomic<bool>& aborted) {
     return rank.trainer().accumulate(batch, loss, aborted);

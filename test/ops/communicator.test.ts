@@ -239,13 +239,17 @@ describe("ranks in processes", () => {
     expect(third.lines[1]).toMatch(/has died/);
   });
 
-  it.each(["leave", "exit"])("may %s when their work is done", async (what) => {
+  it.each([
+    ["leave", 0],
+    ["exit", 3],
+    ["end undisposed", 0],
+  ])("may %s when their work is done", async (what, status) => {
     const id = Communicator.uniqueId();
     const other = start(id, 1, 2, what);
     const closed = once(other.child, "close");
     await using communicator = await Communicator.create({ id, rank: 0, size: 2, timeout: 30_000 });
     await communicator.allReduce(Float32Array.of(0, 1));
-    await closed;
+    expect(await closed).toEqual([status, null]);
     expect(other.lines).toEqual(["sum 1 2"]);
     await expect(communicator.barrier()).rejects.toEqual(code("COMMUNICATOR", /left|died/));
   });
