@@ -116,8 +116,9 @@ Napi::Value CommunicatorObject::join(const Napi::CallbackInfo& info) {
 Napi::Value CommunicatorObject::broadcast(const Napi::CallbackInfo& info) {
   const auto held = std::make_shared<Held>();
   const Tensor x = argument(info[0], "x", *held);
-  const int root = static_cast<int>(number_argument(info[1], "root", 0, kMaxSharedMemoryRanks));
-  return submit(info.Env(), held, [=](Link& link) { link.comm->broadcast(*link.wire, x, root); });
+  const double root = number_argument(info[1], "root", 0, kMaxSharedMemoryRanks);
+  require(root == static_cast<int>(root), "root must be an integer, got ", root);
+  return submit(info.Env(), held, [=](Link& link) { link.comm->broadcast(*link.wire, x, static_cast<int>(root)); });
 }
 
 Napi::Value CommunicatorObject::all_reduce(const Napi::CallbackInfo& info) {

@@ -22,7 +22,7 @@ enum class ContextSchedule { ring, all_gather };
 class RingAttention {
  public:
   // shards: of all ranks, the same on every rank. `ops` and `communicator` outlive what is queued.
-  // Failure INVALID_ARGUMENT unless there is one shard a rank; see check_shards().
+  // Failure INVALID_ARGUMENT unless there is one shard a rank, see check_shards(), and the device can do the heads.
   RingAttention(const Ops& ops, Communicator& communicator, AttentionHeads heads, std::vector<Shard> shards,
                 ContextSchedule schedule);
 

@@ -124,7 +124,7 @@ Tensor Bench::bytes(size_t n) {
   Tensor t = tokenring::tensor(nullptr, DType::u8, {static_cast<int64_t>(n)});
   buffers_.emplace_back(device_, n);
   t.data = buffers_.back().data();
-  std::memset(t.data, 0xff, n);  // as float32: NaN
+  if (n > 0) std::memset(t.data, 0xff, n);  // as float32: NaN
   return t;
 }
 

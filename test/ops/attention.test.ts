@@ -333,9 +333,14 @@ describe("ringAttention", () => {
           code: "ERR_TOKENRING_INVALID_ARGUMENT",
           message: expect.stringMatching(message),
         });
+      // Nothing of this breaks the communicator.
       await bad({ shards: shardDocuments([4], 1) }, /shards\[0\] covers 4 tokens, q has 3 rows/);
       await bad({ shards: shardDocuments([3], 2) }, /there are 2 for 1 ranks/);
+      const odd = hostTensor(new Float32Array(3 * 8), [3, 1, 8]);
+      const heads = { q: odd, k: odd, v: odd, out: odd, lse: hostTensor(new Float32Array(3), [3, 1]) };
+      await bad(heads, /head_dim is 8; it must be a multiple of 16/);
       await bad({ schedule: "tree" }, /"ring" or "all_gather", got "tree"/);
+      await communicator.barrier();
     });
   });
 });

@@ -155,6 +155,19 @@ describe("the end of a rank", () => {
     );
   });
 
+  it("by its signal while it joins ends the joining of the others", async () => {
+    const id = Communicator.uniqueId();
+    const controller = new AbortController();
+    const waiting = Communicator.create({ id, rank: 0, size: 3 });
+    const own = Communicator.create({ id, rank: 1, size: 3, signal: controller.signal });
+    const reason = new Error("no longer wanted");
+    controller.abort(reason);
+    expect(reasons(await Promise.allSettled([own, waiting]))).toEqual([
+      reason,
+      code("COMMUNICATOR", /rank 1 of 3 aborted it in join/),
+    ]);
+  });
+
   it("by abort() says why", async () => {
     const outcomes = await settledRanks(2, async (communicator) => {
       if (communicator.rank === 1) communicator.abort("the learning rate is wrong");
@@ -283,6 +296,7 @@ describe("arguments", () => {
       const bad = async (call: Promise<unknown>, message: RegExp) =>
         expect(call).rejects.toEqual(code("INVALID_ARGUMENT", message));
       await bad(communicator.broadcast(new Float32Array(1), 2), /root is 2, must be a rank below 2/);
+      await bad(communicator.broadcast(new Float32Array(1), 0.5), /root must be an integer, got 0.5/);
       await bad(communicator.allGather(new Float32Array(2), new Float32Array(3)), /must have 2 times/);
       await bad(communicator.send(new Float32Array(1), communicator.rank), /must be another rank/);
       await bad(communicator.allReduce(new Uint8Array(1)), /u8 has no arithmetic/);
