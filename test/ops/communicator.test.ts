@@ -6,6 +6,7 @@ import { readdirSync, readlinkSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Communicator } from "../../lib/ops/communicator.ts";
 import { DeviceTensor } from "../../lib/ops/device-tensor.ts";
@@ -130,6 +131,81 @@ describe("disagreement", () => {
     const id = Communicator.uniqueId();
     await expect(Communicator.create({ id, rank: 1, size: 3, timeout: 100 })).rejects.toEqual(
       code("TIMEOUT", /rank 1 of 3 waited in join for 0.1 s; missing: rank 0 \(never joined\) rank 2/),
+    );
+  });
+});
+
+/** Collectives of one rank, in their order. */
+interface Step {
+  call: "barrier" | "allReduce" | "allGather" | "broadcast" | "ring";
+  count: number;
+}
+const step: fc.Arbitrary<Step> = fc.record({
+  call: fc.constantFrom("barrier", "allReduce", "allGather", "broadcast", "ring"),
+  count: fc.constantFrom(1, 7, 100_000),
+});
+
+async function follow(communicator: Communicator, steps: readonly Step[]): Promise<number[]> {
+  const { rank, size } = communicator;
+  const seen: number[] = [];
+  for (const { call, count } of steps) {
+    const x = new Float32Array(count).fill(rank);
+    const all = new Float32Array(count * size);
+    const next = new Float32Array(count);
+    if (call === "barrier") await communicator.barrier();
+    if (call === "allReduce") await communicator.allReduce(x);
+    if (call === "broadcast") await communicator.broadcast(x, size - 1);
+    if (call === "allGather") await communicator.allGather(x, all);
+    if (call === "ring") {
+      await communicator.exchange([
+        { send: x, to: (rank + 1) % size },
+        { receive: next, from: (rank + size - 1) % size },
+      ]);
+    }
+    seen.push(x[count - 1] as number, all[count * size - 1] as number, next[count - 1] as number);
+  }
+  return seen;
+}
+
+describe("programs of collectives", () => {
+  const program = fc.array(step, { minLength: 1, maxLength: 6 });
+  const sizes = fc.integer({ min: 2, max: 4 });
+
+  it("give all ranks what they should, whatever they are", async () => {
+    await fc.assert(
+      fc.asyncProperty(program, sizes, async (steps, size) => {
+        const results = await ranks(size, (communicator) => follow(communicator, steps));
+        for (const [rank, seen] of results.entries()) {
+          const expected = steps.flatMap(({ call }) => [
+            call === "allReduce" ? (size * (size - 1)) / 2 : call === "broadcast" ? size - 1 : rank,
+            call === "allGather" ? size - 1 : 0,
+            call === "ring" ? (rank + size - 1) % size : 0,
+          ]);
+          expect(seen).toEqual(expected);
+        }
+      }),
+      { numRuns: 30 },
+    );
+  });
+
+  it("that differ on one rank end everywhere, and not without an error", async () => {
+    const odd = fc.nat();
+    await fc.assert(
+      fc.asyncProperty(program, sizes, step, odd, odd, async (steps, size, other, who, where) => {
+        const at = where % steps.length;
+        fc.pre(
+          other.call !== steps[at]?.call || (other.count !== steps[at]?.count && other.call !== "barrier"),
+        );
+        const changed = steps.with(at, other);
+        const outcomes = await settledRanks(size, (communicator) =>
+          follow(communicator, communicator.rank === who % size ? changed : steps),
+        );
+        const failed = reasons(outcomes).filter((reason) => reason !== undefined);
+        expect(failed.length).toBeGreaterThan(0);
+        // A rank that waits for one that left or disagrees learns it long before the deadline.
+        for (const reason of failed) expect(reason).toEqual(code("COMMUNICATOR"));
+      }),
+      { numRuns: 40 },
     );
   });
 });
