@@ -25,7 +25,9 @@ __global__ void __launch_bounds__(kMaxThreads)
       TOKENRING_UNROLL
       for (int i = 0; i < kPack; ++i) squares += a.v[i] * a.v[i];
     }
-    const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(h) + eps);
+    const float mean = block_sum(squares, scratch) / static_cast<float>(h) + eps;
+    // Squares that overflow would make zeros of a row that has none.
+    const float scale = isinf(mean) ? nanf("") : rsqrtf(mean);
     if (threadIdx.x == 0) store(rstd + row, scale);
     // Each thread reads again what it wrote itself.
     const Bf16* s = sum ? sum : x;

@@ -24,7 +24,8 @@ void rmsnorm(int64_t rows, int64_t h, const float* x, const float* r, const floa
           squares = fma(a, a, squares);
         });
     const V mean = set1(sum(squares) / static_cast<float>(h) + eps);
-    const V scale = div(set1(1.0f), sqrt(mean));
+    // Squares that overflow would make zeros of a row that has none.
+    const V scale = select(less(mean, set1(kInfinity)), div(set1(1.0f), sqrt(mean)), set1(__builtin_nanf("")));
     rstd[i] = first(scale);
     const float* from = si ? si : xi;
     for_lanes(

@@ -63,6 +63,8 @@ class SafetensorsWriter {
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
 
+  const std::string& path() const { return path_; }
+
   // All elements of the next tensor.
   void append(const float* values);
   // To the disk, then under its name.

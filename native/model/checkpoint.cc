@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -82,6 +83,25 @@ bool ignorable(const std::string& name, const DecoderConfig& config) {
   return (name == kHead && config.tie_word_embeddings) || name.find("rotary_emb.inv_freq") != std::string::npos;
 }
 
+// `values` are tensor `name` of the file at `path`. code: CHECKPOINT where they were read, NON_FINITE where they would
+// be written.
+void check_finite(const char* code, const std::string& path, const std::string& name,
+                  const std::vector<float>& values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    fail(code, path, ": element ", i, " of tensor ", name, " is ", values[i], "; use an earlier checkpoint");
+  }
+}
+
+// Whether the tensor fits and holds numbers: asked of all tensors before the first one is taken.
+void check_tensor(const SafetensorsReader& reader, const std::string& name, const NamedSlice& slice,
+                  std::vector<float>& values) {
+  reader.check(name, slice.shape);
+  values.resize(static_cast<size_t>(slice.elements()));
+  reader.read(name, values.data());
+  check_finite("CHECKPOINT", reader.path(), name, values);
+}
+
 void read_into(Stream& stream, const SafetensorsReader& reader, const std::string& name, int64_t elements,
                float* device, std::vector<float>& values) {
   values.resize(static_cast<size_t>(elements));
@@ -106,13 +126,15 @@ void check_tied_head(const Shards& shards, const NamedSlice& embedding, const De
 
 using Slices = std::vector<NamedSlice>;
 
-// Appends slices of a flat buffer, in order.
-void append_slices(SafetensorsWriter& writer, const Slices& slices, Stream& stream, Tensor flat) {
+// Appends slices of a flat buffer, in order, which the file has under `prefix` and their names.
+void append_slices(SafetensorsWriter& writer, const Slices& slices, Stream& stream, Tensor flat,
+                   const std::string& prefix = "") {
   std::vector<float> values;
   for (const NamedSlice& slice : slices) {
     values.resize(static_cast<size_t>(slice.elements()));
     stream.copy_to_host(values.data(), flat.f32() + slice.offset, values.size() * sizeof(float));
     stream.synchronize();
+    check_finite("NON_FINITE", writer.path(), prefix + slice.name, values);
     writer.append(values.data());
   }
 }
@@ -183,13 +205,14 @@ void remove_other_weights(const std::string& directory, const std::set<std::stri
 void load_parameters(Parameters& parameters, Stream& stream, const std::string& directory) {
   const Shards shards(directory);
   std::set<std::string> known;
+  std::vector<float> values;
   for (const NamedSlice& slice : parameters.slices()) {
     const SafetensorsReader* reader = shards.find(slice.name);
     if (!reader) {
       fail("CHECKPOINT", directory, ": tensor ", slice.name, " is missing",
            slice.name == kHead ? "; if the checkpoint ties it to the embedding, set tie_word_embeddings" : "");
     }
-    reader->check(slice.name, slice.shape);
+    check_tensor(*reader, slice.name, slice, values);
     known.insert(slice.name);
   }
   for (const auto& [name, reader] : shards.tensors()) {
@@ -199,7 +222,6 @@ void load_parameters(Parameters& parameters, Stream& stream, const std::string& 
     }
   }
   check_tied_head(shards, parameters.slices().front(), parameters.config());
-  std::vector<float> values;
   for (const NamedSlice& slice : parameters.slices()) {
     read_into(stream, *shards.find(slice.name), slice.name, slice.elements(), parameters.master().f32() + slice.offset,
               values);
@@ -242,8 +264,8 @@ void save_optimiser(Parameters& parameters, Stream& stream, const std::string& d
   }
   SafetensorsWriter writer(in_directory(directory, kOptimiser), tensors,
                            {{"format", "pt"}, {kStep, std::to_string(parameters.optimiser_step())}});
-  append_slices(writer, parameters.slices(), stream, parameters.first_moment());
-  append_slices(writer, parameters.slices(), stream, parameters.second_moment());
+  append_slices(writer, parameters.slices(), stream, parameters.first_moment(), kFirst);
+  append_slices(writer, parameters.slices(), stream, parameters.second_moment(), kSecond);
   writer.commit();
 }
 
@@ -253,10 +275,10 @@ void load_optimiser(Parameters& parameters, Stream& stream, const std::string& d
   const bool counted = step != reader.metadata().end() && !step->second.empty() && step->second.size() < 19 &&
                        step->second.find_first_not_of("0123456789") == std::string::npos;
   if (!counted) fail("CHECKPOINT", reader.path(), ": its metadata does not say the number of steps taken");
-  for (const char* moment : {kFirst, kSecond}) {
-    for (const NamedSlice& slice : parameters.slices()) reader.check(moment + slice.name, slice.shape);
-  }
   std::vector<float> values;
+  for (const char* moment : {kFirst, kSecond}) {
+    for (const NamedSlice& slice : parameters.slices()) check_tensor(reader, moment + slice.name, slice, values);
+  }
   for (const NamedSlice& slice : parameters.slices()) {
     const auto read = [&](const char* moment, Tensor flat) {
       read_into(stream, reader, moment + slice.name, slice.elements(), flat.f32() + slice.offset, values);

@@ -39,8 +39,7 @@ void bias_to_previous_tokens(const DecoderConfig& config, const std::string& nam
 
 void initialise(Parameters& parameters, Stream& stream, const Initialisation& how) {
   const DecoderConfig& config = parameters.config();
-  require(how.std >= 0 && std::isfinite(how.std), "initialise: std is ", how.std,
-          "; it must be a number of at least 0");
+  require(how.std >= 0 && how.std <= 1e30f, "initialise: std is ", how.std, "; it must be a number from 0 to 1e30");
   require(how.previous_token_bias >= 0 && std::isfinite(how.previous_token_bias), "initialise: previous_token_bias is ",
           how.previous_token_bias, "; it must be a number of at least 0");
   require(how.previous_token_bias == 0 || config.attention_bias,

@@ -219,6 +219,19 @@ void Parameters::reset_optimiser(Stream& stream) {
   impl_->step = 0;
 }
 
+std::string Parameters::first_non_finite(Stream& stream, Tensor flat) const {
+  std::vector<float> values;
+  for (const NamedSlice& slice : slices()) {
+    values.resize(static_cast<size_t>(slice.elements()));
+    stream.copy_to_host(values.data(), flat.f32() + slice.offset, values.size() * sizeof(float));
+    stream.synchronize();
+    for (const float value : values) {
+      if (!std::isfinite(value)) return slice.name;
+    }
+  }
+  return {};
+}
+
 void Parameters::publish(Stream& stream) {
   Impl& p = *impl_;
   p.each_weight([&](Weight& weight, int64_t offset) {

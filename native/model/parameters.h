@@ -52,6 +52,10 @@ class Parameters : public ParamSource, public GradSink {
   // Gradients and moments become zero, the step 0.
   void reset_optimiser(Stream&);
 
+  // Name of the first tensor that holds something not finite in `flat`, one of the buffers above; empty if there is
+  // none. Waits for the stream.
+  std::string first_non_finite(Stream&, Tensor flat) const;
+
   // Makes the compute copies from the masters and raises the version. Call after every change.
   void publish(Stream&);
   RopeTable rope() const;

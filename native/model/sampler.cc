@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <sstream>
 #include <utility>
 
 #include "core/random.h"
@@ -309,9 +310,23 @@ struct Sampler::Impl {
     stream->synchronize();
   }
 
+  std::exception_ptr not_finite(float logprob) {
+    const std::string bad = parameters.first_non_finite(*stream, parameters.master());
+    std::ostringstream message;
+    message << "sampling: ";
+    if (bad.empty()) {
+      message << "a token's logprob is " << logprob << " though all weights are finite: an activation overflows; load "
+              << "an earlier checkpoint";
+    } else {
+      message << "the weights of " << bad << " are not finite; load or initialise them again";
+    }
+    return failure("NON_FINITE", message.str());
+  }
+
   void apply(const std::vector<Part>& batch, const std::vector<int32_t>& sampled, const std::vector<float>& logprobs,
              std::vector<Finished>& finished) {
     size_t at = 0;
+    std::exception_ptr broken;  // why logprobs of this tick are not finite
     for (const Part& part : batch) {
       Session& session = *part.session;
       Request& request = *session.request;
@@ -321,8 +336,15 @@ struct Sampler::Impl {
       session.used = ticks;
       if (!part.samples) continue;
       const int32_t token = sampled[at];
+      const float logprob = logprobs[at++];
+      if (!std::isfinite(logprob)) {
+        if (!broken) broken = not_finite(logprob);
+        drop_cache(session);
+        finished.push_back(end(session, broken));
+        continue;
+      }
       session.tokens.push_back(token);
-      request.logprobs.push_back(logprobs[at++]);
+      request.logprobs.push_back(logprob);
       if (!request.version) request.version = cache_version;
       usage.decoded += 1;
       const std::vector<int32_t>& stop = request.options.stop;

@@ -48,6 +48,7 @@ class Sampler {
   int64_t open();
   int64_t fork(int64_t session);                                  // not while it samples
   void extend(int64_t session, const int32_t* tokens, size_t n);  // not while it samples
+  // A logprob that is not finite ends the request with NON_FINITE, which names the weights at fault.
   void sample(int64_t session, SampleRequest, SampleDone);
   void cancel(int64_t session);  // its request ends with Failure ABORTED
   void close(int64_t session);

@@ -73,19 +73,7 @@ struct Trainer::Impl {
         optimiser(device, segments_of(parameters), parameters.elements()),
         options(options) {}
 
-  // Name of the first tensor of a flat buffer that holds something not finite; empty if there is none.
-  std::string first_non_finite(Tensor flat) {
-    std::vector<float> values;
-    for (const NamedSlice& slice : parameters.slices()) {
-      values.resize(slice.elements());
-      stream->copy_to_host(values.data(), flat.f32() + slice.offset, values.size() * sizeof(float));
-      stream->synchronize();
-      for (const float value : values) {
-        if (!std::isfinite(value)) return slice.name;
-      }
-    }
-    return {};
-  }
+  std::string first_non_finite(Tensor flat) { return parameters.first_non_finite(*stream, flat); }
 
   void check_weights() {
     const std::string bad = first_non_finite(parameters.master());
@@ -230,20 +218,26 @@ OptimiserResult Trainer::optimise(const AdamW& how) {
   Parameters& p = impl_->parameters;
   Stream& stream = *impl_->stream;
   p.complete_gradients(stream);
-  const double norm = impl_->optimiser.gradient_norm(stream, p.gradient());
+  const int64_t step = p.optimiser_step() + 1;
+  const double norm = impl_->optimiser.norm(stream, p.gradient());
   if (!std::isfinite(norm)) {
     const std::string bad = impl_->first_non_finite(p.gradient());
     drop_gradients();
-    if (bad.empty()) {
-      fail("NON_FINITE", "the norm of the gradients overflows; they were dropped and the weights are as before");
-    }
-    fail("NON_FINITE", "the gradient of ", bad,
-         " is not finite; all gradients were dropped and the weights are as before");
+    fail("NON_FINITE", "optimiser step ", step, ": ",
+         bad.empty() ? "the norm of the gradients overflows" : "the gradient of " + bad + " is not finite",
+         "; all gradients were dropped and the weights are as before");
   }
-  const int64_t step = p.optimiser_step() + 1;
   impl_->optimiser.step(stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
   p.set_optimiser_step(step);
   p.publish(stream);
+  // Finite gradients can still make weights that are not: a learning rate that overflows, an epsilon of 0.
+  if (!std::isfinite(impl_->optimiser.norm(stream, p.master()))) {
+    const std::string bad = impl_->first_non_finite(p.master());
+    if (!bad.empty()) {
+      fail("NON_FINITE", "optimiser step ", step, " made the weights of ", bad, " not finite (learning rate ",
+           how.learning_rate, ", epsilon ", how.epsilon, "); load an earlier checkpoint");
+    }
+  }
   stream.synchronize();
   return OptimiserResult{norm, step, p.version()};
 }

@@ -46,7 +46,8 @@ class Trainer {
   // NON_FINITE as above, but nothing is dropped.
   LossResult score(const PackedBatch&, float temperature, const std::atomic<bool>& aborted);
   // One AdamW step from the accumulated gradients, which become zero; new compute copies; version + 1.
-  // NON_FINITE names the first gradient that is not finite; then the gradients are dropped, the weights as before.
+  // NON_FINITE names the step and the first gradient that is not finite, with the gradients dropped and the weights
+  // as before; or the first weight that the step made not finite, with the weights lost.
   OptimiserResult optimise(const AdamW&);
   // NON_FINITE names the first tensor of the weights that holds something that is no finite number.
   void check_finite();

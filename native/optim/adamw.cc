@@ -23,9 +23,9 @@ AdamWOptimiser::AdamWOptimiser(Device& device, std::vector<OptimiserSegment> seg
       workspace_(device, ops_.sum_of_squares_workspace(elements)),
       sum_(device, sizeof(float)) {}
 
-double AdamWOptimiser::gradient_norm(Stream& stream, Tensor gradient) const {
+double AdamWOptimiser::norm(Stream& stream, Tensor flat) const {
   float sum = 0;
-  ops_.sum_of_squares(stream, gradient, tensor(sum_.data(), DType::f32, {1}),
+  ops_.sum_of_squares(stream, flat, tensor(sum_.data(), DType::f32, {1}),
                       tensor(workspace_.data(), DType::u8, {static_cast<int64_t>(workspace_.bytes())}));
   stream.copy_to_host(&sum, sum_.data(), sizeof(sum));
   stream.synchronize();

@@ -38,10 +38,10 @@ class AdamWOptimiser {
   // `elements`: length of the flat buffers. What no segment covers (the zeros between tensors) stays as it is.
   AdamWOptimiser(Device&, std::vector<OptimiserSegment> segments, int64_t elements);
 
-  // Square root of the sum of squares of `gradient`. Waits for the stream.
-  double gradient_norm(Stream&, Tensor gradient) const;
+  // Square root of the sum of squares of a flat buffer; infinity where the sum leaves float32. Waits for the stream.
+  double norm(Stream&, Tensor flat) const;
 
-  // Queues update number `step` (1-based). `norm` is gradient_norm()'s; above clip_norm the gradient counts times
+  // Queues update number `step` (1-based). `norm` is the gradient's; above clip_norm the gradient counts times
   // clip_norm / norm.
   void step(Stream&, const AdamW&, int64_t step, double norm, const OptimiserState&) const;
 

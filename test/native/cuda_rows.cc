@@ -67,6 +67,14 @@ TEST(cuda_rmsnorm_forward_matches_float64) {
 }
 
 // Shapes of the backward, besides: more rows than one part of dw has (64), more than one block of columns (256).
+TEST(cuda_rmsnorm_that_overflows_is_not_a_number) {
+  const Buffer<Bf16> x(Row(64, to_bf16(1e20f))), y(64);
+  const Buffer<float> w(Values(64, 1.0f)), rstd(1);
+  rmsnorm_forward(nullptr, 1, 64, x.data(), nullptr, w.data(), 1e-6f, nullptr, y.data(), rstd.data());
+  CHECK(std::isnan(rstd.read()[0]));
+  for (const Bf16 value : y.read()) CHECK(std::isnan(rig::value(value)));
+}
+
 TEST(cuda_rmsnorm_backward_matches_float64) {
   std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
   shapes.insert(shapes.end(), {{65, 40}, {130, 3}});

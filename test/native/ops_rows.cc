@@ -137,6 +137,19 @@ TEST(rmsnorm_matches_float64) {
   }
 }
 
+TEST(rmsnorm_that_overflows_is_not_a_number) {
+  for (const std::string& isa : fixture::isas()) {
+    Bench b(isa);
+    auto x = random_floats(2 * 20, 1);
+    x[27] = -1e20f;  // finite, its square is not
+    const Tensor y = b.f32({2, 20}), rstd = b.f32({2});
+    b.ops().rmsnorm_forward(b.stream(), b.f32({2, 20}, x), {}, b.f32({20}, random_floats(20, 2)), 1e-6f, {}, y, rstd);
+    const auto values = b.read(y);
+    for (int j = 0; j < 20; ++j) CHECK(std::isfinite(values[j]) && std::isnan(values[20 + j]));
+    CHECK(std::isnan(b.read(rstd)[1]));
+  }
+}
+
 TEST(qk_norm_matches_float64) {
   const int heads = 3, kv_heads = 2;
   for (const int64_t d : {2, 16, 37, 64}) {

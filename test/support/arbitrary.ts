@@ -36,7 +36,7 @@ const config = (positions: fc.Arbitrary<number>): fc.Arbitrary<DecoderConfig> =>
       num_hidden_layers: fc.integer({ min: 1, max: 3 }),
       queries_per_key: fc.integer({ min: 1, max: 5 }),
       num_key_value_heads: fc.integer({ min: 1, max: 3 }),
-      head_dim: fc.constantFrom(16, 32, 48, 64),
+      head_dim: fc.constantFrom(16, 32, 48, 64, 128),
       max_position_embeddings: positions,
       rope_theta: fc.constantFrom(100, 10_000, 1_000_000),
       rms_norm_eps: fc.constantFrom(1e-5, 1e-6),
