@@ -73,7 +73,7 @@ describe("the embedded engine", () => {
         const usage = await policy.rank.usage().promise;
         expect(usage).toMatchObject({ sessions: 0, pages: 0 });
       }),
-      tries(80),
+      tries(60),
     );
   });
 });
