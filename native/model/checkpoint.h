@@ -22,7 +22,8 @@ constexpr int64_t kShardBytes = 5'000'000'000;
 // Writes <directory>/model.safetensors in f32 or bf16 (round to nearest even) under the Hugging Face names; where the
 // tensors come to more than `shard_bytes`, model-0000i-of-0000n.safetensors and model.safetensors.index.json instead.
 // The directory exists. Every file appears whole or not at all, and what an earlier save left of the other form, or
-// of more shards, is removed at the end. Weights that are not finite are not written: NON_FINITE names them.
+// of more shards, is removed at the end. Weights that are not finite are not written, lest they take the
+// place of the last good ones: NON_FINITE names them.
 void save_parameters(Parameters&, Stream&, const std::string& directory, DType dtype,
                      int64_t shard_bytes = kShardBytes);
 

@@ -242,8 +242,6 @@ OptimiserResult Trainer::optimise(const AdamW& how) {
   return OptimiserResult{norm, step, p.version()};
 }
 
-void Trainer::check_finite() { impl_->check_weights(); }
-
 void Trainer::drop_gradients() {
   impl_->parameters.zero_gradients(*impl_->stream);
   impl_->stream->synchronize();

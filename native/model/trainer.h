@@ -49,8 +49,6 @@ class Trainer {
   // NON_FINITE names the step and the first gradient that is not finite, with the gradients dropped and the weights
   // as before; or the first weight that the step made not finite, with the weights lost.
   OptimiserResult optimise(const AdamW&);
-  // NON_FINITE names the first tensor of the weights that holds something that is no finite number.
-  void check_finite();
   void drop_gradients();
   // As for a policy that was just loaded: no gradients, zero moments, step 0. The weights stay.
   void reset_optimiser();

@@ -282,6 +282,42 @@ TEST(sampler_gives_way_when_pages_are_few) {
   }
 }
 
+TEST(sampler_takes_no_pages_from_who_came_before) {
+  // Two that decode in turns and both want a third page, of which there is one.
+  SamplerOptions options;
+  options.max_pages = 5;
+  options.max_batch_tokens = 1;
+  Bench bench(options);
+  std::vector<Outcome*> outcomes;
+  for (int i = 0; i < 2; ++i) outcomes.push_back(&bench.start(bench.open(ids(i, 100)), i, 60));
+  bench.finish();
+  // The first read its prompt once; the second gave its pages up and read all again.
+  CHECK(bench.sampler.usage().prefilled < 100 + 2 * 160);
+  for (int i = 0; i < 2; ++i) {
+    std::vector<int32_t> stream = ids(i, 100);
+    bench.check(stream, outcomes[i]->result);
+  }
+}
+
+TEST(sampler_samples_more_sessions_at_once_than_have_logits_at_once) {
+  const auto start = [](Bench& bench, int i) -> Outcome& {
+    return bench.start(bench.open(ids(i, 1 + i % 3)), i, 1, 0.5f + 0.01f * static_cast<float>(i));
+  };
+  SamplerOptions options;
+  options.max_batch_tokens = 4096;
+  Bench bench(options);
+  std::vector<Outcome*> together;
+  for (int i = 0; i < 600; ++i) together.push_back(&start(bench, i));
+  bench.sampler.tick();
+  for (const int i : {0, 100, 255, 256, 257, 356, 511, 512, 599}) {
+    Bench own;
+    Outcome& alone = start(own, i);
+    own.finish();
+    CHECK(together[i]->ended && together[i]->result.tokens == alone.result.tokens);
+    CHECK(together[i]->result.logprobs == alone.result.logprobs);
+  }
+}
+
 TEST(sampler_takes_no_pages_from_who_is_in_the_same_tick) {
   // Sessions of 3 full pages each fill the pool; they go on together, fewer a tick than there are, and all need a
   // fourth page at about the same time, so an older one asks when a younger one already has its place in the tick.
