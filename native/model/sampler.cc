@@ -313,10 +313,9 @@ struct Sampler::Impl {
   std::exception_ptr not_finite(float logprob) {
     const std::string bad = parameters.first_non_finite(*stream, parameters.master());
     std::ostringstream message;
-    message << "sampling: ";
+    message << "the logprob of a sampled token is " << logprob << ": ";
     if (bad.empty()) {
-      message << "a token's logprob is " << logprob << " though all weights are finite: an activation overflows; load "
-              << "an earlier checkpoint";
+      message << "the weights are finite, the logits are not; load an earlier checkpoint";
     } else {
       message << "the weights of " << bad << " are not finite; load or initialise them again";
     }
@@ -366,12 +365,6 @@ struct Sampler::Impl {
         std::vector<int32_t> sampled;
         std::vector<float> logprobs;
         forward(batch, sampled, logprobs);
-        for (const float logprob : logprobs) {
-          if (!std::isfinite(logprob)) {
-            fail("NON_FINITE", "the logprob of a sampled token is ", logprob,
-                 ": the logits are not finite; load an earlier checkpoint");
-          }
-        }
         apply(batch, sampled, logprobs, finished);
       }
     } catch (...) {

@@ -114,7 +114,7 @@ TEST(non_finite_samples_of_finite_weights_end_the_request_and_spare_the_others) 
   });
   sampler.sample(sound, {1, {}, 1, 1}, [&](SampleResult, std::exception_ptr error) { fine = !error; });
   while (sampler.busy()) sampler.tick();
-  CHECK(contains(message, "NON_FINITE: sampling: a token's logprob is nan though all weights are finite"));
+  CHECK(contains(message, "NON_FINITE: the logprob of a sampled token is nan: the weights are finite"));
   CHECK(fine);
 }
 
