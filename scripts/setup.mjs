@@ -203,7 +203,12 @@ export function packagesAreCurrent(lockText, installedText) {
 async function installPackages() {
   try {
     const read = (name) => fs.readFileSync(join(root, name), "utf8");
-    if (packagesAreCurrent(read("package-lock.json"), read("node_modules/.package-lock.json"))) return;
+    const installed = read("node_modules/.package-lock.json");
+    // npm's record outlives folders that somebody deleted.
+    const there = Object.keys(JSON.parse(installed).packages).every((path) =>
+      fs.existsSync(join(root, path)),
+    );
+    if (there && packagesAreCurrent(read("package-lock.json"), installed)) return;
   } catch (error) {
     if (error.code !== "ENOENT") throw error;
   }
