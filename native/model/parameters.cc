@@ -70,24 +70,33 @@ struct Parameters::Impl {
     // Heads that the backend's attention does not take are refused here, before any memory is.
     ops.attention_workspace(1, config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     lay_out();
-    const size_t bytes = static_cast<size_t>(layout.elements) * sizeof(float);
-    master = Buffer(device, bytes);
-    gradient = Buffer(device, bytes);
-    first_moment = Buffer(device, bytes);
-    second_moment = Buffer(device, bytes);
+    master = Buffer(device, flat_bytes());
     make_copies();
 
     const std::unique_ptr<Stream> stream = device.stream();
-    for (const Buffer* buffer : {&master, &gradient, &first_moment, &second_moment}) ops.zero(*stream, flat(*buffer));
-    std::vector<int32_t> rows(config.vocab_size);
+    ops.zero(*stream, flat(master));
+    make_rope(*stream);
+    stream->synchronize();
+  }
+
+  // Gradients and moments, zero. A policy that only samples or scores (an engine, a reference) never asks for them.
+  void need_training_state() {
+    if (gradient.data()) return;
+    const std::unique_ptr<Stream> stream = device.stream();
+    std::vector<int32_t> rows;
     if (config.tie_word_embeddings) {
+      rows.resize(config.vocab_size);
       tied_head_gradient = Buffer(device, sizeof(float) * config.vocab_size * config.hidden_size);
       tied_rows = Buffer(device, sizeof(int32_t) * rows.size());
       std::iota(rows.begin(), rows.end(), 0);
       stream->copy_to_device(tied_rows.data(), rows.data(), tied_rows.bytes());
       ops.zero(*stream, head_gradient());
     }
-    make_rope(*stream);
+    first_moment = Buffer(device, flat_bytes());
+    second_moment = Buffer(device, flat_bytes());
+    // Last, because it says that all is there.
+    gradient = Buffer(device, flat_bytes());
+    for (const Buffer* buffer : {&gradient, &first_moment, &second_moment}) ops.zero(*stream, flat(*buffer));
     stream->synchronize();
   }
 
@@ -172,6 +181,7 @@ struct Parameters::Impl {
     stream.synchronize();
   }
 
+  size_t flat_bytes() const { return static_cast<size_t>(layout.elements) * sizeof(float); }
   Tensor flat(const Buffer& buffer) const { return tensor(buffer.data(), DType::f32, {layout.elements}); }
   Tensor view(const Buffer& buffer, int64_t offset, int64_t rows) const {
     return tensor(static_cast<float*>(buffer.data()) + offset, DType::f32, {rows});
@@ -193,30 +203,42 @@ const std::vector<NamedSlice>& Parameters::slices() const { return impl_->layout
 int64_t Parameters::elements() const { return impl_->layout.elements; }
 int64_t Parameters::version() const { return impl_->version; }
 Tensor Parameters::master() { return impl_->flat(impl_->master); }
-Tensor Parameters::gradient() { return impl_->flat(impl_->gradient); }
-Tensor Parameters::first_moment() { return impl_->flat(impl_->first_moment); }
-Tensor Parameters::second_moment() { return impl_->flat(impl_->second_moment); }
+Tensor Parameters::gradient() {
+  impl_->need_training_state();
+  return impl_->flat(impl_->gradient);
+}
+Tensor Parameters::first_moment() {
+  impl_->need_training_state();
+  return impl_->flat(impl_->first_moment);
+}
+Tensor Parameters::second_moment() {
+  impl_->need_training_state();
+  return impl_->flat(impl_->second_moment);
+}
 int64_t Parameters::optimiser_step() const { return impl_->step; }
 void Parameters::set_optimiser_step(int64_t step) { impl_->step = step; }
 
 void Parameters::complete_gradients(Stream& stream) {
   Impl& p = *impl_;
   if (!p.config.tie_word_embeddings) return;
+  p.need_training_state();
   p.ops.scatter_rows_add(stream, p.head_gradient(), tensor(p.tied_rows.data(), DType::i32, {p.config.vocab_size}),
                          p.view(p.gradient, p.embedding, p.config.vocab_size, p.config.hidden_size));
   p.ops.zero(stream, p.head_gradient());
 }
 
 void Parameters::zero_gradients(Stream& stream) {
+  if (!impl_->gradient.data()) return;
   impl_->ops.zero(stream, gradient());
   if (impl_->config.tie_word_embeddings) impl_->ops.zero(stream, impl_->head_gradient());
 }
 
 void Parameters::reset_optimiser(Stream& stream) {
+  impl_->step = 0;
+  if (!impl_->gradient.data()) return;
   zero_gradients(stream);
   impl_->ops.zero(stream, first_moment());
   impl_->ops.zero(stream, second_moment());
-  impl_->step = 0;
 }
 
 std::string Parameters::first_non_finite(Stream& stream, Tensor flat) const {
@@ -273,6 +295,7 @@ EdgeWeights Parameters::acquire_edge(Schedule&) {
 }
 
 LayerGradients Parameters::layer(Schedule&, int layer) {
+  impl_->need_training_state();
   const Impl& p = *impl_;
   const Impl::Layer& l = p.layers.at(layer);
   const int64_t h = p.config.hidden_size;
@@ -293,6 +316,7 @@ LayerGradients Parameters::layer(Schedule&, int layer) {
 }
 
 EdgeGradients Parameters::edge(Schedule&) {
+  impl_->need_training_state();
   const Impl& p = *impl_;
   return EdgeGradients{
       .embedding = p.view(p.gradient, p.embedding, p.config.vocab_size, p.config.hidden_size),

@@ -37,7 +37,8 @@ class Parameters : public ParamSource, public GradSink {
   int64_t elements() const;                       // of a flat buffer; the zeros between aligned slices count
   int64_t version() const;                        // grows with every change of the weights
 
-  // Flat float32 buffers of elements() each.
+  // Flat float32 buffers of elements() each. All but the masters are made, as zeros, when they are first asked for, as
+  // layer() and edge() do.
   Tensor master();
   Tensor gradient();
   Tensor first_moment();

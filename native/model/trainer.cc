@@ -117,10 +117,6 @@ struct Trainer::Impl {
     return in;
   }
 
-  PolicyHead head(Schedule& schedule) {
-    return PolicyHead{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
-  }
-
   LossLanes backpropagate(const PackedBatch& batch, const LossRows& rows, const PolicyLoss& loss,
                           const std::atomic<bool>& aborted) {
     const std::vector<int32_t> positions = positions_of(batch.lengths);
@@ -130,7 +126,7 @@ struct Trainer::Impl {
     const Inputs in = upload(schedule, batch, positions);
     const Keep keep = options.activation_checkpointing ? Keep::checkpoints : Keep::everything;
     const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, keep);
-    const PolicyHead head = this->head(schedule);
+    const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
     const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, rows, lanes);
     parameters.release_edge(schedule);
     decoder.backward(schedule, parameters, parameters, attend, pass, dhidden);
@@ -196,7 +192,7 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
   const Impl::Inputs in = Impl::upload(schedule, batch, positions);
   const DecoderPass pass =
       impl_->decoder.forward(schedule, impl_->parameters, attend, in.tokens, in.positions, Keep::nothing);
-  const PolicyHead head = impl_->head(schedule);
+  const PolicyHead head{impl_->device.ops(), impl_->parameters.acquire_edge(schedule).head, Tensor{}};
   policy_score(schedule, head, temperature, kScoreChunkRows, pass.hidden, rows, lanes);
   impl_->parameters.release_edge(schedule);
   {

@@ -1,6 +1,7 @@
 // What a training step keeps: activation checkpointing gives the same bits in less memory, and memory is linear in the
 // length of a document. Arenas are sized from schedules, so their bytes are exact and nothing has to run.
 #include <string>
+#include <utility>
 
 #include "decoder_rig.h"
 #include "harness.h"
@@ -121,6 +122,28 @@ TEST(training_memory_is_linear_in_the_length) {
     const int64_t short_one = Step(rig, 4096, keep).bytes(), long_one = Step(rig, 32768, keep).bytes();
     CHECK(long_one <= 8 * short_one);
     CHECK(long_one > 7 * short_one);  // the logits of a chunk are all that does not grow
+  }
+}
+
+TEST(gradients_and_moments_are_made_when_training_begins) {
+  for (const bool tied : {true, false}) {
+    Rig rig(tiny_config(tied));
+    rig.randomise(1);
+    const int64_t flat = rig.parameters.elements() * static_cast<int64_t>(sizeof(float));
+    PackedBatch batch{.tokens = {1, 2, 3}, .lengths = {3}};
+    int64_t before = rig.device.bytes;
+    const auto allocated = [&] { return rig.device.bytes - std::exchange(before, rig.device.bytes); };
+
+    rig.trainer.score(batch, 1.0f, rig.never);
+    rig.trainer.drop_gradients();
+    rig.trainer.reset_optimiser();
+    CHECK(allocated() < flat);  // the arena of so short a pass
+    batch.weight = {0, 1, 1};
+    rig.trainer.accumulate(batch, PolicyLoss{}, rig.never);
+    CHECK(allocated() >= 3 * flat);
+    rig.trainer.optimise(AdamW{});
+    rig.trainer.accumulate(batch, PolicyLoss{}, rig.never);
+    CHECK(allocated() < flat);
   }
 }
 

@@ -49,11 +49,13 @@ class CountingDevice : public Device {
   const Ops& ops() const override { return inner_.ops(); }
   void* allocate(size_t bytes) override {
     ++allocations;
+    this->bytes += static_cast<int64_t>(bytes);
     return inner_.allocate(bytes);
   }
   void free(void* data) noexcept override { inner_.free(data); }
 
   int allocations = 0;
+  int64_t bytes = 0;  // ever allocated
 
  private:
   Device& inner_;
