@@ -75,6 +75,7 @@ export interface NativeLoss {
   klCoef: number;
   entropyCoef: number;
   temperature: number;
+  /** Rows of logits alive at once; 0 = 64 MiB of them, but 256 to 1024 rows. Bits do not depend on it. */
   chunkRows: number;
 }
 

@@ -29,17 +29,8 @@ export interface PolicyLossOptions {
   temperature?: number;
 }
 
-/**
- * Rows of logits alive at once in the loss head: 64 MiB of them, as far as that leaves enough rows to pay for reading
- * the head's weight once more. Bits do not depend on it.
- */
-function chunkRows(vocabulary: number): number {
-  const rows = Math.floor((64 * 2 ** 20) / (4 * vocabulary));
-  return Math.max(256, Math.min(rows, 1024));
-}
-
-/** With every default filled in, for a head of so many rows. @internal */
-export function nativeLoss(loss: PolicyLossOptions & { chunkRows?: number }, vocabulary: number): NativeLoss {
+/** With every default filled in. @internal */
+export function nativeLoss(loss: PolicyLossOptions & { chunkRows?: number }): NativeLoss {
   return {
     objective: loss.objective,
     clipLow: loss.clipLow ?? 0.2,
@@ -48,7 +39,7 @@ export function nativeLoss(loss: PolicyLossOptions & { chunkRows?: number }, voc
     klCoef: loss.klCoef ?? 0,
     entropyCoef: loss.entropyCoef ?? 0,
     temperature: loss.temperature ?? 1,
-    chunkRows: loss.chunkRows ?? chunkRows(vocabulary),
+    chunkRows: loss.chunkRows ?? 0,
   };
 }
 
@@ -105,6 +96,5 @@ export async function policyLoss(
   const call = Object.fromEntries(
     Object.entries(x).flatMap(([name, tensor]) => (tensor === undefined ? [] : [[name, native(tensor)]])),
   ) as unknown as NativePolicyLoss;
-  const vocabulary = call.head?.shape[0] ?? 1;
-  return withSignal(() => loadBinding().policyLoss(call, nativeLoss(loss, vocabulary)), options.signal);
+  return withSignal(() => loadBinding().policyLoss(call, nativeLoss(loss)), options.signal);
 }

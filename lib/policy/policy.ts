@@ -143,7 +143,7 @@ export class Policy implements PolicyShape {
   }
 
   async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
-    const how = nativeLoss(loss, this.config.vocab_size);
+    const how = nativeLoss(loss);
     return withSignal(() => this.rank.accumulate(nativeBatch(batch), how), options.signal);
   }
 

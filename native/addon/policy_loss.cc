@@ -39,7 +39,7 @@ PolicyLoss policy_loss_argument(const Arguments& from) {
   loss.scalars.kl_coef = from.real("klCoef", 0, 1e6);
   loss.scalars.entropy_coef = from.real("entropyCoef", 0, 1e6);
   loss.temperature = static_cast<float>(check_temperature(from.number("temperature", 0, 1e3)));
-  loss.chunk_rows = from.integer("chunkRows", 1, std::numeric_limits<int32_t>::max());
+  loss.chunk_rows = from.integer("chunkRows", 0, std::numeric_limits<int32_t>::max());
   loss.check();
   return loss;
 }

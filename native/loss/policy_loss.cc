@@ -111,11 +111,17 @@ class HeadBuilder {
   DeviceRows at_;
 };
 
+// 64 MiB of logits where nothing else is asked for, as far as that leaves enough rows to pay for reading the head's
+// weight once more.
+int64_t chunk_rows_of(int32_t asked, const PolicyHead& head) {
+  return asked > 0 ? asked : std::clamp<int64_t>((int64_t{64} << 20) / (4 * head.weight.n), 256, 1024);
+}
+
 }  // namespace
 
 void PolicyLoss::check() const {
   require(std::isfinite(temperature) && temperature > 0, "loss: temperature is ", temperature, "; it must be above 0");
-  require(chunk_rows > 0, "loss: chunk_rows is ", chunk_rows, "; it must be at least 1");
+  require(chunk_rows >= 0, "loss: chunk_rows is ", chunk_rows, "; it must be at least 1, or 0 for the default");
   scalars.check();
 }
 
@@ -145,12 +151,13 @@ Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& l
   const Slot entropy_g = lane(how.entropy_coef != 0, DType::f32, nullptr);
   const Slot flags = lane(true, DType::i32, nullptr);
 
-  const auto chunk_size = [&](int64_t begin) { return std::min<int64_t>(loss.chunk_rows, count - begin); };
+  const int64_t chunk_rows = chunk_rows_of(loss.chunk_rows, head);
+  const auto chunk_size = [&](int64_t begin) { return std::min(chunk_rows, count - begin); };
   HeadBuilder::Chunk only{};  // the one chunk of a sequence objective keeps its logits between the sweeps
   if (sequence) {
-    for (int64_t begin = 0; begin < count; begin += loss.chunk_rows) {
+    for (int64_t begin = 0; begin < count; begin += chunk_rows) {
       only = build.forward(begin, chunk_size(begin));
-      if (count > loss.chunk_rows) build.release(only);
+      if (count > chunk_rows) build.release(only);
     }
     const int64_t entries = static_cast<int64_t>(rows.begin.size());
     held.push_back(schedule.slot(DType::i32, {entries}));
@@ -161,9 +168,9 @@ Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& l
                    ops.sequence_log_ratio(f.stream, f[lp], f[old], f[documents], f[of_sequence]);
                  });
   }
-  for (int64_t begin = 0; begin < count; begin += loss.chunk_rows) {
+  for (int64_t begin = 0; begin < count; begin += chunk_rows) {
     const int64_t n = chunk_size(begin);
-    const bool made = sequence && count <= loss.chunk_rows;
+    const bool made = sequence && count <= chunk_rows;
     const HeadBuilder::Chunk chunk = made ? only : build.forward(begin, n);
     const auto part = [&](Slot slot) { return slot ? slot.rows(begin, n) : slot; };
     schedule.add("policy_scalars", -1, 7 * 4 * n, 8 * n,
@@ -198,11 +205,11 @@ Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& l
 
 void policy_score(Schedule& schedule, const PolicyHead& head, float temperature, int32_t chunk_rows, Slot hidden,
                   const LossRows& rows, LossLanes& lanes) {
-  const int64_t count = rows.size();
+  const int64_t count = rows.size(), at_once = chunk_rows_of(chunk_rows, head);
   if (count == 0) return;
   HeadBuilder build(schedule, head, temperature, hidden, rows);
-  for (int64_t begin = 0; begin < count; begin += chunk_rows) {
-    build.release(build.forward(begin, std::min<int64_t>(chunk_rows, count - begin)));
+  for (int64_t begin = 0; begin < count; begin += at_once) {
+    build.release(build.forward(begin, std::min(at_once, count - begin)));
   }
   build.finish(lanes);
 }

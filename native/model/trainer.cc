@@ -11,8 +11,6 @@ namespace tokenring {
 
 namespace {
 
-constexpr int32_t kScoreChunkRows = 1024;
-
 std::vector<int32_t> positions_of(const std::vector<int32_t>& lengths) {
   std::vector<int32_t> positions;
   for (const int32_t length : lengths) {
@@ -193,7 +191,7 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
   const DecoderPass pass =
       impl_->decoder.forward(schedule, impl_->parameters, attend, in.tokens, in.positions, Keep::nothing);
   const PolicyHead head{impl_->device.ops(), impl_->parameters.acquire_edge(schedule).head, Tensor{}};
-  policy_score(schedule, head, temperature, kScoreChunkRows, pass.hidden, rows, lanes);
+  policy_score(schedule, head, temperature, 0, pass.hidden, rows, lanes);
   impl_->parameters.release_edge(schedule);
   {
     const Drain drain{*impl_->stream};

@@ -206,7 +206,7 @@ TEST(loss_options_are_checked) {
     return failure_of([&] { c.rig.trainer.accumulate(c.batch, loss, c.rig.never); });
   };
   CHECK(contains(message([](PolicyLoss& l) { l.temperature = 0; }), "temperature is 0"));
-  CHECK(contains(message([](PolicyLoss& l) { l.chunk_rows = 0; }), "chunk_rows is 0"));
+  CHECK(contains(message([](PolicyLoss& l) { l.chunk_rows = -1; }), "chunk_rows is -1"));
   CHECK(contains(message([](PolicyLoss& l) { l.scalars.clip_low = 1.5f; }), "clip_low is 1.5"));
   CHECK(contains(message([](PolicyLoss& l) { l.scalars.clip_high = -1; }), "clip_high is -1"));
   CHECK(contains(message([](PolicyLoss& l) { l.scalars.dual_clip = 1; }), "dual_clip is 1; it must be 0"));

@@ -129,7 +129,7 @@ describe("Rank", () => {
     [{ clipLow: -0.1 }, /^loss.clipLow must be a finite number in \[0, 1\], got -0.1$/],
     [{ temperature: 0 }, /temperature must be greater than 0/],
     [{ temperature: Number.NaN }, /^loss.temperature must be a finite number .*, got NaN$/],
-    [{ chunkRows: 0 }, /^loss.chunkRows must be an integer from 1/],
+    [{ chunkRows: -1 }, /^loss.chunkRows must be an integer from 0/],
   ])("refuses the loss %j", (changes, message) => {
     expect(() => rank.accumulate(batch({}), { ...loss, ...changes } as NativeLoss)).toThrow(
       invalid(message) as Error,
