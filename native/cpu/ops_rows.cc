@@ -289,8 +289,12 @@ void CpuOps::sample(Stream& stream, Tensor logits, Tensor inv_temperature, Tenso
 
 void CpuOps::zero(Stream& stream, Tensor x) const {
   require(x.data || x.elements() == 0, "zero: the tensor ", shape_text(x), " has no memory");
-  cpu_stream(stream).enqueue([=] {
-    if (x.bytes()) std::memset(x.data, 0, x.bytes());
+  cpu_stream(stream).enqueue([=, this] {
+    const size_t block = kFlatBlock * sizeof(float), bytes = x.bytes();
+    share(static_cast<int64_t>((bytes + block - 1) / block), kFlatBlock * 0.1, [&](int64_t begin, int64_t end) {
+      const size_t from = static_cast<size_t>(begin) * block, to = std::min(static_cast<size_t>(end) * block, bytes);
+      std::memset(static_cast<char*>(x.data) + from, 0, to - from);
+    });
   });
 }
 

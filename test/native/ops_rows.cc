@@ -293,6 +293,17 @@ TEST(swiglu_matches_float64) {
   CHECK(got[0] == 0.0f && got[1] == 200.0f && std::abs(got[2]) < 1e-30f);
 }
 
+TEST(zero_clears_its_tensor_and_nothing_beside_it) {
+  for (int64_t n : {0, 1, 4096, 4097, 200'001}) {
+    Bench b;
+    const Tensor all = b.f32({n + 2}, std::vector<float>(static_cast<size_t>(n + 2), 1.0f));
+    b.ops().zero(b.stream(), tokenring::tensor(all.f32() + 1, tokenring::DType::f32, {n}));
+    const std::vector<float> got = b.read(all);
+    CHECK(got.front() == 1.0f && got.back() == 1.0f);
+    CHECK(std::count(got.begin() + 1, got.end() - 1, 0.0f) == n);
+  }
+}
+
 TEST(sum_of_squares_matches_float64) {
   for (int64_t n : {1, 15, 4096, 4097, 50000}) {
     const auto x = random_floats(n, 1);
