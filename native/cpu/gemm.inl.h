@@ -32,6 +32,12 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : zero();
+  // What is written lies far apart: fetched now, it is there when the products are.
+  if (!accumulate)
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) __builtin_prefetch(c + r * ldc + v * kLanes, 1);
   const float* b_next = b + b_panel;  // the second panel, if NV reaches into it
   for (int64_t d = 0; d < depth; ++d) {
     V bv[NV];
