@@ -10,6 +10,8 @@ export interface Tokenizer {
   decode(tokens: ArrayLike<number>): string;
   /** The text of one token as people see it, special tokens by name. */
   piece(token: number): string;
+  /** The bytes that a token stands for, a special one's name included; undefined for an unused id. */
+  bytes(token: number): Uint8Array | undefined;
   /** Id of a special token by its text; throws ERR_TOKENRING_TOKENIZER when there is none. */
   specialId(text: string): number;
 }

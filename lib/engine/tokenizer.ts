@@ -168,6 +168,10 @@ class ByteLevelTokenizer implements Tokenizer {
     }
   }
 
+  bytes(token: number): Uint8Array | undefined {
+    return this.#bytes[token];
+  }
+
   specialId(text: string): number {
     const id = this.specials.get(text);
     if (id === undefined) {

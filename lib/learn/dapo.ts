@@ -15,7 +15,7 @@ import { defaultAggregation, type ObjectiveOptions, objectiveFaults, policyLoss 
 import { learningRate } from "./schedule.ts";
 import { withReferenceLogprobs, withTrainerLogprobs } from "./score.ts";
 import { adamwOptions, trainStep } from "./step.ts";
-import type { LogprobMismatch, RolloutSource, StepMetrics } from "./types.ts";
+import type { LearntTokens, LogprobMismatch, RolloutSource, StepMetrics } from "./types.ts";
 import { carriesLoss, type TrainingDocument, trajectoryDocument } from "./weights.ts";
 
 /** Defaults are those of stage 1 in the paper (arXiv 2508.03501, Table 3); see DAPO_STAGE2 for stage 2. */
@@ -125,6 +125,8 @@ export interface DapoIteration {
   iteration: number;
   groups: ScoredGroup[];
   steps: StepMetrics[];
+  /** What the steps saw of each trajectory that was learnt from, by its id. */
+  learnt: Map<string, LearntTokens>;
   summary: DapoSummary;
 }
 
@@ -331,6 +333,7 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
     const learning = performance.now();
     const batches = evenParts(documents, config.batchSize);
     const steps: StepMetrics[] = [];
+    const learnt = new Map<string, LearntTokens>();
     for (const batch of batches) {
       const rate = learningRate(done, { peak: config.learningRate, warmupSteps: config.warmupSteps });
       const metrics = await trainStep({
@@ -342,6 +345,7 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
         microBatchTokens: config.microBatchTokens,
         tisCap: config.tisCap,
         where: `${where}, step ${done}`,
+        onLearnt: (id, tokens) => learnt.set(id, { step: steps.length, ...tokens }),
         ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
         ...(signal ? { signal } : {}),
       });
@@ -353,6 +357,7 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
       iteration,
       groups,
       steps,
+      learnt,
       summary: {
         ...summarise(groups, options.ranTests),
         trained: documents.length,

@@ -1,12 +1,21 @@
 // One optimiser step: documents -> weights -> micro-batches -> gradients -> AdamW.
+
+import { ACTION } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
-import type { AdamWOptions, PackedBatch, Policy, PolicyLoss } from "../policy/types.ts";
+import type { AdamWOptions, LossResult, PackedBatch, Policy, PolicyLoss } from "../policy/types.ts";
 import { checkAborted } from "./abort.ts";
 import { located } from "./located.ts";
 import { Measure } from "./measure.ts";
 import { pack } from "./pack.ts";
-import type { StepMetrics } from "./types.ts";
-import { type Aggregation, carriesLoss, type TrainingDocument, truncated, weigh } from "./weights.ts";
+import type { LearntTokens, StepMetrics } from "./types.ts";
+import {
+  type Aggregation,
+  carriesLoss,
+  type TrainingDocument,
+  truncated,
+  type WeightedDocument,
+  weigh,
+} from "./weights.ts";
 
 export interface StepOptions {
   policy: Policy;
@@ -28,6 +37,8 @@ export interface StepOptions {
   /** Names the step in errors. Default "optimiser step". */
   where?: string;
   signal?: AbortSignal;
+  /** Called for each document after its pass. */
+  onLearnt?: (id: string, learnt: Omit<LearntTokens, "step">) => void;
 }
 
 /** The AdamW part of a stage's config, and nothing else of it. */
@@ -38,6 +49,25 @@ export function adamwOptions(config: AdamWOptions): AdamWOptions {
     if (value !== undefined) out[key] = value;
   }
   return out;
+}
+
+/** The action tokens' part of a pass's lanes; `offset` is where the document begins in them. */
+function learntTokens(
+  document: WeightedDocument,
+  { logprob, entropy, flags }: LossResult,
+  offset: number,
+): Omit<LearntTokens, "step"> {
+  const at: number[] = [];
+  document.provenance.forEach((from, i) => {
+    if (from === ACTION) at.push(i);
+  });
+  const old = document.engineLogprob && document.oldLogprob;
+  return {
+    logprob: Float32Array.from(at, (i) => logprob[offset + i] as number),
+    entropy: Float32Array.from(at, (i) => entropy[offset + i] as number),
+    flags: Uint8Array.from(at, (i) => flags[offset + i] as number),
+    ...(old && { oldLogprob: Float32Array.from(at, (i) => old[i] as number) }),
+  };
 }
 
 /**
@@ -88,6 +118,9 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
         throw new TokenringError("ERR_TOKENRING_NON_FINITE", `the loss is ${pass.loss}`);
       }, at);
       measure.add(micro, result);
+      micro.documents.forEach((document, d) => {
+        options.onLearnt?.(document.id, learntTokens(document, result, micro.offsets[d] as number));
+      });
       packedTokens += tokens.length;
     }
     checkAborted(signal, where);

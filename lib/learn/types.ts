@@ -13,6 +13,19 @@ export interface LogprobMismatch {
   k3: number;
 }
 
+/** What the pass that learnt from a trajectory said of its action tokens: one entry each, in their order. */
+export interface LearntTokens {
+  /** Optimiser step of the iteration, from 0. */
+  step: number;
+  /** The trainer's logprobs, and entropies in nats, under the weights that the step changed. */
+  logprob: Float32Array;
+  entropy: Float32Array;
+  /** 1 = ratio clipped low, 2 = clipped high, 3 = dual clip, 0 = none. */
+  flags: Uint8Array;
+  /** What the ratio was taken against, where that is not the logprob that the engine sampled with. */
+  oldLogprob?: Float32Array;
+}
+
 /** Metrics of one optimiser step, means over the step's action tokens where not said otherwise. */
 export interface StepMetrics {
   loss: number;

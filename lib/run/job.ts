@@ -1,19 +1,22 @@
 // The main job: warm start, RFT, stages of DAPO, an evaluation after each, everything written to the run directory.
 // The same program whatever the config names as device, engine and sandbox.
-import type { Trajectory } from "../agent/types.ts";
+import type { Group } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
+import { counts } from "../evaluate/episodes.ts";
 import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
 import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
 import type { StageSeconds } from "../learn/events.ts";
 import { defaultAggregation } from "../learn/objective.ts";
 import { rft } from "../learn/rft.ts";
+import type { LearntTokens } from "../learn/types.ts";
 import { Policy } from "../policy/policy.ts";
 import type { ArcStage } from "../report/arc.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
 import { findCheckpoint, type RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
 import type { ProgressSink } from "./progress.ts";
+import type { StoredTrajectory } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
 
 export interface JobResult {
@@ -31,6 +34,16 @@ export interface JobOptions {
 }
 
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
+
+/** The trajectories of a group that infrastructure broke: kept to be looked at. */
+function broken(group: Group): StoredTrajectory[] {
+  const uncounted = group.trajectories.filter((trajectory) => !counts(trajectory));
+  return [...uncounted, ...group.dropped].map((trajectory) => ({ trajectory, dropped: true }));
+}
+
+function sampled(group: Group): StoredTrajectory[] {
+  return [...group.trajectories.filter(counts).map((trajectory) => ({ trajectory })), ...broken(group)];
+}
 
 /** Wall seconds of a stage by what they were spent on. */
 class Stations {
@@ -172,11 +185,7 @@ class Job {
       for await (const event of events) {
         if (event.type === "rollouts") {
           stations.add("rollouts", lap());
-          await this.#keep(
-            "rft",
-            0,
-            event.groups.flatMap((group) => group.trajectories.map((trajectory) => ({ trajectory }))),
-          );
+          await this.#keep("rft", 0, event.groups.flatMap(sampled));
           await this.#run.record({ type: "rollouts", stage: "rft", summary: event.summary });
           this.#progress.log(`rft: kept ${event.summary.kept} of ${event.summary.episodes} trajectories`);
           if (event.summary.kept === 0) {
@@ -222,7 +231,7 @@ class Job {
       });
       this.#progress.phase(name, stage.iterations);
       let steps = 0;
-      for await (const { iteration, groups, steps: taken, summary } of iterations) {
+      for await (const { iteration, groups, steps: taken, learnt, summary } of iterations) {
         stations.add("rollouts", summary.rolloutMs / 1000);
         stations.add("score", summary.scoreMs / 1000);
         stations.add("learn", summary.learnMs / 1000);
@@ -234,13 +243,15 @@ class Job {
         await this.#keep(
           name,
           iteration,
-          groups.flatMap((scored) =>
-            scored.trajectories.map((trajectory, i) => ({
+          groups.flatMap((scored) => [
+            ...scored.trajectories.map((trajectory, i) => ({
               trajectory,
               reward: scored.rewards[i] as number,
               advantage: scored.advantages[i] as number,
+              ...(learnt.has(trajectory.id) && { learnt: learnt.get(trajectory.id) as LearntTokens }),
             })),
-          ),
+            ...broken(scored.group),
+          ]),
         );
         this.#progress.update(
           iteration + 1,
@@ -297,19 +308,11 @@ class Job {
       onTrajectory: () => this.#progress.update(++episodes),
       ...this.#signal,
     });
-    await this.#keep(
-      `${name}-evaluation`,
-      0,
-      groups.flatMap((group) => group.trajectories.map((trajectory) => ({ trajectory }))),
-    );
+    await this.#keep(`${name}-evaluation`, 0, groups.flatMap(sampled));
     return evaluation;
   }
 
-  #keep(
-    stage: string,
-    iteration: number,
-    trajectories: readonly { trajectory: Trajectory; reward?: number; advantage?: number }[],
-  ): Promise<void> {
+  #keep(stage: string, iteration: number, trajectories: readonly StoredTrajectory[]): Promise<void> {
     return this.#run.trajectories.write(stage, iteration, trajectories);
   }
 }

@@ -94,6 +94,10 @@ export class SafetensorsFile {
     return new SafetensorsFile(path, entries, 8 + length);
   }
 
+  has(name: string): boolean {
+    return this.#entries.has(name);
+  }
+
   /** Elements [start, end) of tensor `name`. */
   async read(name: string, start: number, end: number): Promise<Lane> {
     const entry = this.#entries.get(name);

@@ -3,6 +3,7 @@ import { open, rename } from "node:fs/promises";
 import path from "node:path";
 import type { Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
+import type { LearntTokens } from "../learn/types.ts";
 import { AppendLog, readLog } from "./metrics.ts";
 import { encodeSafetensors, type Lane, SafetensorsFile } from "./safetensors.ts";
 
@@ -19,6 +20,9 @@ export interface TrajectoryEntry extends Omit<Trajectory, "tokens" | "provenance
   /** What learning made of it, where it did. */
   reward?: number;
   advantage?: number;
+  /** The optimiser step of the iteration that learnt from it, where its action tokens lie in the shard's learnt_*
+   * lanes, and how many of them were clipped: low, high, dual. */
+  learnt?: { step: number; offset: number; length: number; clipped: [number, number, number] };
 }
 
 /** A trajectory with what learning made of it. */
@@ -27,6 +31,7 @@ export interface StoredTrajectory {
   dropped?: boolean;
   reward?: number;
   advantage?: number;
+  learnt?: LearntTokens;
 }
 
 function concatenate<T extends Lane>(lanes: readonly T[], out: T): T {
@@ -36,6 +41,29 @@ function concatenate<T extends Lane>(lanes: readonly T[], out: T): T {
     at += lane.length;
   }
   return out;
+}
+
+function floats(lanes: readonly Float32Array[]): Float32Array {
+  return concatenate(lanes, new Float32Array(lanes.reduce((sum, lane) => sum + lane.length, 0)));
+}
+
+/** The lanes of what learning saw, one entry for each action token that was learnt from; none where nothing was. */
+function learntLanes(learnt: readonly LearntTokens[]): Record<string, Lane> {
+  if (learnt.length === 0) return {};
+  const flags = learnt.map((one) => one.flags);
+  const old = learnt.flatMap(({ oldLogprob }) => oldLogprob ?? []);
+  return {
+    learnt_logprobs: floats(learnt.map((one) => one.logprob)),
+    learnt_entropies: floats(learnt.map((one) => one.entropy)),
+    learnt_flags: concatenate(flags, new Uint8Array(flags.reduce((sum, lane) => sum + lane.length, 0))),
+    ...(old.length > 0 && { learnt_old_logprobs: floats(old) }),
+  };
+}
+
+function clippedCounts(flags: Uint8Array): [number, number, number] {
+  const counts: [number, number, number] = [0, 0, 0];
+  for (const flag of flags) if (flag > 0) counts[(flag - 1) as 0]++;
+  return counts;
 }
 
 /** The writing side; belongs to a RunDirectory. */
@@ -57,7 +85,9 @@ export class TrajectoryStore {
 
   /**
    * Writes one shard, <stage>-<iteration>.safetensors with the lanes tokens (I32), logprobs (F32) and provenance
-   * (U8), and its lines of the index. The same stage and iteration written again replaces the shard.
+   * (U8), and its lines of the index. What was learnt from adds the lanes learnt_logprobs, learnt_entropies (F32) and
+   * learnt_flags (U8) of its action tokens, and learnt_old_logprobs (F32) where ratios were not taken against the
+   * engine's. The same stage and iteration written again replaces the shard.
    */
   async write(stage: string, iteration: number, stored: readonly StoredTrajectory[]): Promise<void> {
     if (!/^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(stage)) {
@@ -81,6 +111,7 @@ export class TrajectoryStore {
         all.map((one) => one.provenance),
         new Uint8Array(total),
       ),
+      ...learntLanes(stored.flatMap(({ learnt }) => learnt ?? [])),
     });
     const shard = `${stage}-${String(iteration).padStart(4, "0")}.safetensors`;
     const file = path.join(this.#directory, shard);
@@ -91,8 +122,9 @@ export class TrajectoryStore {
     }
     await rename(`${file}.tmp`, file);
     let offset = 0;
+    let learntOffset = 0;
     const lines: Promise<void>[] = [];
-    for (const { trajectory, dropped, reward, advantage } of stored) {
+    for (const { trajectory, dropped, reward, advantage, learnt } of stored) {
       const { tokens, provenance: _, logprobs: __, ...text } = trajectory;
       const entry: TrajectoryEntry = {
         ...text,
@@ -104,7 +136,16 @@ export class TrajectoryStore {
         ...(dropped ? { dropped: true } : {}),
         ...(reward === undefined ? {} : { reward }),
         ...(advantage === undefined ? {} : { advantage }),
+        ...(learnt && {
+          learnt: {
+            step: learnt.step,
+            offset: learntOffset,
+            length: learnt.flags.length,
+            clipped: clippedCounts(learnt.flags),
+          },
+        }),
       };
+      learntOffset += learnt?.flags.length ?? 0;
       lines.push(this.#index.append(entry));
       offset += tokens.length;
     }
@@ -144,5 +185,22 @@ export async function loadTrajectory(directory: string, entry: TrajectoryEntry):
     reason: entry.reason,
     patch: entry.patch,
     verifyMs: entry.verifyMs,
+  };
+}
+
+/** What learning saw of an entry's action tokens, read from the shard; null where it was not learnt from. */
+export async function loadLearnt(directory: string, entry: TrajectoryEntry): Promise<LearntTokens | null> {
+  if (!entry.learnt) return null;
+  const file = await SafetensorsFile.open(path.join(directory, "trajectories", entry.shard));
+  const { step, offset, length } = entry.learnt;
+  const lane = (name: string): Promise<Lane> => file.read(name, offset, offset + length);
+  return {
+    step,
+    logprob: (await lane("learnt_logprobs")) as Float32Array,
+    entropy: (await lane("learnt_entropies")) as Float32Array,
+    flags: (await lane("learnt_flags")) as Uint8Array,
+    ...(file.has("learnt_old_logprobs") && {
+      oldLogprob: (await lane("learnt_old_logprobs")) as Float32Array,
+    }),
   };
 }

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { ACTION } from "../../lib/agent/types.ts";
 import { isTokenringError } from "../../lib/errors.ts";
 import { type DapoIteration, type DapoOptions, dapo, evenParts } from "../../lib/learn/dapo.ts";
 import { type RftEvent, type RftOptions, rft } from "../../lib/learn/rft.ts";
@@ -192,6 +193,33 @@ describe("dapo", () => {
       }
     }
     expect([...seen].sort()).toEqual([1, 2, 3, 4].map((turns) => [turns, 5]));
+  });
+
+  test("what each step saw of the action tokens that it learnt from comes with the iteration", async () => {
+    const policy = new PolicyDouble({ drift: 0.3 });
+    const [iteration] = await all(run(policy, { config: { logprobTolerance: 0 } }));
+    if (!iteration) throw new Error("one iteration was asked for");
+    const trained = iteration.groups.filter((scored) => scored.state === "live");
+    const all20 = trained.flatMap((scored) => scored.trajectories);
+    expect([...iteration.learnt.keys()].sort()).toEqual(all20.map((one) => one.id).sort());
+    const clipped: [number, number, number] = [0, 0, 0];
+    for (const one of all20) {
+      const learnt = iteration.learnt.get(one.id);
+      const at = [...one.provenance.keys()].filter((i) => one.provenance[i] === ACTION);
+      const expected = at.map((i) =>
+        Math.fround((one.logprobs[i] as number) + 0.3 * (learnt?.step ?? Number.NaN)),
+      );
+      expect([...(learnt?.logprob ?? [])]).toEqual(expected);
+      expect([...(learnt?.entropy ?? [])]).toEqual(at.map(() => 0.5));
+      expect(learnt?.flags).toHaveLength(at.length);
+      for (const flag of learnt?.flags ?? []) if (flag > 0) clipped[(learnt?.step ?? 0) as 0]++;
+    }
+    // Nothing can be clipped while the weights are those that sampled.
+    expect(clipped[0]).toBe(0);
+    expect(clipped).toEqual(
+      iteration.steps.map((step) => Math.round((step.clipLow + step.clipHigh) * step.tokens)),
+    );
+    expect(clipped[2]).toBeGreaterThan(0);
   });
 
   test("every instance comes once per pass, over iterations that do not divide the pool", async () => {

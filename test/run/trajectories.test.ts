@@ -4,9 +4,11 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Trajectory } from "../../lib/agent/types.ts";
+import type { LearntTokens } from "../../lib/learn/types.ts";
 import { RunDirectory } from "../../lib/run/directory.ts";
 import { encodeSafetensors, SafetensorsFile } from "../../lib/run/safetensors.ts";
-import { loadTrajectory, readIndex, type TrajectoryEntry } from "../../lib/run/trajectories.ts";
+import { loadLearnt, loadTrajectory, readIndex, type TrajectoryEntry } from "../../lib/run/trajectories.ts";
 import { trajectory } from "../learn/doubles.ts";
 
 let folder: string;
@@ -48,6 +50,33 @@ describe("trajectories on disk", () => {
     for (const [i, one] of [...first, ...second].entries()) {
       expect(await loadTrajectory(at, index[i] as TrajectoryEntry)).toEqual(one);
     }
+  });
+
+  test("what learning saw of some of them comes back too, with how often they were clipped", async () => {
+    const at = path.join(folder, "run");
+    const made = [0, 1, 2].map((rollout) => trajectory({ rollout }));
+    const lanes = (step: number, old: boolean): LearntTokens => ({
+      step,
+      logprob: Float32Array.from([1, 2, 3, 4, 5], (i) => -i - step / 3),
+      entropy: Float32Array.from([1, 2, 3, 4, 5], (i) => i * 0.1 + step),
+      flags: Uint8Array.of(0, 1, 2, 2, 3),
+      ...(old && { oldLogprob: Float32Array.from([1, 2, 3, 4, 5], (i) => -i) }),
+    });
+    {
+      await using run = await RunDirectory.create(at, { config: {}, seed: 1, version: "0" });
+      const [a, b, c] = made as [Trajectory, Trajectory, Trajectory];
+      await run.trajectories.write("s", 0, [
+        { trajectory: a, learnt: lanes(1, false) },
+        { trajectory: b },
+        { trajectory: c, learnt: lanes(0, false) },
+      ]);
+      await run.trajectories.write("s", 1, [{ trajectory: a, learnt: lanes(2, true) }]);
+    }
+    const index = await entries(at);
+    const read = await Promise.all(index.map((entry) => loadLearnt(at, entry)));
+    expect(read).toEqual([lanes(1, false), null, lanes(0, false), lanes(2, true)]);
+    expect(index.map((entry) => entry.learnt?.clipped)).toEqual([[1, 2, 1], undefined, [1, 2, 1], [1, 2, 1]]);
+    expect(await loadTrajectory(at, index[2] as TrajectoryEntry)).toEqual(made[2]);
   });
 
   test("index lines of work that is done again are cut on open", async () => {
