@@ -1,5 +1,5 @@
 // Waits that end: by their result, by the caller's abort, or by a deadline.
-import { TokenringError } from "../errors.ts";
+import { isTokenringError, TokenringError } from "../errors.ts";
 
 /** How long a callee has, after the signal, to end by itself and leave what it works on in order. */
 const GRACE_MS = 1000;
@@ -79,5 +79,15 @@ export async function withDeadline<T>(
     return await deadline.race(action(deadline.signal));
   } finally {
     deadline.release();
+  }
+}
+
+/** As `withDeadline`, for what a sandbox does: one that does not answer in time is broken (ERR_TOKENRING_SANDBOX). */
+export async function withSandboxDeadline<T>(...args: Parameters<typeof withDeadline<T>>): Promise<T> {
+  try {
+    return await withDeadline(...args);
+  } catch (error) {
+    if (!isTokenringError(error, "ERR_TOKENRING_TIMEOUT")) throw error;
+    throw new TokenringError("ERR_TOKENRING_SANDBOX", error.message, { cause: error });
   }
 }

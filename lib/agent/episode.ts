@@ -2,12 +2,13 @@
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
 import type { Engine, Session } from "../engine/types.ts";
 import { isTokenringError, TokenringError } from "../errors.ts";
-import type { Sandbox } from "../sandbox/types.ts";
+import type { Sandbox, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
-import { type Deadline, startDeadline, withDeadline } from "./deadline.ts";
+import { SmallerBudgets } from "./budgets.ts";
+import { type Deadline, startDeadline, withSandboxDeadline } from "./deadline.ts";
 import { formatErrorText, parseAction } from "./grammar.ts";
-import { TokenStream, unanswered } from "./stream.ts";
-import type { Episode, EpisodeLimits, Exit, Turn } from "./types.ts";
+import { type Lanes, TokenStream, unanswered } from "./stream.ts";
+import type { Budget, Episode, EpisodeLimits, Exit, Turn } from "./types.ts";
 import { Workspace, type WorkspaceOptions } from "./workspace.ts";
 
 /** The working tree's diff is taken after the episode's own time is over. */
@@ -30,6 +31,8 @@ export interface EpisodeRequest {
   /** Decides every draw of the episode. */
   key: bigint;
   temperature: number;
+  /** Smaller budgets to end at as well, and a sandbox on the tree as it stood there, which the episode closes. */
+  alsoAt?: { budgets: readonly Budget[]; open: (snapshot: Snapshot) => Promise<Sandbox> };
   id?: string;
   rollout?: number;
   signal?: AbortSignal;
@@ -59,46 +62,58 @@ export async function runEpisode(request: EpisodeRequest): Promise<Episode> {
     instanceId: instance.instance_id,
     rollout: request.rollout ?? 0,
   };
-  const room = Math.min(limits.maxContext, request.contextLimit ?? limits.maxContext);
+  const contextLimit = request.contextLimit ?? limits.maxContext;
+  const room = Math.min(limits.maxContext, contextLimit);
   const prompt = promptTokens(request.chat, request.template, instance);
-  if (prompt.length >= room)
-    return { ...who, ...unanswered(prompt), turns: [], exit: "context_limit", patch: "", cause: null };
+  const turns: Turn[] = [];
+  const smaller = new SmallerBudgets({
+    budgets: request.alsoAt?.budgets ?? [],
+    prompt: prompt.length,
+    contextLimit,
+    turns,
+    tokenizer: request.tokenizer,
+    patch: async () => (limits.autoSubmit ? await patchSoFar(request) : ""),
+  });
+  const ended = (lanes: Lanes, exit: Exit, patch: string, cause: unknown = null): Episode => {
+    const whole: Episode = { ...who, ...lanes, turns, exit, patch, cause };
+    return request.alsoAt && exit !== "infra_failed" ? { ...whole, alsoAt: smaller.episodes(whole) } : whole;
+  };
+  if (prompt.length >= room) return ended(unanswered(prompt), "context_limit", "");
 
   const stream = new TokenStream(request.session, prompt);
-  const turns: Turn[] = [];
-  const finish = (exit: Exit, patch: string, cause: unknown = null): Episode => ({
-    ...who,
-    ...stream.lanes(),
-    turns,
-    exit,
-    patch,
-    cause,
-  });
   const deadline = startDeadline(limits.episodeMs, `the episode of ${instance.instance_id}`, request.signal);
   try {
-    const exit = await react(request, stream, turns, deadline, room);
-    if (exit !== "submitted" && !limits.autoSubmit) return finish(exit, "");
-    return finish(exit, await takeDiff(instance, sandbox, request.signal));
+    const exit = await react(request, stream, turns, smaller, deadline, room);
+    const judged = exit === "submitted" || limits.autoSubmit;
+    return ended(stream.lanes(), exit, judged ? await takeDiff(sandbox, request) : "");
   } catch (error) {
     if (request.signal?.aborted) throw aborted(instance, error);
     if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
-    return finish("infra_failed", "", error);
+    return ended(stream.lanes(), "infra_failed", "", error);
   } finally {
     deadline.release();
   }
 }
 
-async function takeDiff(
-  instance: Instance,
-  sandbox: Sandbox,
-  signal: AbortSignal | undefined,
-): Promise<string> {
-  const what = `the diff of ${instance.instance_id}`;
+async function takeDiff(sandbox: Sandbox, { instance, signal }: EpisodeRequest): Promise<string> {
+  return withSandboxDeadline(DIFF_MS, `the diff of ${instance.instance_id}`, signal, () => sandbox.diff());
+}
+
+/** The diff of an episode that goes on: taken on a copy, since a diff ends what runs in its sandbox. */
+async function patchSoFar(request: EpisodeRequest): Promise<string> {
+  const { instance, sandbox, signal } = request;
+  const snapshot = await withSandboxDeadline(DIFF_MS, `a snapshot of ${instance.instance_id}`, signal, () =>
+    sandbox.snapshot(),
+  );
   try {
-    return await withDeadline(DIFF_MS, what, signal, () => sandbox.diff());
-  } catch (error) {
-    if (!isTokenringError(error, "ERR_TOKENRING_TIMEOUT")) throw error;
-    throw new TokenringError("ERR_TOKENRING_SANDBOX", error.message, { cause: error });
+    const copy = await (request.alsoAt as NonNullable<EpisodeRequest["alsoAt"]>).open(snapshot);
+    try {
+      return await takeDiff(copy, request);
+    } finally {
+      await copy.close();
+    }
+  } finally {
+    await snapshot.dispose();
   }
 }
 
@@ -106,6 +121,7 @@ async function react(
   request: EpisodeRequest,
   stream: TokenStream,
   turns: Turn[],
+  smaller: SmallerBudgets,
   deadline: Deadline,
   room: number,
 ): Promise<Exclude<Exit, "infra_failed">> {
@@ -149,6 +165,7 @@ async function react(
         toolMs: 0,
       };
       turns.push(turn);
+      await smaller.sampled(sampled.tokens);
 
       const started = performance.now();
       let observation: string;
@@ -166,6 +183,7 @@ async function react(
       const between = chat.between(observation);
       const tokens =
         sampled.finish === "stop" ? between : Int32Array.of(chat.endOfTurn[0] as number, ...between);
+      await smaller.ran(stream.length, tokens.length);
       if (stream.length + tokens.length >= room) return "context_limit";
       stream.observe(tokens);
       turn.observation = observation;

@@ -5,13 +5,13 @@ import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
 import type { Engine, Session } from "../engine/types.ts";
 import { isTokenringError, TokenringError } from "../errors.ts";
 import { streamKey } from "../random.ts";
-import type { Sandbox, SandboxBackend, SandboxSpec } from "../sandbox/types.ts";
+import type { Sandbox, SandboxBackend, SandboxSpec, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
 import type { Verification } from "../verify/types.ts";
-import { withDeadline } from "./deadline.ts";
+import { withDeadline, withSandboxDeadline } from "./deadline.ts";
 import { openRoot, promptTokens, runEpisode } from "./episode.ts";
 import { unanswered } from "./stream.ts";
-import type { Episode, EpisodeLimits, Group, RolloutSource, Trajectory } from "./types.ts";
+import type { Budget, Episode, EpisodeLimits, Group, RolloutSource, Trajectory } from "./types.ts";
 import { type Judgement, VerdictCache } from "./verdicts.ts";
 import type { WorkspaceOptions } from "./workspace.ts";
 
@@ -75,12 +75,17 @@ export class Rollouts implements RolloutSource {
     this.#verdicts = options.verdicts ?? new VerdictCache();
   }
 
+  get limits(): EpisodeLimits {
+    return this.#options.limits;
+  }
+
   /**
    * Runs `rollouts` episodes of every instance. Groups come in the order of the instances and trajectories in that of
    * their numbers, whatever finished first; every draw depends on (seed, purpose, iteration, instance's place,
    * rollout) alone. The first fault that is no broken sandbox stops all and is thrown, when everything is closed.
    */
   async collect(request: CollectRequest): Promise<Group[]> {
+    checkBudgets(request.alsoAt ?? [], this.#options.limits);
     const { episodes, openSandboxes, verifications } = this.#options;
     const stop = new AbortController();
     // Every episode under way listens: that is no leak.
@@ -135,11 +140,9 @@ export class Rollouts implements RolloutSource {
     const { request } = collection;
     const retries = this.#options.retries ?? 2;
     for (let attempt = 0; ; attempt++) {
-      const episode = await this.#episode(collection, prompts, instance, index, rollout);
-      const trajectory =
-        episode.exit === "infra_failed"
-          ? infraFailed(episode)
-          : await this.#judge(collection, instance, episode);
+      const run = (budget?: Budget): Promise<Episode> =>
+        this.#episode(collection, prompts, instance, index, rollout, budget);
+      const trajectory = await this.#judgeAll(collection, instance, await run(), run);
       if (trajectory.exit !== "infra_failed" || attempt >= retries) {
         request.onTrajectory?.(trajectory);
         return trajectory;
@@ -154,8 +157,10 @@ export class Rollouts implements RolloutSource {
     instance: Instance,
     index: number,
     rollout: number,
+    budget: Budget | undefined,
   ): Promise<Episode> {
     const { request, signal } = collection;
+    const open = (snapshot: Snapshot): Promise<Sandbox> => this.#open(instance, signal, snapshot);
     const { purpose, iteration } = request;
     const who = { id: `${purpose}-${iteration}/${index}/${instance.instance_id}/${rollout}`, rollout };
     return await collection.openSandboxes(async () => {
@@ -175,6 +180,8 @@ export class Rollouts implements RolloutSource {
             contextLimit: this.#options.engine.contextLimit,
             key: streamKey(this.#options.seed, purpose, iteration, index, rollout),
             temperature: request.temperature,
+            limits: { ...this.#options.limits, ...budget },
+            ...(request.alsoAt && !budget ? { alsoAt: { budgets: request.alsoAt, open } } : {}),
             signal,
           });
         });
@@ -195,20 +202,16 @@ export class Rollouts implements RolloutSource {
     });
   }
 
-  async #open(instance: Instance, signal: AbortSignal): Promise<Sandbox> {
+  async #open(instance: Instance, signal: AbortSignal, snapshot?: Snapshot): Promise<Sandbox> {
     const { sandboxes, sandbox, repository } = this.#options;
     const what = `opening a sandbox for ${instance.instance_id}`;
     let opening: Promise<Sandbox> | null = null;
     try {
-      return await asSandboxFault(
-        withDeadline(OPEN_MS, what, signal, async (limited) => {
-          opening = sandboxes.open(
-            { ...sandbox, repository: await repository(instance) },
-            { signal: limited },
-          );
-          return await opening;
-        }),
-      );
+      return await withSandboxDeadline(OPEN_MS, what, signal, async (limited) => {
+        const copied = snapshot?.repository ?? (await repository(instance));
+        opening = sandboxes.open({ ...sandbox, repository: copied }, { signal: limited });
+        return await opening;
+      });
     } catch (error) {
       // One that comes too late has nobody else to close it.
       (opening as Promise<Sandbox> | null)?.then(close).catch(() => {});
@@ -216,17 +219,34 @@ export class Rollouts implements RolloutSource {
     }
   }
 
+  /** Judges an episode at its own budget and the smaller ones; what has to be run by itself there, `run` runs. */
+  async #judgeAll(
+    collection: Collection,
+    instance: Instance,
+    episode: Episode,
+    run: (budget: Budget) => Promise<Episode>,
+  ): Promise<Trajectory> {
+    const whole = await this.#judge(collection, instance, episode);
+    if (whole.exit === "infra_failed" || !episode.alsoAt) return whole;
+    const alsoAt: { budget: Budget; trajectory: Trajectory }[] = [];
+    for (const { budget, episode: shorter } of episode.alsoAt) {
+      const trajectory = await this.#judge(collection, instance, shorter ?? (await run(budget)));
+      if (trajectory.exit === "infra_failed") return infraFailed(episode);
+      alsoAt.push({ budget, trajectory });
+    }
+    return { ...whole, alsoAt };
+  }
+
   async #judge(collection: Collection, instance: Instance, episode: Episode): Promise<Trajectory> {
+    if (episode.exit === "infra_failed") return infraFailed(episode);
     const { verify } = this.#options;
     const started = performance.now();
     let judgement: Judgement;
     try {
       judgement = await this.#verdicts.of(instance.instance_id, episode.patch, () =>
         collection.verifications(() =>
-          asSandboxFault(
-            withDeadline(VERIFY_MS, `judging ${episode.id}`, collection.signal, (signal) =>
-              verify(instance, episode.patch, { signal }),
-            ),
+          withSandboxDeadline(VERIFY_MS, `judging ${episode.id}`, collection.signal, (signal) =>
+            verify(instance, episode.patch, { signal }),
           ),
         ),
       );
@@ -235,7 +255,7 @@ export class Rollouts implements RolloutSource {
       return infraFailed({ ...episode, cause: error });
     }
     if (judgement.reason === "infra_failed") return infraFailed(episode);
-    const { cause: _, ...trajectory } = episode;
+    const { cause: _, alsoAt: __, ...trajectory } = episode;
     return { ...trajectory, ...judgement, verifyMs: performance.now() - started };
   }
 }
@@ -276,19 +296,20 @@ class GroupPrompt {
   }
 }
 
-function infraFailed(episode: Episode): Trajectory {
-  const { cause: _, ...trajectory } = episode;
-  return { ...trajectory, exit: "infra_failed", verdict: "not_run", reason: "infra_failed", verifyMs: 0 };
+function checkBudgets(budgets: readonly Budget[], limits: EpisodeLimits): void {
+  const size = ({ maxTurns, maxContext }: Budget): string => `${maxTurns} turns in ${maxContext} tokens`;
+  for (const budget of budgets) {
+    if (budget.maxTurns <= limits.maxTurns && budget.maxContext <= limits.maxContext) continue;
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `alsoAt: ${size(budget)} is more than the episodes have (${size(limits)}); give smaller budgets`,
+    );
+  }
 }
 
-/** A sandbox that does not answer in time is a broken one. */
-async function asSandboxFault<T>(promise: Promise<T>): Promise<T> {
-  try {
-    return await promise;
-  } catch (error) {
-    if (!isTokenringError(error, "ERR_TOKENRING_TIMEOUT")) throw error;
-    throw new TokenringError("ERR_TOKENRING_SANDBOX", error.message, { cause: error });
-  }
+function infraFailed(episode: Episode): Trajectory {
+  const { cause: _, alsoAt: __, ...trajectory } = episode;
+  return { ...trajectory, exit: "infra_failed", verdict: "not_run", reason: "infra_failed", verifyMs: 0 };
 }
 
 /** What cannot be closed is broken already, and its episode is over: its backend closes what is left. */

@@ -49,10 +49,18 @@ export interface Trajectory {
   patch: string;
   /** Milliseconds of verification. */
   verifyMs: number;
+  /** What the same draws come to at the smaller budgets that `collect` was asked for, in that order. */
+  alsoAt?: readonly { budget: Budget; trajectory: Trajectory }[];
 }
 
-/** A trajectory before it is judged. `cause` is the sandbox's error when the exit is infra_failed, else null. */
-export type Episode = Omit<Trajectory, "verdict" | "reason" | "verifyMs"> & { cause: unknown };
+/**
+ * A trajectory before it is judged. `cause` is the sandbox's error when the exit is infra_failed, else null. Of
+ * `alsoAt`, null is what has to be run by itself: the smaller context ends inside an action and changes its command.
+ */
+export type Episode = Omit<Trajectory, "verdict" | "reason" | "verifyMs" | "alsoAt"> & {
+  cause: unknown;
+  alsoAt?: readonly { budget: Budget; episode: Episode | null }[];
+};
 
 /** What the agent may spend in one episode. */
 export interface EpisodeLimits {
@@ -69,6 +77,9 @@ export interface EpisodeLimits {
   autoSubmit: boolean;
 }
 
+/** What the stages of a job, and evaluations of one policy, differ in. The agent is not told of it. */
+export type Budget = Pick<EpisodeLimits, "maxTurns" | "maxContext">;
+
 /** One instance and its G rollouts. Trajectories that left the group (infra_failed) are in `dropped`. */
 export interface Group {
   instance: Instance;
@@ -78,6 +89,8 @@ export interface Group {
 
 /** How learning and evaluation get trajectories. `iteration` and the run's seed decide every draw. */
 export interface RolloutSource {
+  /** What an episode may spend, where the source has limits. */
+  readonly limits?: EpisodeLimits;
   collect(request: {
     instances: readonly Instance[];
     rollouts: number;
@@ -85,6 +98,8 @@ export interface RolloutSource {
     purpose: string;
     iteration: number;
     temperature: number;
+    /** Smaller budgets at which every episode is judged as well; see `Trajectory.alsoAt`. */
+    alsoAt?: readonly Budget[];
     signal?: AbortSignal;
     onTrajectory?: (trajectory: Trajectory) => void;
   }): Promise<Group[]>;

@@ -30,18 +30,21 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   const { openJob } = await import("../run/job-context.ts");
   const { evaluate } = await import("../evaluate/evaluate.ts");
   await using context = await openJob(config, { progress, checkpoint: path, signal: commandSignal() });
-  const instances = context.tasks.heldOut;
+  const { heldOut: instances, apart = {} } = context.tasks;
   if (instances.length === 0) {
     throw new TokenringError(
       "ERR_TOKENRING_TASK",
       `${directory}: its config has no held-out tasks to evaluate on`,
     );
   }
-  progress.phase(`${name}: evaluation`, instances.length * runs);
+  const tasks = instances.length + Object.values(apart).flat().length;
+  progress.phase(`${name}: evaluation`, tasks * runs);
   let episodes = 0;
   const { groups: _, ...evaluation } = await evaluate({
     rollouts: context.rollouts(limits),
     instances,
+    apart,
+    alsoAt: config.evaluate.alsoAt.filter(({ maxTurns }) => maxTurns < limits.maxTurns),
     runs,
     temperature: config.evaluate.temperature,
     purpose: `evaluate/${name}`,
@@ -55,9 +58,16 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
 }
 
 function describe(name: string, evaluation: Evaluation): string {
-  const { pass1, sem, passK, instances, runs, turns, formatErrorRate, dropped, byKind } = evaluation;
+  const { passK, instances, runs, turns, formatErrorRate, dropped, byKind, budget, alsoAt, apart } =
+    evaluation;
+  const rate = ({ pass1, sem }: Evaluation): string =>
+    `${percent(pass1)}${sem === null ? "" : ` ± ${percent(sem)}`}`;
   const lines = [
-    `${name}: Pass@1 ${percent(pass1)}${sem === null ? "" : ` ± ${percent(sem)}`} over ${runs} runs of ${instances} tasks`,
+    `${name}: Pass@1 ${rate(evaluation)} over ${runs} runs of ${instances} tasks, ${budget?.maxTurns} turns at most`,
+    ...(alsoAt ?? []).map((one) => `  the same at ${one.budget?.maxTurns} turns: ${rate(one)}`),
+    ...Object.entries(apart ?? {}).map(
+      ([set, one]) => `  apart, ${set}: ${rate(one)} of ${one.instances} tasks`,
+    ),
     ...Object.entries(passK)
       .filter(([k]) => k !== "1")
       .map(([k, share]) => `  Pass@${k} ${percent(share)}`),

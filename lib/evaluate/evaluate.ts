@@ -1,5 +1,5 @@
 // How good a policy is: several independent runs over the same instances.
-import type { Group, RolloutSource, Trajectory } from "../agent/types.ts";
+import type { Budget, Group, RolloutSource, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type { Instance } from "../tasks/types.ts";
 import { counts, type EpisodeStatistics, episodeStatistics } from "./episodes.ts";
@@ -7,6 +7,8 @@ import { mean, passAtK, sem } from "./statistics.ts";
 
 /** Plain data: what goes into metrics.jsonl and the report. Rates are in [0, 1]. */
 export interface Evaluation extends EpisodeStatistics {
+  /** Turns and context of an episode, where the source of rollouts tells. */
+  budget?: Budget;
   instances: number;
   runs: number;
   temperature: number;
@@ -23,11 +25,19 @@ export interface Evaluation extends EpisodeStatistics {
   perInstance: Record<string, { solved: number; episodes: number }>;
   /** By `instance.meta.kind`, where instances have one. */
   byKind: Record<string, { pass1: number; instances: number; episodes: number }>;
+  /** Sets of instances that count in none of the numbers above, by their names. */
+  apart?: Record<string, Evaluation>;
+  /** What the very same draws come to at smaller budgets. */
+  alsoAt?: Evaluation[];
 }
 
 export interface EvaluateOptions {
   rollouts: RolloutSource;
   instances: readonly Instance[];
+  /** Sets of instances to report by themselves (`TaskSet.apart`). */
+  apart?: Readonly<Record<string, readonly Instance[]>>;
+  /** Smaller budgets to judge the episodes at as well; each gives an evaluation of its own. */
+  alsoAt?: readonly Budget[];
   /** Episodes per instance; run m is made of the m-th episode of every instance. Default 10. */
   runs?: number;
   /** Default 1: the policy's own distribution. */
@@ -113,30 +123,63 @@ export function summariseEvaluation(
 }
 
 /**
- * Runs `runs` episodes on every instance. Returns plain numbers and the groups they come from:
+ * Runs `runs` episodes on every instance. Returns plain numbers and the groups they come from, those of `apart` last:
  * `const { groups, ...evaluation } = await evaluate(...)`. Rejects with what the rollout source rejects with.
  */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation & { groups: Group[] }> {
-  const { runs = 10, temperature = 1, purpose = "evaluate", iteration = 0 } = options;
+  const { rollouts, runs = 10, temperature = 1, purpose = "evaluate", iteration = 0, ranTests } = options;
   if (!Number.isInteger(runs) || runs < 1) {
     throw new TokenringError(
       "ERR_TOKENRING_INVALID_ARGUMENT",
       `evaluate: runs is ${runs}, give a whole number >= 1`,
     );
   }
-  const groups = await options.rollouts.collect({
-    instances: options.instances,
+  const sets = Object.entries(options.apart ?? {}).filter(([, instances]) => instances.length > 0);
+  const budgets = options.alsoAt ?? [];
+  const groups = await rollouts.collect({
+    instances: [...options.instances, ...sets.flatMap(([, instances]) => instances)],
     rollouts: runs,
     purpose,
     iteration,
     temperature,
+    ...(budgets.length > 0 ? { alsoAt: budgets } : {}),
     ...(options.signal ? { signal: options.signal } : {}),
     ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
   });
-  const summary = summariseEvaluation(groups, {
-    runs,
-    temperature,
-    ...(options.ranTests ? { ranTests: options.ranTests } : {}),
-  });
-  return { ...summary, groups };
+  const numbers = (at: readonly Group[], budget: Budget | undefined): Evaluation => {
+    const sum = (from: number, count: number): Evaluation => ({
+      ...(budget ? { budget: { maxTurns: budget.maxTurns, maxContext: budget.maxContext } } : {}),
+      ...summariseEvaluation(at.slice(from, from + count), {
+        runs,
+        temperature,
+        ...(ranTests ? { ranTests } : {}),
+      }),
+    });
+    let next = options.instances.length;
+    const apart = sets.map(([name, instances]) => {
+      next += instances.length;
+      return [name, sum(next - instances.length, instances.length)] as const;
+    });
+    return {
+      ...sum(0, options.instances.length),
+      ...(apart.length > 0 ? { apart: Object.fromEntries(apart) } : {}),
+    };
+  };
+  const alsoAt = budgets.map((budget, i) => numbers(groupsAt(groups, i), budget));
+  return { ...numbers(groups, rollouts.limits), ...(alsoAt.length > 0 ? { alsoAt } : {}), groups };
+}
+
+/** The groups as they are at the smaller budget of this place in `alsoAt`. */
+function groupsAt(groups: readonly Group[], place: number): Group[] {
+  return groups.map((group) => ({
+    ...group,
+    trajectories: group.trajectories.map(({ id, alsoAt }) => {
+      const trajectory = alsoAt?.[place]?.trajectory;
+      if (trajectory) return trajectory;
+      throw new TokenringError(
+        "ERR_TOKENRING_INTERNAL",
+        `evaluation: ${id} was not judged at smaller budget ${place}; this source of rollouts does not know alsoAt`,
+      );
+    }),
+  }));
 }

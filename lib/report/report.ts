@@ -4,7 +4,7 @@ import { mkdir, rename, rm, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { TokenringError } from "../errors.ts";
 import type { Evaluation } from "../evaluate/evaluate.ts";
-import { type ArcStage, arcStages, meanArc } from "./arc.ts";
+import { type ArcStage, arcStages, kindest, meanArc } from "./arc.ts";
 import { arcChart, stackedBars } from "./chart.ts";
 import { reinforcementCurves, supervisedCurves } from "./curves.ts";
 import { type RunData, type StageData, stagesOf } from "./data.ts";
@@ -20,8 +20,9 @@ function tile(name: string, value: string): Html {
 
 /** What the arc says in a few numbers. */
 function headline(arc: readonly ArcStage[], more: readonly Html[]): Html {
-  const first = arc[0];
   const last = arc.at(-1);
+  // A baseline counts with the budget that is kindest to it.
+  const first = arc[0] && kindest(arc[0]);
   if (first === undefined || last === undefined) {
     return html`<div><p class="say">No checkpoint has been evaluated yet.</p><dl class="tiles">${more}</dl></div>`;
   }
@@ -68,19 +69,25 @@ function stageTable(run: RunData): Html | null {
   for (const event of run.events)
     if (event.type === "evaluation") evaluations.set(event.stage, event.evaluation);
   if (evaluations.size === 0) return null;
+  const budgets = [...evaluations.values()].find((one) => one.alsoAt)?.alsoAt ?? [];
+  const sets = [...new Set([...evaluations.values()].flatMap((one) => Object.keys(one.apart ?? {})))];
+  const rate = (one: Evaluation | undefined): Html =>
+    one === undefined
+      ? html`–`
+      : html`${percent(one.pass1)}${one.sem !== null && html` <small>± ${(100 * one.sem).toFixed(1)}</small>`}`;
   const kinds = [...new Set([...evaluations.values()].flatMap((one) => Object.keys(one.byKind)))];
   const ks = ["5", "10"].filter((k) => [...evaluations.values()].some((one) => one.passK[k] !== undefined));
   const tested = [...evaluations.values()].some((one) => one.testsRunRate !== undefined);
   const share = (value: number | undefined): string => (value === undefined ? "–" : percent(value));
-  return html`<section><h2>Stages</h2><div class="scroll"><table><thead><tr><th>stage</th><th>Pass@1</th>${ks.map(
-    (k) => html`<th>Pass@${k}</th>`,
-  )}${kinds.map((kind) => html`<th>Pass@1, ${kind}</th>`)}<th>turns</th><th>tokens</th><th>action tokens</th><th>format errors</th>${
+  return html`<section><h2>Stages</h2><div class="scroll"><table><thead><tr><th>stage</th><th>Pass@1</th>${budgets.map(
+    ({ budget }) => html`<th>at ${budget?.maxTurns} turns</th>`,
+  )}${sets.map((set) => html`<th>${set}, apart</th>`)}${ks.map((k) => html`<th>Pass@${k}</th>`)}${kinds.map((kind) => html`<th>Pass@1, ${kind}</th>`)}<th>turns</th><th>tokens</th><th>action tokens</th><th>format errors</th>${
     tested && html`<th>ran tests</th>`
   }<th>submitted</th><th>episodes</th></tr></thead><tbody>${[...evaluations].map(
     ([stage, one]) =>
-      html`<tr data-stage="${stage}"><td>${stage}</td><td class="lead">${percent(one.pass1)}${
-        one.sem !== null && html` <small>± ${(100 * one.sem).toFixed(1)}</small>`
-      }</td>${ks.map((k) => html`<td>${share(one.passK[k])}</td>`)}${kinds.map(
+      html`<tr data-stage="${stage}"><td>${stage}</td><td class="lead">${rate(one)}</td>${budgets.map(
+        (_, i) => html`<td>${rate(one.alsoAt?.[i])}</td>`,
+      )}${sets.map((set) => html`<td>${rate(one.apart?.[set])}</td>`)}${ks.map((k) => html`<td>${share(one.passK[k])}</td>`)}${kinds.map(
         (kind) => html`<td>${share(one.byKind[kind]?.pass1)}</td>`,
       )}<td>${one.turns.toFixed(2)}</td><td>${one.tokens.toFixed(0)}</td><td>${one.actionTokens.toFixed(0)}</td><td>${percent(
         one.formatErrorRate,

@@ -11,9 +11,14 @@ function bar(value: number, width: number): string {
 
 const percent = (value: number): string => (100 * value).toFixed(1);
 
+function rate({ pass1, sem }: ArcStage): string {
+  return `${percent(pass1).padStart(5)} %${sem === null ? "" : ` ± ${percent(sem)}`}`;
+}
+
 /**
- * The stages as a table with bars: Pass@1 full, from there to Pass@10 shaded. Lines end without a newline; `columns`
- * is the width to stay within, default 80.
+ * The stages as a table with bars: Pass@1 full, from there to Pass@10 shaded. Smaller budgets have a column each, sets
+ * of tasks that are reported apart a line each. Lines end without a newline; `columns` is the width to stay within,
+ * default 80.
  */
 export function arcTable(stages: readonly ArcStage[], options: { columns?: number } = {}): string {
   if (stages.length === 0) return "no stage was evaluated";
@@ -24,25 +29,25 @@ export function arcTable(stages: readonly ArcStage[], options: { columns?: numbe
   // The bars' full width is the next ten per cent above the best number.
   const scale = Math.min(1, Math.ceil(top * 10 - 1e-9) / 10);
   const names = Math.max(5, ...stages.map((stage) => stage.name.length));
-  const fixed = 2 + names + 2 + 14 + 2 + 2 + 9 + 7;
+  const budgets = (stages[0]?.alsoAt ?? []).map((_, i) => i);
+  const fixed = 2 + names + 2 + 14 + 2 + 2 + 9 + 7 + 17 * budgets.length;
   const width = Math.max(8, Math.min(40, (options.columns ?? 80) - fixed));
 
   const rows = stages.map((stage) => {
     const solid = bar(stage.pass1 / scale, width);
     const until = Math.round(Math.min(1, (stage.pass10 ?? 0) / scale) * width);
     const drawn = (solid + "░".repeat(Math.max(0, until - solid.length))).padEnd(width);
-    const rate = `${percent(stage.pass1).padStart(5)} %`;
-    const error = stage.sem === null ? "" : `± ${percent(stage.sem)}`;
     const ten = stage.pass10 === null ? "" : `${percent(stage.pass10)} %`;
     return [
       " ",
       stage.name.padEnd(names + 1),
-      `${rate} ${error}`.padEnd(14),
+      rate(stage).padEnd(14),
       "",
       drawn,
       "",
       ten.padStart(7),
       stage.turns.toFixed(1).padStart(6),
+      ...budgets.map((i) => (stage.alsoAt?.[i] ? `  ${rate(stage.alsoAt[i]).padEnd(14)}` : " ".repeat(16))),
     ]
       .join(" ")
       .trimEnd();
@@ -56,7 +61,17 @@ export function arcTable(stages: readonly ArcStage[], options: { columns?: numbe
     "",
     "Pass@10",
     " turns",
-  ].join(" ");
+    ...budgets.map((i) => `  at ${stages[0]?.alsoAt?.[i]?.budget?.maxTurns} turns`.padEnd(16)),
+  ]
+    .join(" ")
+    .trimEnd();
   const rule = `  ${"─".repeat(Math.max(...[head, ...rows].map((row) => row.length)) - 2)}`;
-  return [head, rule, ...rows].join("\n");
+  const sets = [...new Set(stages.flatMap((stage) => Object.keys(stage.apart ?? {})))];
+  const apart = sets.map((set) => {
+    const points = stages.flatMap(({ name, apart }) =>
+      apart?.[set] ? `${name} ${percent(apart[set].pass1)} %` : [],
+    );
+    return `  ${set}: ${points.join(" · ")}`;
+  });
+  return [head, rule, ...rows, ...apart].join("\n");
 }

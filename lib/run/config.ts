@@ -193,6 +193,8 @@ const job = z.strictObject({
     runs: count.default(10),
     temperature: z.number().min(0).default(1),
     limits,
+    /** Smaller budgets at which the same episodes are judged as well. */
+    alsoAt: z.array(z.strictObject({ maxTurns: count, maxContext: count })).default([]),
   }),
 });
 
@@ -221,6 +223,22 @@ export const jobSchema = job.superRefine((config, context) => {
       if (maxContext > maxPositions) fault([...path, "limits", "maxContext"], `${maxContext} is ${most}`);
     const copied = config.warmStart?.copyBatch.tokens ?? 0;
     if (copied > maxPositions) fault(["warmStart", "copyBatch", "tokens"], `${copied} is ${most}`);
+  }
+  const { limits: most, alsoAt } = config.evaluate;
+  for (const [i, { maxTurns, maxContext }] of alsoAt.entries()) {
+    const at = ["evaluate", "alsoAt", i];
+    if (maxTurns > most.maxTurns)
+      fault(
+        [...at, "maxTurns"],
+        `${maxTurns} is more than evaluate.limits.maxTurns (${most.maxTurns}); lower it`,
+      );
+    if (maxContext > most.maxContext)
+      fault(
+        [...at, "maxContext"],
+        `${maxContext} is more than evaluate.limits.maxContext (${most.maxContext}); lower it`,
+      );
+    if (maxTurns === most.maxTurns && maxContext === most.maxContext)
+      fault(at, "the same as evaluate.limits; leave it out");
   }
   const checkpoints = ["base", ...(config.rft ? ["rft"] : [])];
   for (const [i, stage] of config.stages.entries()) {

@@ -11,7 +11,7 @@ import { defaultAggregation } from "../learn/objective.ts";
 import { rft } from "../learn/rft.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { Policy } from "../policy/policy.ts";
-import type { ArcStage } from "../report/arc.ts";
+import { type ArcStage, arcStage } from "../report/arc.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
 import { findCheckpoint, type RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
@@ -280,27 +280,31 @@ class Job {
     const evaluation = await stations.time("evaluate", () => this.#evaluate(name));
     await this.#run.record({ type: "evaluation", stage: name, evaluation });
     await this.#run.record({ type: "stage_end", stage: name, seconds: stations.total() });
-    const { pass1, sem, passK, turns, episodes } = evaluation;
-    this.stages.push({ name, pass1, sem, pass10: passK["10"] ?? null, turns, episodes });
+    this.stages.push(arcStage(name, evaluation));
     const progress: JobProgress = {
       stages: this.stages,
       rates: this.#rates.toJSON(),
       seconds: this.seconds(),
     };
     await this.#run.saveProgress(progress);
-    this.#progress.log(
-      `${name}: Pass@1 ${percent(pass1)} ± ${percent(sem ?? 0)} on ${evaluation.instances} held-out tasks`,
-    );
+    const at = [evaluation, ...(evaluation.alsoAt ?? [])].map(({ pass1, sem, budget }) => {
+      const turns = budget && evaluation.alsoAt ? ` at ${budget.maxTurns} turns` : "";
+      return `${percent(pass1)} ± ${percent(sem ?? 0)}${turns}`;
+    });
+    this.#progress.log(`${name}: Pass@1 ${at.join(", ")} on ${evaluation.instances} held-out tasks`);
   }
 
   async #evaluate(name: string): Promise<Evaluation> {
-    const { runs, temperature, limits } = this.#config.evaluate;
-    const instances = this.#context.tasks.heldOut;
-    this.#progress.phase(`${name}: evaluation`, instances.length * runs);
+    const { runs, temperature, limits, alsoAt } = this.#config.evaluate;
+    const { heldOut: instances, apart = {} } = this.#context.tasks;
+    const tasks = instances.length + Object.values(apart).flat().length;
+    this.#progress.phase(`${name}: evaluation`, tasks * runs);
     let episodes = 0;
     const { groups, ...evaluation } = await evaluate({
       rollouts: this.#context.rollouts(limits),
       instances,
+      apart,
+      alsoAt,
       runs,
       temperature,
       purpose: `evaluate/${name}`,

@@ -1,14 +1,14 @@
 // Trajectories on disk: index.jsonl says what happened, safetensors shards hold the token lanes.
 import { open, rename } from "node:fs/promises";
 import path from "node:path";
-import type { Trajectory } from "../agent/types.ts";
+import type { Budget, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { AppendLog, readLog } from "./metrics.ts";
 import { encodeSafetensors, type Lane, SafetensorsFile } from "./safetensors.ts";
 
 /** One line of index.jsonl: a trajectory without its lanes, which `shard` holds. */
-export interface TrajectoryEntry extends Omit<Trajectory, "tokens" | "provenance" | "logprobs"> {
+export interface TrajectoryEntry extends Omit<Trajectory, "tokens" | "provenance" | "logprobs" | "alsoAt"> {
   stage: string;
   iteration: number;
   /** File in trajectories/, and which of its tokens are this trajectory's. */
@@ -23,6 +23,11 @@ export interface TrajectoryEntry extends Omit<Trajectory, "tokens" | "provenance
   /** The optimiser step of the iteration that learnt from it, where its action tokens lie in the shard's learnt_*
    * lanes, and how many of them were clipped: low, high, dual. */
   learnt?: { step: number; offset: number; length: number; clipped: [number, number, number] };
+  /** What it came to at smaller budgets, of which `turns` and `tokens` are prefixes of these. */
+  alsoAt?: ({ budget: Budget; turns: number; tokens: number } & Pick<
+    Trajectory,
+    "exit" | "verdict" | "reason" | "patch" | "verifyMs"
+  >)[];
 }
 
 /** A trajectory with what learning made of it. */
@@ -125,7 +130,12 @@ export class TrajectoryStore {
     let learntOffset = 0;
     const lines: Promise<void>[] = [];
     for (const { trajectory, dropped, reward, advantage, learnt } of stored) {
-      const { tokens, provenance: _, logprobs: __, ...text } = trajectory;
+      const { tokens, provenance: _, logprobs: __, alsoAt, ...text } = trajectory;
+      const smaller = alsoAt?.map(({ budget, trajectory: at }) => {
+        const { exit, verdict, reason, patch, verifyMs } = at;
+        const counts = { turns: at.turns.length, tokens: at.tokens.length };
+        return { budget, ...counts, exit, verdict, reason, patch, verifyMs };
+      });
       const entry: TrajectoryEntry = {
         ...text,
         stage,
@@ -144,6 +154,7 @@ export class TrajectoryStore {
             clipped: clippedCounts(learnt.flags),
           },
         }),
+        ...(smaller ? { alsoAt: smaller } : {}),
       };
       learntOffset += learnt?.flags.length ?? 0;
       lines.push(this.#index.append(entry));

@@ -33,6 +33,8 @@ export interface TaskSet {
   readonly name: string;
   readonly train: readonly Instance[];
   readonly heldOut: readonly Instance[];
+  /** More held-out instances, by name: each set is reported by itself and counts in no other number. */
+  readonly apart?: Readonly<Record<string, readonly Instance[]>>;
   readonly template: PromptTemplate;
   /** Host directory of a pristine git repository at base_commit: no remotes, no future history. */
   repository(instance: Instance): Promise<string>;

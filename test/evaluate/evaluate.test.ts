@@ -177,6 +177,47 @@ describe("evaluate", () => {
     expect(request?.signal).toBe(signal);
   });
 
+  test("sets that are kept apart have numbers of their own and change no others, and so has a smaller budget", async () => {
+    const budget = { maxTurns: 2, maxContext: 100 };
+    const full = { maxTurns: 4, maxContext: 200 };
+    // Solved: a always, b in run 0 of the full budget, x in run 1 of the full budget, y never.
+    const solved = (id: string, rollout: number, small: boolean): boolean =>
+      id === "a" || (!small && ((id === "b" && rollout === 0) || (id === "x" && rollout === 1)));
+    const source = new RolloutDouble(
+      (one, rollout) => {
+        const at = (small: boolean) =>
+          episode(small ? 2 : 4, solved(one.instance_id, rollout, small), {
+            instanceId: one.instance_id,
+            rollout,
+          });
+        return { ...at(false), alsoAt: [{ budget, trajectory: at(true) }] };
+      },
+      { ...full, maxActionTokens: 9, episodeMs: 1, observationChars: 9, autoSubmit: true },
+    );
+    const [a, b] = instances as [(typeof instances)[0], (typeof instances)[0]];
+    const options = { rollouts: source, instances: [a, b], runs: 2 };
+    const apart = { families: [instance("x"), instance("y")], none: [] };
+    const plain = await evaluate(options);
+    const result = await evaluate({ ...options, apart, alsoAt: [budget] });
+    expect(source.requests.at(-1)).toMatchObject({
+      alsoAt: [budget],
+      instances: [a, b, { instance_id: "x" }, {}],
+    });
+    expect(result.groups.map((group) => group.instance.instance_id)).toEqual(["a", "b", "x", "y"]);
+    const { groups: _, apart: families, alsoAt, ...main } = result;
+    const { groups: __, ...alone } = plain;
+    expect(main).toEqual(alone);
+    expect(main).toMatchObject({ pass1: 0.75, runRates: [1, 0.5], instances: 2, turns: 4, budget: full });
+    expect(Object.keys(families ?? {})).toEqual(["families"]);
+    expect(families?.families).toMatchObject({ pass1: 0.25, runRates: [0, 0.5], instances: 2, episodes: 4 });
+    expect(alsoAt).toMatchObject([
+      { budget, pass1: 0.5, runRates: [0.5, 0.5], turns: 2, apart: { families: { pass1: 0, episodes: 4 } } },
+    ]);
+    await expect(evaluate({ rollouts, instances, runs: 2, alsoAt: [budget] })).rejects.toThrow(
+      /was not judged at smaller budget 0/,
+    );
+  });
+
   test("a number of runs that is none is refused", async () => {
     await expect(evaluate({ rollouts, instances, runs: 0 })).rejects.toThrow(/runs is 0/);
   });

@@ -1,5 +1,13 @@
 // Stand-ins for the policy and the rollouts: small, exact, and they write down what they were asked.
-import { ACTION, type Exit, OBSERVATION, PROMPT, type Trajectory, type Turn } from "../../lib/agent/types.ts";
+import {
+  ACTION,
+  type EpisodeLimits,
+  type Exit,
+  OBSERVATION,
+  PROMPT,
+  type Trajectory,
+  type Turn,
+} from "../../lib/agent/types.ts";
 import type { Group, RolloutSource } from "../../lib/learn/types.ts";
 import type {
   AdamWOptions,
@@ -242,9 +250,14 @@ type Request = Parameters<RolloutSource["collect"]>[0];
 export class RolloutDouble implements RolloutSource {
   readonly requests: Request[] = [];
   readonly #make: (instance: Instance, rollout: number, request: Request) => Trajectory;
+  declare readonly limits?: EpisodeLimits;
 
-  constructor(make: (instance: Instance, rollout: number, request: Request) => Trajectory) {
+  constructor(
+    make: (instance: Instance, rollout: number, request: Request) => Trajectory,
+    limits?: EpisodeLimits,
+  ) {
     this.#make = make;
+    if (limits) this.limits = limits;
   }
 
   collect(request: Request): Promise<Group[]> {

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type arcStages, meanArc } from "../../lib/report/arc.ts";
+import { type ArcStage, kindest, meanArc } from "../../lib/report/arc.ts";
 import { niceTicks } from "../../lib/report/chart.ts";
 import type { RunData } from "../../lib/report/data.ts";
 import { compact, duration } from "../../lib/report/format.ts";
@@ -111,11 +111,7 @@ describe("numbers", () => {
 });
 
 describe("the arc", () => {
-  const stage = (
-    name: string,
-    pass1: number,
-    pass10: number | null = 0.5,
-  ): ReturnType<typeof arcStages>[0] => ({
+  const stage = (name: string, pass1: number, pass10: number | null = 0.5): ArcStage => ({
     name,
     pass1,
     sem: 0.01,
@@ -133,6 +129,47 @@ describe("the arc", () => {
     expect(arc[0]?.pass1).toBeCloseTo(0.06, 12);
     expect(arc[1]?.sem).toBeCloseTo(0.1, 12);
     expect([arc[0]?.pass10, arc[1]?.pass10, arc[0]?.episodes]).toEqual([0.5, null, 800]);
+  });
+
+  test("has smaller budgets and sets apart beside it, and a baseline counts where it does best", () => {
+    const at = (name: string, pass1: number, small: number, apart: number): ArcStage => ({
+      ...stage(name, pass1),
+      budget: { maxTurns: 24, maxContext: 1008 },
+      alsoAt: [{ ...stage(name, small), budget: { maxTurns: 12, maxContext: 640 } }],
+      apart: { "new families": stage(name, apart) },
+    });
+    const arc = [at("base", 0.05, 0.06, 0.01), at("stage2", 0.4, 0.3, 0.1)];
+    expect(arc.map((one) => kindest(one).pass1)).toEqual([0.06, 0.4]);
+    const lines = arcTable(arc).split("\n");
+    expect(Math.max(...lines.map((line) => line.length))).toBeLessThanOrEqual(80);
+    expect(lines[0]).toMatch(/ turns +at 12 turns$/);
+    expect(lines[2]).toMatch(/4\.3 +6\.0 % ± 1\.0$/);
+    expect(lines.at(-1)).toBe("  new families: base 1.0 % · stage2 10.0 %");
+    const mean = meanArc([arc, [at("base", 0.07, 0.02, 0.03), { ...at("stage2", 0.6, 0.5, 0), apart: {} }]]);
+    expect(mean[0]?.alsoAt?.[0]?.pass1).toBeCloseTo(0.04, 12);
+    expect(mean[0]?.apart?.["new families"]?.pass1).toBeCloseTo(0.02, 12);
+    expect(mean[1]).toMatchObject({ budget: { maxTurns: 24 }, alsoAt: [{ budget: { maxTurns: 12 } }] });
+    expect(mean[1]?.apart).toBeUndefined();
+  });
+
+  test("in the report: columns of their own, and the kindest base in the headline", () => {
+    const events = run.events.map((event) => {
+      if (event.type !== "evaluation") return event;
+      const { evaluation } = event;
+      const small = { ...evaluation, pass1: 0.123, sem: 0.004, budget: { maxTurns: 12, maxContext: 640 } };
+      return {
+        ...event,
+        evaluation: {
+          ...evaluation,
+          alsoAt: [small],
+          apart: { "new families": { ...evaluation, pass1: 0.031 } },
+        },
+      };
+    });
+    const page = renderReport([{ ...run, events }]);
+    expect(page).toContain("<th>at 12 turns</th><th>new families, apart</th>");
+    expect(page.split("<td>12.3 % <small>± 0.4</small></td><td>3.1 %").length).toBe(5);
+    expect(page).toContain('<span class="from">12.3 % → </span>');
   });
 
   test("in a terminal: bars to scale, numbers in columns, within the width", () => {

@@ -164,6 +164,9 @@ describe("a job's YAML", () => {
       "sequences: 16, tokens: 1025",
       "warmStart.copyBatch.tokens: 1025 is more than",
     ],
+    ["- { maxTurns: 12", "- { maxTurns: 25", "evaluate.alsoAt.0.maxTurns: 25 is more than evaluate.limits"],
+    [/640 }\n$/, "1025 }\n", "evaluate.alsoAt.0.maxContext: 1025 is more than evaluate.limits"],
+    [/- { maxTurns: 12.*/, "- { maxTurns: 24, maxContext: 1008 }", "evaluate.alsoAt.0: the same as evaluate"],
     [/\bheads: 4/, "heads: 5", "model.create.heads: 5 is no multiple of keyValueHeads (2)"],
     [/personas: .*/, "personas: { expert: 0, sloppy: 0, confused: 0 }", "warmStart.personas: all are 0"],
   ] as const)("refuses what contradicts another key: %s → %s", (from, to, message) => {
@@ -178,7 +181,9 @@ describe("a job's YAML", () => {
     const expert = recipe.replace(/personas: .*/, "personas: { expert: 0, sloppy: 0, confused: 0 }");
     expect(faults(expert.replace("expertShare: 0.7", "expertShare: 1"))).toBe("accepted");
     const loaded = recipe.replace(/model:\n {2}create:\n( {4}.*\n)+/, "model: { path: qwen }\n");
-    expect(faults(loaded.replaceAll("maxContext: 640", "maxContext: 4096"))).toBe("accepted");
+    expect(faults(loaded.replace(/limits: (.*)maxContext: 640/g, "limits: $1maxContext: 4096"))).toBe(
+      "accepted",
+    );
   });
 
   it.each([

@@ -3,11 +3,13 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { evaluate } from "../../lib/evaluate/evaluate.ts";
 import type { LoggedEvent } from "../../lib/learn/events.ts";
 import { Policy } from "../../lib/policy/policy.ts";
 import { type JobInput, jobSchema } from "../../lib/run/config.ts";
 import { findCheckpoint, RunDirectory } from "../../lib/run/directory.ts";
 import { type JobResult, runJob } from "../../lib/run/job.ts";
+import { openJob } from "../../lib/run/job-context.ts";
 import { readEvents } from "../../lib/run/metrics.ts";
 import { silent } from "../../lib/run/progress.ts";
 import { loadTrajectory, readIndex } from "../../lib/run/trajectories.ts";
@@ -56,7 +58,7 @@ const small: JobInput = {
       limits,
     },
   ],
-  evaluate: { runs: 2, limits },
+  evaluate: { runs: 2, limits, alsoAt: [{ maxTurns: 3, maxContext: 230 }] },
 };
 
 /** Events without what differs between two runs of one seed by contract: times and memory. */
@@ -142,6 +144,37 @@ describe("a job", () => {
     }
     // Two evaluations of 6 episodes, two iterations of 12.
     expect(actions).toBeGreaterThan(36);
+  });
+
+  it("says of a checkpoint at smaller budgets what an evaluation with these limits says, patch for patch", async () => {
+    const { path: checkpoint } = await findCheckpoint(directory("first"), "stage1");
+    await using context = await openJob(config, { progress: silent, checkpoint });
+    const { groups, ...at } = await evaluate({
+      rollouts: context.rollouts({ ...config.evaluate.limits, maxTurns: 3, maxContext: 230 }),
+      instances: context.tasks.heldOut,
+      runs: 2,
+      purpose: "evaluate/stage1",
+      ranTests: context.ranTests,
+    });
+    const events = await readEvents(path.join(directory("first"), "metrics.jsonl"));
+    const written = events.findLast((event) => event.type === "evaluation");
+    if (written?.type !== "evaluation") throw new Error("there is no evaluation");
+    expect(timeless([written.evaluation.alsoAt?.[0] as never])).toEqual(timeless([at as never]));
+    const found = new Map(
+      groups.flatMap(({ trajectories }) =>
+        trajectories.map(({ id, patch, exit, turns, tokens, verdict }) => [
+          id,
+          { patch, exit, verdict, turns: turns.length, tokens: tokens.length },
+        ]),
+      ),
+    );
+    let shorter = 0;
+    for await (const entry of readIndex(directory("first"))) {
+      if (entry.stage !== "stage1-evaluation") continue;
+      expect(entry.alsoAt?.[0]).toMatchObject(found.get(entry.id) as object);
+      if ((entry.alsoAt?.[0]?.turns ?? 0) < entry.turns.length) shorter++;
+    }
+    expect(shorter).toBeGreaterThan(0);
   });
 
   it("leaves checkpoints that score as the policy did, in Hugging Face's form", async () => {

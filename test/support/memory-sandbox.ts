@@ -1,6 +1,5 @@
 // A sandbox of files in memory, for tests of what is above it. Its shell knows what the test teaches it.
 import { posix } from "node:path";
-import { TokenringError } from "../../lib/errors.ts";
 import { SandboxFileError } from "../../lib/sandbox/errors.ts";
 import type {
   ExecOptions,
@@ -17,14 +16,23 @@ export type Shell = (
   options: ExecOptions,
 ) => Partial<ExecResult> | Promise<Partial<ExecResult>>;
 
+const snapshots = new Map<string, MemorySandbox>();
+
+/** The sandbox that opens on a snapshot. */
+export function openSnapshot(repository: string): MemorySandbox | undefined {
+  return snapshots.get(repository);
+}
+
 export class MemorySandbox implements Sandbox {
   readonly workdir = "/repo";
   readonly files: Map<string, string>;
-  readonly #before: ReadonlyMap<string, string>;
+  readonly #before: Map<string, string>;
   readonly #shell: Shell;
   readonly commands: string[] = [];
   cwd = "/repo";
   closed = 0;
+  /** Of a snapshot's copy: whether the snapshot is. */
+  disposed = false;
 
   constructor(files: Readonly<Record<string, string>> = {}, shell: Shell = () => ({})) {
     this.files = new Map(Object.entries(files).map(([name, text]) => [posix.resolve("/repo", name), text]));
@@ -61,7 +69,15 @@ export class MemorySandbox implements Sandbox {
   }
 
   async snapshot(): Promise<Snapshot> {
-    throw new TokenringError("ERR_TOKENRING_SANDBOX", "a sandbox in memory has no snapshots");
+    const copy = new MemorySandbox({}, this.#shell);
+    for (const [path, text] of this.files) copy.files.set(path, text);
+    for (const [path, text] of this.#before) copy.#before.set(path, text);
+    const repository = `snapshot ${snapshots.size}`;
+    snapshots.set(repository, copy);
+    const dispose = async (): Promise<void> => {
+      copy.disposed = true;
+    };
+    return { repository, dispose };
   }
 
   async close(): Promise<void> {
@@ -85,7 +101,7 @@ export class MemoryBackend implements SandboxBackend {
   }
 
   async open(spec: SandboxSpec): Promise<MemorySandbox> {
-    const sandbox = this.#make(this.opened.length, spec);
+    const sandbox = openSnapshot(spec.repository) ?? this.#make(this.opened.length, spec);
     this.opened.push(sandbox);
     this.peak = Math.max(this.peak, this.stillOpen);
     return sandbox;
