@@ -6,6 +6,7 @@ import { register as registerDoctor } from "./doctor.ts";
 import { register as registerEvaluate } from "./evaluate.ts";
 import { register as registerReport } from "./report.ts";
 import { interruptedExitCode } from "./signals.ts";
+import { register as registerTasks } from "./tasks.ts";
 import { register as registerTrain } from "./train.ts";
 
 /** Each command's module exports `register`, which adds it to the program. In the order of the help. */
@@ -13,6 +14,7 @@ const commands: readonly ((program: Command) => void)[] = [
   registerTrain,
   registerEvaluate,
   registerReport,
+  registerTasks,
   registerDoctor,
 ];
 

@@ -173,6 +173,8 @@ const job = z.strictObject({
     name: z.literal("tinyswe"),
     train: count.max(1_000_000),
     heldOut: count.max(1_000_000),
+    /** Held-out tasks of the families of bugs that training never sees; measured apart. */
+    heldOutFamilies: z.int().min(0).max(1_000_000).default(0),
     /** Wall and CPU time of one verification's test command. */
     testSeconds: seconds.default(60),
   }),

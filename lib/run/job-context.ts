@@ -56,7 +56,8 @@ export async function openJob(
     for (const closer of closers.splice(0).reverse()) await closer();
   };
   try {
-    const tasks = tinyswe({ seed: config.seed, train: config.tasks.train, heldOut: config.tasks.heldOut });
+    const { train, heldOut, heldOutFamilies } = config.tasks;
+    const tasks = tinyswe({ seed: config.seed, train, heldOut, heldOutFamilies });
     closers.push(() => tasks.dispose());
     const from = options.checkpoint ?? (await modelDirectory(config, options));
     // A new model gets the task set's own tokenizer.

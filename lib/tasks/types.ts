@@ -15,7 +15,7 @@ export interface Instance {
   FAIL_TO_PASS: string[];
   PASS_TO_PASS: string[];
   environment_setup_commit?: string;
-  /** What the task set knows beyond the schema (tinyswe: bug families, kind, split). */
+  /** What the task set knows beyond the schema (tinyswe: split, difficulty, kind, families of the bugs). */
   meta?: Readonly<Record<string, unknown>>;
 }
 

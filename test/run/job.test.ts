@@ -49,7 +49,7 @@ const small: JobInput = {
       iterations: 2,
       instances: 3,
       rollouts: 4,
-      batchSize: 8,
+      batchSize: 4,
       clipHigh: 0.3,
       lengthThreshold: 2,
       // A policy this small solves nothing: groups live by the lengths of their episodes.

@@ -47,7 +47,7 @@ async function demonstrate(
     chat,
     sandbox,
     limits: {
-      maxTurns: 8,
+      maxTurns: 12,
       maxContext: 1024,
       maxActionTokens: 48,
       episodeMs: 60_000,

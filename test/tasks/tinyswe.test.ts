@@ -4,11 +4,13 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { isTokenringError } from "../../lib/errors.ts";
 import { Random } from "../../lib/random.ts";
 import { copySequence } from "../../lib/tasks/tinyswe/copy.ts";
-import { FAMILY_NAMES } from "../../lib/tasks/tinyswe/families.ts";
+import { FAMILIES, KEPT_OUT, TRAINED } from "../../lib/tasks/tinyswe/families.ts";
 import { call, load, repr } from "../../lib/tasks/tinyswe/language.ts";
 import { mended, resolves, results } from "../../lib/tasks/tinyswe/model.ts";
-import { belongsTo, namesOf, SYLLABLES } from "../../lib/tasks/tinyswe/names.ts";
+import { namesOf, SYLLABLES } from "../../lib/tasks/tinyswe/names.ts";
+import { DIFFICULTIES, type Difficulty } from "../../lib/tasks/tinyswe/plan.ts";
 import { testId } from "../../lib/tasks/tinyswe/runner.ts";
+import { ownNames, shared } from "../../lib/tasks/tinyswe/separation.ts";
 import { makeTask, type TinyTask } from "../../lib/tasks/tinyswe/task.ts";
 import { type TinysweTaskSet, tinyswe } from "../../lib/tasks/tinyswe/tinyswe.ts";
 
@@ -16,22 +18,11 @@ let set: TinysweTaskSet;
 let all: TinyTask[];
 
 beforeAll(() => {
-  set = tinyswe({ seed: 5, train: 300, heldOut: 100 });
-  all = [...set.tasks.train, ...set.tasks.heldOut];
+  set = tinyswe({ seed: 5, train: 300, heldOut: 100, heldOutFamilies: 20 });
+  all = [...set.tasks.train, ...set.tasks.heldOut, ...set.tasks.heldOutFamilies];
 });
 
 afterAll(() => set.dispose());
-
-/** Every word of letters that a task shows to an agent. */
-function words(task: TinyTask): string[] {
-  const sources = [...task.files].filter(([name]) => name !== "test.py").map(([, content]) => content);
-  const patches = (task.instance.patch + task.instance.test_patch).replaceAll(/^index .*$/gm, "");
-  const texts = [task.instance.problem_statement, patches, ...sources];
-  return [...texts, ...task.files.keys()].join("\n").match(/[a-z]+/g) as string[];
-}
-
-const namesIn = (task: TinyTask): string[] =>
-  words(task).filter((word) => belongsTo("train", word) || belongsTo("heldOut", word));
 
 describe("names", () => {
   test("a fifth of the two-syllable names is held out, and every syllable occurs in both splits", () => {
@@ -45,20 +36,18 @@ describe("names", () => {
   });
 
   test("held-out tasks share no name, file, path or repository with training tasks and demonstrations", () => {
+    const { train, heldOut, heldOutFamilies } = set.tasks;
+    const demonstrations = Array.from({ length: 50 }, (_, index) => makeTask(5, "demonstration", index));
+    expect(shared([...train, ...demonstrations], [...heldOut, ...heldOutFamilies])).toEqual([]);
+    // The same program finds what two halves of one split share.
+    expect(shared(train.slice(0, 150), train.slice(150)).length).toBeGreaterThan(0);
     for (const task of all) {
-      const found = namesIn(task);
-      expect(found.length).toBeGreaterThan(0);
-      expect(found.filter((name) => !belongsTo(task.split, name))).toEqual([]);
+      const bug = task.bugs[0] as TinyTask["bugs"][number];
+      expect([...ownNames(task)]).toEqual(
+        expect.arrayContaining([task.instance.repo, `${bug.file}.py`, bug.file, bug.function]),
+      );
     }
-    for (let index = 0; index < 50; index++) {
-      const found = namesIn(makeTask(5, "demonstration", index));
-      expect(found.filter((name) => !belongsTo("train", name))).toEqual([]);
-    }
-    const own = (tasks: readonly TinyTask[]): Set<string> =>
-      new Set(tasks.flatMap((t) => [t.instance.repo, t.instance.instance_id, ...t.files.keys()]));
-    const shared = [...own(set.tasks.heldOut)].filter((name) => own(set.tasks.train).has(name));
-    expect(shared).toEqual(["test.py"]);
-    expect(new Set(all.map((t) => t.instance.instance_id)).size).toBe(400);
+    expect(new Set(all.map((t) => t.instance.instance_id)).size).toBe(420);
   });
 });
 
@@ -80,23 +69,62 @@ describe("the seed", () => {
 });
 
 describe("shares", () => {
-  test("35 % of any split have two bugs, each in its own file", () => {
-    const twos = (tasks: readonly TinyTask[]): number => tasks.filter((t) => t.kind === "two").length;
-    expect(twos(set.tasks.train)).toBe(105);
-    expect(twos(set.tasks.heldOut)).toBe(35);
-    for (const { kind, bugs, files } of all) {
-      expect(bugs.length).toBe(kind === "two" ? 2 : 1);
-      expect(new Set(bugs.map((bug) => bug.file)).size).toBe(bugs.length);
+  const bugs = (tasks: readonly TinyTask[], difficulty: Difficulty): string[] =>
+    tasks.filter((t) => t.difficulty === difficulty).flatMap((t) => t.bugs.map((bug) => bug.family));
+
+  test("of any 20 tasks in a row 6 are easy, 7 medium, 4 hard and 3 hardest", () => {
+    for (const tasks of [set.tasks.train, set.tasks.heldOut, set.tasks.heldOutFamilies]) {
+      for (let at = 0; at < tasks.length; at += 20) {
+        const counts = DIFFICULTIES.map((d) => bugs(tasks.slice(at, at + 20), d).length);
+        expect(counts).toEqual([6, 7, 8, 6]);
+      }
+    }
+    // In another order each time.
+    const order = (at: number): string[] => set.tasks.train.slice(at, at + 20).map((t) => t.difficulty);
+    expect(order(0)).not.toEqual(order(20));
+  });
+
+  test("two bugs lie in two files, and repositories have one file or two beside test.py", () => {
+    for (const { kind, difficulty, bugs: found, files } of all) {
+      expect(kind).toBe(found.length === 2 ? "two" : "one");
+      expect(kind === "two").toBe(difficulty === "hard" || difficulty === "hardest");
+      expect(new Set(found.map((bug) => bug.file)).size).toBe(found.length);
       expect([2, 3]).toContain(files.size);
+    }
+    expect(new Set(all.filter((t) => t.kind === "one").map((t) => t.files.size))).toEqual(new Set([2, 3]));
+  });
+
+  test("every family of bugs comes equally often at every difficulty, but for the two that are kept out", () => {
+    expect(TRAINED.length).toBeGreaterThanOrEqual(12);
+    expect(KEPT_OUT.length).toBe(2);
+    expect([...TRAINED, ...KEPT_OUT].sort()).toEqual(Object.keys(FAMILIES).sort());
+    const demonstrations = Array.from({ length: 100 }, (_, index) => makeTask(5, "demonstration", index));
+    for (const [tasks, expected] of [
+      [set.tasks.train, TRAINED],
+      [set.tasks.heldOut, TRAINED],
+      [set.tasks.heldOutFamilies, KEPT_OUT],
+      [demonstrations, TRAINED],
+    ] as const) {
+      for (const difficulty of DIFFICULTIES) {
+        const families = bugs(tasks, difficulty);
+        const counts = expected.map((name) => families.filter((f) => f === name).length);
+        expect(counts.reduce((a, b) => a + b)).toBe(families.length);
+        expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
+      }
     }
   });
 
-  test("every family of bugs comes equally often", () => {
-    expect(FAMILY_NAMES.length).toBeGreaterThanOrEqual(14);
-    for (const tasks of [set.tasks.train, set.tasks.heldOut]) {
-      const families = tasks.flatMap((t) => t.bugs.map((bug) => bug.family));
-      const counts = FAMILY_NAMES.map((name) => families.filter((f) => f === name).length);
-      expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
+  test("rows say which split they belong to, how hard they are and which bugs they hold", () => {
+    const splits = [set.train, set.heldOut, set.apart["held-out-family"]].map((rows) =>
+      rows.map((r) => r.meta?.split),
+    );
+    expect(splits.map((names) => [...new Set(names)])).toEqual([
+      ["train"],
+      ["held-out"],
+      ["held-out-family"],
+    ]);
+    for (const { instance, bugs: found, difficulty, kind } of all) {
+      expect(instance.meta).toMatchObject({ difficulty, kind, families: found.map((bug) => bug.family) });
     }
   });
 
@@ -161,18 +189,38 @@ describe("the tests of a task", () => {
   test("two passing calls are visible beside those of the issue, which prints what the bug returns", () => {
     for (const task of all) {
       expect(task.visible.length).toBe(task.bugs.length + 2);
-      const issue = task.instance.problem_statement.split("\n");
       const failing = results(task, task.files, task.visible).filter(
         ({ call: c, got }) => got !== repr(c.expected),
       );
-      expect(issue.length).toBe(failing.length);
+      expect(failing.length).toBe(task.bugs.length);
+      const told = task.bugs.filter((_, i) => task.told[i]);
+      const issue = task.instance.problem_statement.split("\n");
+      expect(issue.length).toBe(told.length);
       for (const { call: c, got } of failing) {
         const text = `${c.name}(${c.args.map(repr).join(", ")}) returns ${got}, expected ${repr(c.expected)}.`;
-        expect(issue.filter((line) => line.startsWith(text)).length).toBe(1);
+        const lines = issue.filter((line) => line.startsWith(text));
+        expect(lines.length).toBe(told.some((bug) => bug.function === c.name) ? 1 : 0);
       }
     }
-    const named = all.flatMap((t) => t.named);
-    expect(named.filter(Boolean).length / named.length).toBeCloseTo(0.85, 1);
+  });
+
+  test("the issue of an easy task names file and repair, that of a medium one does not, the hardest hides a bug", () => {
+    for (const task of all) {
+      const { problem_statement: issue } = task.instance;
+      const names = task.bugs.map((bug) => issue.includes(`See ${bug.file}.py.`));
+      expect(names).toEqual(task.named);
+      const hints = task.bugs.map((bug) => issue.includes(bug.hint));
+      if (task.difficulty === "easy") expect([...names, ...hints]).toEqual([true, true]);
+      if (task.difficulty === "medium") expect(names[0] && hints[0]).toBe(false);
+      expect(task.told).toEqual(task.difficulty === "hardest" ? [true, false] : task.bugs.map(() => true));
+      if (task.difficulty === "hardest") {
+        const hidden = task.bugs[1] as TinyTask["bugs"][number];
+        expect(issue).not.toContain(hidden.function);
+        expect(issue).not.toContain(hidden.file);
+      }
+    }
+    const told = all.flatMap((t) => (t.difficulty === "hard" ? t.named : []));
+    expect(told.filter(Boolean).length / told.length).toBeCloseTo(0.85, 1);
   });
 
   test("a file that cannot be imported fails by the class of its error", () => {

@@ -96,7 +96,8 @@ export function demonstrator(task: TinyTask, persona: Persona, random: Random): 
   const habits = HABITS[persona];
   const lines = new Map([...task.files].map(([name, content]) => [name, content.split("\n")]));
   const located = new Set(task.bugs.filter((_, i) => task.named[i]).map((bug) => bug.function));
-  const repairs: Repair[] = task.bugs.map((bug) => ({ ...bug, bug }));
+  // What the issue does not tell it learns from a failed test.
+  const repairs: Repair[] = task.bugs.filter((_, i) => task.told[i]).map((bug) => ({ ...bug, bug }));
   let listed = false;
   let open: string | null = null;
   let state: "working" | "tested" | "checked" = "working";

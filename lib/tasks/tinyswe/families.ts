@@ -322,6 +322,39 @@ function key({ random, name }: World): Draft {
   };
 }
 
+function operand({ random, name }: World): Draft {
+  const [p, q] = letters(random, 2) as [string, string];
+  const [first, second] = random.shuffle([variable(p), variable(q)]) as [Expression, Expression];
+  const operator = random.pick(OPERATORS);
+  return {
+    lines: [head(name(), [p, q]), returns(binary(first, operator, second))],
+    at: 1,
+    buggy: returns(binary(first, operator, first)),
+    wrong: [returns(binary(second, operator, second)), returns(first), returns(second)],
+    draw: () => differing(random, 2),
+    hint: `It should use ${(second as { name: string }).name}.`,
+  };
+}
+
+function accumulation({ random, name }: World): Draft {
+  const [p, t, x] = letters(random, 3) as [string, string, string];
+  const line = (value: Expression): Line => assigns(t, value, 2);
+  return {
+    lines: [
+      head(name(), [p]),
+      assigns(t, literal(random.chance(0.6) ? 0 : digit(random, 1))),
+      { kind: "for", depth: 1, target: x, over: variable(p) },
+      line(binary(variable(t), "+", variable(x))),
+      returns(variable(t)),
+    ],
+    at: 3,
+    buggy: line(variable(x)),
+    wrong: [line(binary(variable(x), "+", variable(x))), line(binary(variable(t), "-", variable(x)))],
+    draw: () => [differing(random, 2)],
+    hint: "It should add.",
+  };
+}
+
 export const FAMILIES = {
   arithmetic: { thought: "The operator is wrong.", length: 2, draft: arithmetic },
   comparison: { thought: "The operator is wrong.", length: 2, draft: comparison },
@@ -337,7 +370,19 @@ export const FAMILIES = {
   start: { thought: "The start is wrong.", length: 5, draft: start },
   missing: { thought: "The return is missing.", length: 2, draft: missing },
   key: { thought: "The key is wrong.", length: 2, draft: key },
+  operand: { thought: "The variable is wrong.", length: 2, draft: operand },
+  accumulation: { thought: "The operator is wrong.", length: 5, draft: accumulation },
 } as const satisfies Record<string, Family>;
 
 export type FamilyName = keyof typeof FAMILIES;
-export const FAMILY_NAMES: readonly FamilyName[] = Object.keys(FAMILIES) as FamilyName[];
+
+/**
+ * Families that no demonstration and no training task holds: what training makes of bugs that it never saw. `operand` is
+ * near to what is trained (the functions of `arithmetic`, the words of `returned`), `accumulation` mends a line that
+ * no trained family touches.
+ */
+export const KEPT_OUT: readonly FamilyName[] = ["operand", "accumulation"];
+/** All others. */
+export const TRAINED: readonly FamilyName[] = (Object.keys(FAMILIES) as FamilyName[]).filter(
+  (name) => !KEPT_OUT.includes(name),
+);

@@ -1,7 +1,7 @@
 // The strings that the demo's tokenizer holds as single tokens beside the bytes: an episode of 700 bytes becomes one of
 // under 200 tokens, and a name is the same two tokens whatever stands before it.
 import { THOUGHTS } from "./demonstrator.ts";
-import { FAMILIES } from "./families.ts";
+import { FAMILIES, TRAINED } from "./families.ts";
 import { SYLLABLES } from "./names.ts";
 import { TEST_COMMAND } from "./runner.ts";
 
@@ -123,7 +123,7 @@ const PYTHON = [
   "': ",
 ];
 
-const thoughts = [...Object.values(FAMILIES).map((family) => family.thought), ...Object.values(THOUGHTS)];
+const thoughts = [...TRAINED.map((name) => FAMILIES[name].thought), ...Object.values(THOUGHTS)];
 
 /** All phrases, syllables first, none twice. Matched leftmost, and there the longest. */
 export const PHRASES: readonly string[] = [

@@ -12,11 +12,13 @@ export interface TestCall {
   expected: Value;
 }
 
+export const TEST_FILE = "test.py";
+
 /** What agents run. */
-export const TEST_COMMAND = "python test.py";
+export const TEST_COMMAND = `python ${TEST_FILE}`;
 
 /** What verification runs: isolated from the environment, no site packages, no bytecode written. */
-export const VERIFY_COMMAND = "python3 -I -S -B test.py -v";
+export const VERIFY_COMMAND = `python3 -I -S -B ${TEST_FILE} -v`;
 
 /** Source text of a call: `tepa(True, False)`. */
 export function printCall(call: Pick<TestCall, "name" | "args">): string {

@@ -3,11 +3,12 @@ import { TokenringError } from "../../errors.ts";
 import { Random } from "../../random.ts";
 import type { Instance } from "../types.ts";
 import { gitDiff } from "./diff.ts";
-import { type Draft, FAMILIES, FAMILY_NAMES, type FamilyName, type World } from "./families.ts";
+import { type Draft, FAMILIES, type FamilyName, TRAINED, type World } from "./families.ts";
 import { commitHash } from "./git.ts";
 import { call, type Line, load, type Module, printLine, printOutcome, repr, type Value } from "./language.ts";
 import { nameSource, type Split } from "./names.ts";
-import { printCall, type TestCall, testFile, testId } from "./runner.ts";
+import { type Difficulty, planOf, type Stream } from "./plan.ts";
+import { printCall, TEST_FILE, type TestCall, testFile, testId } from "./runner.ts";
 
 export type Kind = "one" | "two";
 
@@ -22,17 +23,21 @@ export interface Bug {
   /** Repairs that fail the visible test; at least one. */
   wrong: readonly string[];
   thought: string;
+  /** What an issue may say about the repair. */
+  hint: string;
 }
 
 /** A task and everything about it that the row does not tell. */
 export interface TinyTask {
   instance: Instance;
   kind: Kind;
+  difficulty: Difficulty;
   split: Split;
   /** Content of the repository by file name, test.py included. */
   files: ReadonlyMap<string, string>;
   bugs: readonly Bug[];
-  /** Whether the issue names the file of each bug. */
+  /** Whether the issue tells of each bug, and whether it names its file. */
+  told: readonly boolean[];
   named: readonly boolean[];
   /** Calls that test.py makes, and those that the test patch adds. */
   visible: readonly TestCall[];
@@ -41,40 +46,54 @@ export interface TinyTask {
   known: ReadonlyMap<string, Line>;
 }
 
+// Of a bug that the issue tells, where the difficulty leaves it open.
 const P_NAMED = 0.85;
 const P_HINT = 0.5;
-const SHARE_TWO = 0.35;
 const P_SECOND_FILE = 0.4;
 const CREATED = "2025-01-01T00:00:00Z";
 
-/** The stream that a task set's tasks come from; demonstrations have their own. */
-export type Stream = "train" | "heldOut" | "demonstration";
+/** `meta.split` of a row. */
+const SPLITS: Readonly<Record<Stream, string>> = {
+  train: "train",
+  heldOut: "held-out",
+  heldOutFamily: "held-out-family",
+  demonstration: "demonstration",
+};
 
-/** Task kinds in turn, so that of any first n tasks 35 % (rounded down) have two bugs. */
-function twoBugsBefore(index: number): number {
-  // Integer arithmetic: 0.35 * 100 is 35 exactly, 0.35 * 20 is not 7.
-  return Math.floor((index * Math.round(SHARE_TWO * 100)) / 100);
+/** What the issue says of a bug beside its call. */
+interface Telling {
+  told: boolean;
+  named: boolean;
+  hinted: boolean;
 }
 
-function kindOf(index: number): Kind {
-  return twoBugsBefore(index + 1) > twoBugsBefore(index) ? "two" : "one";
-}
-
-/** Family of the n-th bug of a stream: every 14 bugs in a row hold every family once. */
-function familyOf(seed: number, stream: Stream, bug: number): FamilyName {
-  const [block, place] = [Math.floor(bug / FAMILY_NAMES.length), bug % FAMILY_NAMES.length];
-  return Random.of(seed, `tinyswe/families/${stream}`, block).shuffle(FAMILY_NAMES)[place] as FamilyName;
+function tellings(difficulty: Difficulty, random: Random): Telling[] {
+  const told = { told: true, named: true, hinted: true };
+  const some = (): Telling => ({ ...told, named: random.chance(P_NAMED), hinted: random.chance(P_HINT) });
+  switch (difficulty) {
+    case "easy":
+      return [told];
+    case "medium": {
+      // Drawn again until something is left out.
+      for (;;) {
+        const telling = some();
+        if (!telling.named || !telling.hinted) return [telling];
+      }
+    }
+    case "hard":
+      return [some(), some()];
+    case "hardest":
+      return [some(), { told: false, named: false, hinted: false }];
+  }
 }
 
 /** Task `index` of a stream: the same whatever other tasks are made. */
 export function makeTask(seed: number, stream: Stream, index: number): TinyTask {
   const random = Random.of(seed, `tinyswe/${stream}`, index);
-  const split: Split = stream === "heldOut" ? "heldOut" : "train";
+  const split: Split = stream === "heldOut" || stream === "heldOutFamily" ? "heldOut" : "train";
   const world: World = { random, name: nameSource(split, random) };
-  const kind = kindOf(index);
-  const firstBug = index + twoBugsBefore(index);
-  const families = (kind === "two" ? [0, 1] : [0]).map((i) => familyOf(seed, stream, firstBug + i));
-
+  const { difficulty, families } = planOf(seed, stream, index);
+  const kind: Kind = families.length === 2 ? "two" : "one";
   const modules = families.map((family) => makeModule(world, family));
   if (kind === "one" && random.chance(P_SECOND_FILE)) modules.push(makeModule(world, null));
   const bugs = modules.flatMap((module) => (module.bug === null ? [] : [module.bug]));
@@ -90,22 +109,26 @@ export function makeTask(seed: number, stream: Stream, index: number): TinyTask 
   const before = new Map(modules.map((m) => [`${m.file}.py`, sourceOf(m.buggyLines)]));
   const after = new Map(modules.map((m) => [`${m.file}.py`, sourceOf(m.correctLines)]));
   const [tests, allTests] = [testFile(visible), testFile([...visible, ...hidden])];
-  const files = new Map([...before, ["test.py", tests]]);
+  const files = new Map([...before, [TEST_FILE, tests]]);
 
   const broken = new Map(modules.map((m) => [m.file, load(m.buggyLines)]));
   const gotBefore = (c: TestCall): string =>
     printOutcome(call(broken.get(c.module) as Module, c.name, c.args));
   const fails = (c: TestCall): boolean => gotBefore(c) !== repr(c.expected);
-  const named = bugs.map(() => random.chance(P_NAMED));
-  const issue = bugs.map((bug, i) => {
+  const telling = tellings(difficulty, random);
+  const issue = bugs.flatMap((bug, i) => {
+    const { told, named, hinted } = telling[i] as Telling;
+    if (!told) return [];
     const shownCall = visible.find((c) => c.name === bug.function) as TestCall;
     const returned = `${printCall(shownCall)} returns ${gotBefore(shownCall)}, expected ${repr(shownCall.expected)}.`;
-    const hint = random.chance(P_HINT) ? ` ${bug.hint}` : "";
-    return `${returned}${named[i] ? ` See ${bug.file}.py.` : ""}${hint}`;
+    return [`${returned}${named ? ` See ${bug.file}.py.` : ""}${hinted ? ` ${bug.hint}` : ""}`];
   });
 
   const first = (modules[0] as TinyModule).file;
-  const id = stream === "demonstration" ? `demonstration-${index}` : `${index}`;
+  const prefix = { train: "", heldOut: "", heldOutFamily: "family-", demonstration: "demonstration-" }[
+    stream
+  ];
+  const id = `${prefix}${index}`;
   const every = [...visible, ...hidden];
   const instance: Instance = {
     instance_id: `tinyswe__${first}-${id}`,
@@ -116,12 +139,14 @@ export function makeTask(seed: number, stream: Stream, index: number): TinyTask 
     created_at: CREATED,
     version: "1.0",
     patch: gitDiff(before, after),
-    test_patch: gitDiff(new Map([["test.py", tests]]), new Map([["test.py", allTests]])),
+    test_patch: gitDiff(new Map([[TEST_FILE, tests]]), new Map([[TEST_FILE, allTests]])),
     FAIL_TO_PASS: every.filter(fails).map(testId),
     PASS_TO_PASS: every.filter((c) => !fails(c)).map(testId),
-    meta: { kind, families, split },
+    meta: { split: SPLITS[stream], kind, difficulty, families },
   };
-  return { instance, kind, split, files, bugs, named, visible, hidden, known: knownLines(modules) };
+  const [told, named] = [telling.map((t) => t.told), telling.map((t) => t.named)];
+  const known = knownLines(modules);
+  return { instance, kind, difficulty, split, files, bugs, told, named, visible, hidden, known };
 }
 
 interface TinyFunction {
@@ -136,7 +161,7 @@ interface TinyModule {
   functions: readonly TinyFunction[];
   buggyLines: readonly Line[];
   correctLines: readonly Line[];
-  bug: (Bug & { hint: string }) | null;
+  bug: Bug | null;
   wrong: readonly Line[];
 }
 
@@ -223,7 +248,7 @@ const same = (a: Line | undefined, b: Line): boolean => a !== undefined && print
 
 /** A short correct function and two calls of it. */
 function makeFiller(world: World, file: string): TinyFunction {
-  const family = world.random.pick(FAMILY_NAMES.filter((name) => FAMILIES[name].length <= 3));
+  const family = world.random.pick(TRAINED.filter((name) => FAMILIES[name].length <= 3));
   const draft = FAMILIES[family].draft(world);
   let draws: TestCall[] = [];
   while (draws.length < 2) draws = distinct(draft, Array.from({ length: 4 }, draft.draw), file);

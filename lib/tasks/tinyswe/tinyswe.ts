@@ -7,9 +7,10 @@ import { TokenringError } from "../../errors.ts";
 import { parseLogPytest } from "../log-parsers.ts";
 import type { Instance, PromptTemplate, TaskSet } from "../types.ts";
 import { writeRepository } from "./git.ts";
+import type { Stream } from "./plan.ts";
 import { VERIFY_COMMAND } from "./runner.ts";
 import { WORKDIR } from "./simulator.ts";
-import { makeTask, type Stream, type TinyTask } from "./task.ts";
+import { makeTask, type TinyTask } from "./task.ts";
 
 export interface TinysweOptions {
   /** Decides every task. */
@@ -17,6 +18,8 @@ export interface TinysweOptions {
   /** How many training and held-out tasks; the first n tasks of a split are the same whatever n is. */
   train: number;
   heldOut: number;
+  /** How many held-out tasks of the families that training never sees. Default 0. */
+  heldOutFamilies?: number;
   /** Where repositories are written; kept. Without it a temporary directory, which `dispose` removes. */
   directory?: string;
 }
@@ -24,7 +27,9 @@ export interface TinysweOptions {
 /** A task set of generated tasks. */
 export interface TinysweTaskSet extends TaskSet {
   /** What was generated: bugs, repairs and calls beside the rows. */
-  readonly tasks: { readonly train: readonly TinyTask[]; readonly heldOut: readonly TinyTask[] };
+  readonly tasks: Readonly<Record<"train" | "heldOut" | "heldOutFamilies", readonly TinyTask[]>>;
+  /** Bugs of the families that training never sees. */
+  readonly apart: { readonly "held-out-family": readonly Instance[] };
   /** Removes the temporary directory. Later calls of `repository` throw ERR_TOKENRING_DISPOSED. */
   dispose(): Promise<void>;
 }
@@ -37,20 +42,33 @@ export const COMPACT_TEMPLATE: PromptTemplate = {
 };
 
 /**
- * Generates `train` and `heldOut` tasks in memory (about 0.2 ms each); repositories are written when first asked
- * for. No name, file or repository of a held-out task occurs in training tasks.
+ * Generates tasks in memory (about 0.2 ms each); repositories are written when first asked for. No name, file or
+ * repository of a held-out task occurs in training tasks, and no bug of `heldOutFamilies` either (docs/tinyswe.md).
  * @throws TokenringError ERR_TOKENRING_INVALID_ARGUMENT for counts that are no natural numbers.
  */
 export function tinyswe(options: TinysweOptions): TinysweTaskSet {
-  for (const key of ["train", "heldOut"] as const) {
-    if (Number.isSafeInteger(options[key]) && options[key] >= 0) continue;
-    const message = `tinyswe: ${key} is ${options[key]}; give the number of tasks, 0 or more`;
+  const counts = {
+    train: options.train,
+    heldOut: options.heldOut,
+    heldOutFamilies: options.heldOutFamilies ?? 0,
+  };
+  for (const [key, count] of Object.entries(counts)) {
+    if (Number.isSafeInteger(count) && count >= 0) continue;
+    const message = `tinyswe: ${key} is ${count}; give the number of tasks, 0 or more`;
     throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message);
   }
   const make = (stream: Stream, count: number): TinyTask[] =>
     Array.from({ length: count }, (_, index) => makeTask(options.seed, stream, index));
-  const tasks = { train: make("train", options.train), heldOut: make("heldOut", options.heldOut) };
-  const byId = new Map([...tasks.train, ...tasks.heldOut].map((task) => [task.instance.instance_id, task]));
+  const tasks = {
+    train: make("train", counts.train),
+    heldOut: make("heldOut", counts.heldOut),
+    heldOutFamilies: make("heldOutFamily", counts.heldOutFamilies),
+  };
+  const byId = new Map(
+    Object.values(tasks)
+      .flat()
+      .map((task) => [task.instance.instance_id, task]),
+  );
 
   let directory: string | null = options.directory === undefined ? null : resolve(options.directory);
   let disposed = false;
@@ -59,6 +77,7 @@ export function tinyswe(options: TinysweOptions): TinysweTaskSet {
     name: "tinyswe",
     train: tasks.train.map((task) => task.instance),
     heldOut: tasks.heldOut.map((task) => task.instance),
+    apart: { "held-out-family": tasks.heldOutFamilies.map((task) => task.instance) },
     tasks,
     template: COMPACT_TEMPLATE,
     async repository(instance: Instance): Promise<string> {
