@@ -1,8 +1,10 @@
-// `tokenring evaluate RUN`: measures a checkpoint of a run again, with other draws, runs or limits if asked.
+// `tokenring evaluate RUN`: measures a checkpoint of a run again, with other runs or limits if asked; with --verify it
+// judges the patches that the run has stored once more.
 import { writeFile } from "node:fs/promises";
 import type { Command } from "commander";
 import { TokenringError } from "../errors.ts";
 import type { Evaluation } from "../evaluate/evaluate.ts";
+import type { JobConfig } from "../run/config.ts";
 import { parseConfig } from "../run/config-file.ts";
 import { findCheckpoint, readManifest } from "../run/directory.ts";
 import { givenPath, positiveNumber, prepareJson } from "./options.ts";
@@ -13,6 +15,8 @@ interface EvaluateOptions {
   checkpoint?: string;
   runs?: number;
   maxTurns?: number;
+  verify?: boolean;
+  sample?: number;
   json?: string;
   quiet?: boolean;
 }
@@ -22,6 +26,13 @@ const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 async function evaluateRun(directory: string, options: EvaluateOptions): Promise<void> {
   const manifest = await readManifest(directory);
   const config = parseConfig(JSON.stringify(manifest.config), `${directory}/run.json`);
+  if (options.verify) return verifyRun(directory, config, options);
+  if (options.sample !== undefined) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      "--sample: there is nothing to sample without --verify; add it, or leave --sample out",
+    );
+  }
   const { name, path } = await findCheckpoint(directory, options.checkpoint);
   const runs = options.runs ?? config.evaluate.runs;
   const limits = { ...config.evaluate.limits, maxTurns: options.maxTurns ?? config.evaluate.limits.maxTurns };
@@ -55,6 +66,49 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   progress.end();
   if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
   if (!options.quiet) process.stdout.write(describe(name, evaluation));
+}
+
+/** Exit code 1 when a verdict of the run was not reached again. */
+async function verifyRun(directory: string, config: JobConfig, options: EvaluateOptions): Promise<void> {
+  const model = (["checkpoint", "runs", "maxTurns"] as const).find((name) => options[name] !== undefined);
+  if (model !== undefined) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `--verify: ${model} says nothing about patches that are stored; leave it out`,
+    );
+  }
+  if (options.json !== undefined) await prepareJson(options.json);
+  const progress = new Progress({ quiet: options.quiet ?? false });
+  const { openWorld } = await import("../run/world.ts");
+  const { recheck } = await import("../run/recheck.ts");
+  await using world = await openWorld(config, { progress });
+  let begun = false;
+  const result = await recheck(directory, world, {
+    ...(options.sample === undefined ? {} : { sample: options.sample }),
+    seed: config.seed,
+    signal: commandSignal(),
+    onPatch: (judged, of) => {
+      if (!begun) progress.phase("patches judged again", of);
+      begun = true;
+      progress.update(judged);
+    },
+  });
+  progress.end();
+  const { trajectories, patches, judged, agreed, resolved, differences, broken } = result;
+  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 2)}\n`);
+  if (!options.quiet) {
+    const lines = [
+      `${judged} of ${patches} patches of ${trajectories} trajectories judged again in fresh sandboxes`,
+      `  ${agreed} verdicts agree, ${resolved} of them resolved; ${differences.length} differ`,
+      ...differences
+        .slice(0, 20)
+        .map((one) => `  ${one.stage} ${one.id}: stored ${one.stored}, found ${one.found} (${one.reason})`),
+      ...(differences.length > 20 ? [`  ... and ${differences.length - 20} more`] : []),
+      ...(broken > 0 ? [`  ${broken} patches say nothing: no sandbox held`] : []),
+    ];
+    process.stdout.write(`${lines.join("\n")}\n`);
+  }
+  if (differences.length > 0 || broken > 0) process.exitCode = 1;
 }
 
 function describe(name: string, evaluation: Evaluation): string {
@@ -91,6 +145,11 @@ export function register(program: Command): void {
     .option("--checkpoint <name>", "base, rft, stage1, … (default: the newest)")
     .option("--runs <n>", "episodes per task (default: the config's)", positiveNumber)
     .option("--max-turns <n>", "turn limit of an episode (default: the config's)", positiveNumber)
+    .option(
+      "--verify",
+      "instead judge the patches of the run again, in fresh sandboxes; exit code 1 if a verdict differs",
+    )
+    .option("--sample <n>", "with --verify: only this many of the patches", positiveNumber)
     .option("--json <path>", "also write all numbers as JSON", givenPath)
     .option("--quiet", "print nothing but errors")
     .action(evaluateRun);

@@ -19,15 +19,13 @@ import { isTokenringError, TokenringError } from "../errors.ts";
 import { contextLength } from "../policy/config.ts";
 import { findModel } from "../policy/model-source.ts";
 import { Policy } from "../policy/policy.ts";
-import { localBackend } from "../sandbox/local.ts";
 import { PHRASES } from "../tasks/tinyswe/phrases.ts";
 import { TEST_COMMAND } from "../tasks/tinyswe/runner.ts";
-import { tinyswe } from "../tasks/tinyswe/tinyswe.ts";
 import type { TaskSet } from "../tasks/types.ts";
-import { verify } from "../verify/verify.ts";
 import type { JobConfig, LimitsConfig } from "./config.ts";
 import { episodeLimits } from "./limits.ts";
 import type { ProgressSink } from "./progress.ts";
+import { openWorld } from "./world.ts";
 
 export interface JobContext extends AsyncDisposable {
   readonly tasks: TaskSet;
@@ -52,13 +50,13 @@ export async function openJob(
 ): Promise<JobContext> {
   const closers: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
-    // In reverse: sandboxes and sessions go before the policy that they use.
+    // In reverse: the policy and its sessions go before what they act in.
     for (const closer of closers.splice(0).reverse()) await closer();
   };
   try {
-    const { train, heldOut, heldOutFamilies } = config.tasks;
-    const tasks = tinyswe({ seed: config.seed, train, heldOut, heldOutFamilies });
-    closers.push(() => tasks.dispose());
+    const world = await openWorld(config, options);
+    closers.push(async () => world[Symbol.asyncDispose]());
+    const { tasks } = world;
     const from = options.checkpoint ?? (await modelDirectory(config, options));
     // A new model gets the task set's own tokenizer.
     const made = from === undefined ? buildByteTokenizer({ phrases: PHRASES }) : null;
@@ -73,11 +71,6 @@ export async function openJob(
     closers.push(() => policy.dispose());
     checkFit(config, policy, tokenizer);
     const engine = embeddedEngine(policy);
-    const sandboxes = await localBackend({
-      ...(config.sandbox.kind === "auto" ? {} : { kind: config.sandbox.kind }),
-      onWarning: (message: string) => options.progress.log(message),
-    });
-    closers.push(() => sandboxes.dispose());
     const verdicts = new VerdictCache();
 
     return {
@@ -92,16 +85,8 @@ export async function openJob(
           chat,
           template: tasks.template,
           repository: (instance) => tasks.repository(instance),
-          sandboxes,
-          verify: (instance, patch, { signal }) =>
-            verify({
-              instance,
-              tasks,
-              patch,
-              backend: sandboxes,
-              timeoutMs: config.tasks.testSeconds * 1000,
-              signal,
-            }),
+          sandboxes: world.sandboxes,
+          verify: (instance, patch, how) => world.verify(instance, patch, how),
           verdicts,
           limits: episodeLimits(limits),
           workspace: { style: "compact" },

@@ -36,6 +36,12 @@ function collect(
   return Object.fromEntries(found.filter((entry) => entry !== null));
 }
 
+/** The lines that begin with the nonce, without it. */
+export function provenLines(log: string, nonce: string): string {
+  const lines = log.split("\n").filter((line) => line.startsWith(`${nonce} `));
+  return lines.map((line) => line.slice(nonce.length + 1)).join("\n");
+}
+
 /** Lines `STATUS id`, as `pytest -rA` sums up. */
 export function parseLogPytest(log: string): Record<string, TestStatus> {
   return collect(log, statusFirst);

@@ -38,7 +38,12 @@ export interface TaskSet {
   readonly template: PromptTemplate;
   /** Host directory of a pristine git repository at base_commit: no remotes, no future history. */
   repository(instance: Instance): Promise<string>;
-  /** Shell command that runs the instance's tests (verification), in the repository's root. */
-  testCommand(instance: Instance): string;
-  parseLog(log: string): Record<string, TestStatus>;
+  /**
+   * Shell command that runs the instance's tests (verification), in the repository's root. `nonce` is drawn anew for each
+   * verification: a command that gives it to its runner alone, on standard input, and prints it before every line that
+   * counts, prints lines that the code under test cannot make up.
+   */
+  testCommand(instance: Instance, nonce: string): string;
+  /** The status of each test; with a command that knows the nonce, of lines that bear it (`provenLines`). */
+  parseLog(log: string, nonce: string, instance: Instance): Record<string, TestStatus>;
 }

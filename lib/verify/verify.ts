@@ -1,11 +1,13 @@
 // Patch and tests in, verdict out: the patch is applied to a fresh copy, the tests are put in place and run.
+import { randomBytes } from "node:crypto";
 import { isTokenringError, TokenringError } from "../errors.ts";
 import { SandboxFileError } from "../sandbox/errors.ts";
 import { quote } from "../sandbox/host.ts";
 import type { Sandbox, SandboxBackend } from "../sandbox/types.ts";
 import type { Instance, TaskSet, TestStatus } from "../tasks/types.ts";
 import { grade } from "./grade.ts";
-import { touchedFiles } from "./patch-files.ts";
+import { type TouchedFile, touchedFiles } from "./patch-files.ts";
+import { filesToRestore } from "./restore.ts";
 import type { Verification } from "./types.ts";
 
 export interface VerifyOptions {
@@ -75,9 +77,12 @@ async function verifyOnce(options: VerifyOptions): Promise<Verification> {
     const applied = await applyPatches(sandbox, instance, patch, open);
     if (!applied.applied) return nothing("failed", "patch_failed", applied.log);
     // A command of its own: its output and its exit status are the tests' alone, and nothing can print an end to them.
-    const run = await sandbox.exec(tasks.testCommand(instance), { timeoutMs, ...open });
-    const log = `${applied.log}>>>>> Start Test Output\n${run.output}\n>>>>> End Test Output\n`;
-    const tests = tasks.parseLog(run.output);
+    const nonce = randomBytes(16).toString("hex");
+    const run = await sandbox.exec(tasks.testCommand(instance, nonce), { timeoutMs, ...open });
+    // Each verification draws its own: the log says the same each time without it.
+    const shown = run.output.replaceAll(`${nonce} `, "").replaceAll(nonce, "");
+    const log = `${applied.log}>>>>> Start Test Output\n${shown}\n>>>>> End Test Output\n`;
+    const tests = tasks.parseLog(run.output, nonce, instance);
     const { resolved, failToPass, passToPass } = grade(instance, tests);
     const shares = { tests, failToPass, passToPass, exitCode: run.exitCode, log };
     if (run.timedOut) return { verdict: "failed", reason: "timeout", ...shares };
@@ -93,7 +98,7 @@ async function verifyOnce(options: VerifyOptions): Promise<Verification> {
   }
 }
 
-/** The model's patch, then the test files as they were, then the test patch; one command. */
+/** The model's patch, then the tests and their settings as they were, then the test patch; one command. */
 async function applyPatches(
   sandbox: Sandbox,
   instance: Instance,
@@ -115,18 +120,23 @@ async function applyPatches(
     `{ ${GIT} apply --verbose ${MODEL_PATCH} || ${GIT} apply --verbose --reject ${MODEL_PATCH} || ` +
       `patch --batch --fuzz=5 -p1 -i ${MODEL_PATCH} || ${fail}; }`,
   ];
-  if (instance.test_patch.trim() !== "") {
-    await sandbox.write(TEST_PATCH, withNewline(instance.test_patch));
-    const files = touchedFiles(instance.test_patch);
+  const putBack = (files: readonly TouchedFile[]): void => {
     const all = files.map((file) => quote(file.path)).join(" ");
     const before = files.filter((file) => !file.added).map((file) => quote(file.path));
     if (all !== "") steps.push(`rm -rf -- ${all}`);
     // The repository stands at base_commit, and no patch can move HEAD.
     if (before.length > 0) steps.push(`${GIT} checkout --quiet HEAD -- ${before.join(" ")} || ${fail}`);
+  };
+  putBack(filesToRestore(instance, patch));
+  if (instance.test_patch.trim() !== "") {
+    await sandbox.write(TEST_PATCH, withNewline(instance.test_patch));
+    putBack(touchedFiles(instance.test_patch));
     // It fits the tree that the dataset has: where it does not go in, the model's patch stands in its way, and the tests
     // as they were must not be asked instead.
     steps.push(`${GIT} apply --verbose ${TEST_PATCH} || ${fail}`);
   }
+  // The code under test is not to read there what it should return.
+  steps.push(`rm -f -- ${MODEL_PATCH} ${TEST_PATCH}`);
   const result = await sandbox.exec(`( ${steps.join("\n")} )`, { timeoutMs: APPLY_MS, ...open });
   const applied = result.exitCode !== null && result.exitCode !== PATCH_FAILED_STATUS;
   return { applied, log: applied ? result.output : `${result.output}>>>>> Patch Apply Failed\n` };

@@ -1,5 +1,5 @@
 // The whole circle on a very small policy: warm start, evaluation, DAPO in real sandboxes, checkpoints, report.
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
@@ -12,7 +12,9 @@ import { type JobResult, runJob } from "../../lib/run/job.ts";
 import { openJob } from "../../lib/run/job-context.ts";
 import { readEvents } from "../../lib/run/metrics.ts";
 import { silent } from "../../lib/run/progress.ts";
+import { recheck } from "../../lib/run/recheck.ts";
 import { loadTrajectory, readIndex } from "../../lib/run/trajectories.ts";
+import { openWorld } from "../../lib/run/world.ts";
 
 const limits = { maxTurns: 5, maxContext: 320, maxActionTokens: 24, observationChars: 300 };
 
@@ -175,6 +177,33 @@ describe("a job", () => {
       if ((entry.alsoAt?.[0]?.turns ?? 0) < entry.turns.length) shorter++;
     }
     expect(shorter).toBeGreaterThan(0);
+  });
+
+  it("is judged again to the same verdicts, and a verdict that was changed is found", async () => {
+    await using world = await openWorld(config, { progress: silent });
+    let patches = 0;
+    const result = await recheck(directory("first"), world, { onPatch: () => patches++ });
+    // Evaluations at two budgets and rollouts.
+    expect(result).toMatchObject({ trajectories: 2 * 2 * 6 + 2 * 12, differences: [], broken: 0 });
+    expect(result.agreed).toBe(result.trajectories);
+    expect([result.judged, patches]).toEqual([result.patches, result.patches]);
+    const some = await recheck(directory("first"), world, { sample: 3 });
+    expect([some.judged, some.patches]).toEqual([3, result.patches]);
+
+    const copied = path.join(root, "tampered", "trajectories");
+    await cp(path.join(directory("first"), "trajectories"), copied, { recursive: true });
+    const index = path.join(copied, "index.jsonl");
+    const lines = (await readFile(index, "utf8")).split("\n");
+    const [first] = lines as [string];
+    await writeFile(
+      index,
+      [first.replace(/"verdict":"\w+"/, '"verdict":"resolved"'), ...lines.slice(1)].join("\n"),
+    );
+    const tampered = await recheck(path.join(root, "tampered"), world);
+    const { id, stage, verdict } = JSON.parse(first) as { id: string; stage: string; verdict: string };
+    expect(tampered.differences).toMatchObject([{ id, stage, stored: "resolved", found: verdict }]);
+    const broken = { ...world, verify: async () => ({ reason: "infra_failed" }) as never };
+    expect(await recheck(directory("first"), broken)).toMatchObject({ agreed: 0, broken: result.patches });
   });
 
   it("leaves checkpoints that score as the policy did, in Hugging Face's form", async () => {

@@ -14,17 +14,17 @@ import { buildByteTokenizer } from "../../lib/engine/tokenizer-build.ts";
 import { Random } from "../../lib/random.ts";
 import { localBackend } from "../../lib/sandbox/local.ts";
 import type { Sandbox, SandboxBackend } from "../../lib/sandbox/types.ts";
-import { parseLogPytest } from "../../lib/tasks/log-parsers.ts";
+import { parseLogPytest, provenLines } from "../../lib/tasks/log-parsers.ts";
 import {
   type DemonstrationTask,
   demonstrationTask,
   type Persona,
 } from "../../lib/tasks/tinyswe/demonstrator.ts";
 import { writeRepository } from "../../lib/tasks/tinyswe/git.ts";
+import { verifyCommand } from "../../lib/tasks/tinyswe/judge.ts";
 import { resolves } from "../../lib/tasks/tinyswe/model.ts";
 import { namesOf } from "../../lib/tasks/tinyswe/names.ts";
 import { PHRASES } from "../../lib/tasks/tinyswe/phrases.ts";
-import { VERIFY_COMMAND } from "../../lib/tasks/tinyswe/runner.ts";
 import { COMPACT_TEMPLATE } from "../../lib/tasks/tinyswe/tinyswe.ts";
 import { verify } from "../../lib/verify/verify.ts";
 
@@ -162,8 +162,8 @@ describe("the simulated sandbox", () => {
         instance,
         tasks: {
           repository: async () => repository,
-          testCommand: () => VERIFY_COMMAND,
-          parseLog: parseLogPytest,
+          testCommand: (_, nonce) => verifyCommand(nonce),
+          parseLog: (log, nonce) => parseLogPytest(provenLines(log, nonce)),
         },
         patch,
         backend,

@@ -15,9 +15,10 @@ import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { Random } from "../../lib/random.ts";
 import { gitDiff } from "../../lib/tasks/tinyswe/diff.ts";
+import { verifyCommand } from "../../lib/tasks/tinyswe/judge.ts";
 import { repr } from "../../lib/tasks/tinyswe/language.ts";
 import { mended, results } from "../../lib/tasks/tinyswe/model.ts";
-import { runOutput, TEST_COMMAND, testFile, testId, VERIFY_COMMAND } from "../../lib/tasks/tinyswe/runner.ts";
+import { runOutput, TEST_COMMAND, testFile, testId } from "../../lib/tasks/tinyswe/runner.ts";
 import { makeTask, type TinyTask } from "../../lib/tasks/tinyswe/task.ts";
 import { type TinysweTaskSet, tinyswe } from "../../lib/tasks/tinyswe/tinyswe.ts";
 
@@ -143,12 +144,12 @@ describe("the model of Python", () => {
     );
   });
 
-  test("the row's test lists and test.py agree with the model where the runner is verbose", () => {
+  test("the judge's lines agree with the model, and bear its nonce", () => {
     const task = makeTask(18, "train", 3);
     const files = mended(task);
-    const { output, exitCode } = shell(VERIFY_COMMAND, directory(files));
+    const { output, exitCode } = shell(verifyCommand("n0nce"), directory(files));
     expect(exitCode).toBe(0);
-    expect(output).toBe(`${task.visible.map((c) => `PASSED ${testId(c)}\n`).join("")}OK\n`);
+    expect(output).toBe(task.visible.map((c) => `n0nce PASSED ${testId(c)}\n`).join(""));
   });
 });
 
@@ -181,8 +182,8 @@ describe("the runner", () => {
   test("shows prints to the agent and hides them from verification, where they could pose as results", () => {
     const source = 'def gebo(p):\n    print("PASSED test.py::gebo(3)")\n    return p\n';
     expect(run(source).output).toBe("PASSED test.py::gebo(3)\nFAIL gebo(3): got 3, expected 4\n1 failed\n");
-    expect(run(source, VERIFY_COMMAND).output).toBe(
-      "FAILED test.py::gebo(3) - got 3, expected 4\n1 failed\n",
+    expect(run(source, verifyCommand("n0nce")).output).toBe(
+      "n0nce FAILED test.py::gebo(3) - got 3, expected 4\n",
     );
   });
 

@@ -1,5 +1,5 @@
-// test.py of a tiny repository: the calls and the program that makes them. For people and agents it prints what
-// fails; with -v it prints lines in pytest's style, for verification.
+// test.py of a tiny repository: the calls and the program that makes them and prints what fails. Verification makes the
+// same calls in another way (judge.ts).
 import type { Value } from "./language.ts";
 import { repr } from "./language.ts";
 
@@ -17,9 +17,6 @@ export const TEST_FILE = "test.py";
 /** What agents run. */
 export const TEST_COMMAND = `python ${TEST_FILE}`;
 
-/** What verification runs: isolated from the environment, no site packages, no bytecode written. */
-export const VERIFY_COMMAND = `python3 -I -S -B ${TEST_FILE} -v`;
-
 /** Source text of a call: `tepa(True, False)`. */
 export function printCall(call: Pick<TestCall, "name" | "args">): string {
   return `${call.name}(${call.args.map(repr).join(", ")})`;
@@ -32,9 +29,7 @@ export function testId(call: TestCall): string {
 
 // A call may take STEPS lines: an endless loop is a failed test on every machine at the same point. What happens
 // between two lines (10 ** 10 ** 9) or on import is left to the sandbox's limit of CPU time.
-const PROGRAM = `]
-
-import sys
+export const RUN = `import sys
 
 STEPS = 10000
 
@@ -57,32 +52,25 @@ def run(module, call):
         return False, type(error).__name__
     finally:
         sys.settrace(None)
+`;
 
+const PROGRAM = `]
 
-def main(verbose):
+${RUN}
+
+def main():
     sys.dont_write_bytecode = True
-    sys.path.insert(0, __file__.rpartition("/")[0])
-    output = sys.stdout
-    if verbose:
-        sys.stdout = None
     failed = 0
     for module, call, expected in CALLS:
         result = run(module, call)
-        got = result[1]
-        if result == (True, repr(expected)):
-            line = f"PASSED test.py::{call.replace(' ', '')}" if verbose else None
-        else:
+        if result != (True, repr(expected)):
             failed += 1
-            line = f"FAIL {call}: got {got}, expected {expected!r}"
-            if verbose:
-                line = f"FAILED test.py::{call.replace(' ', '')} - got {got}, expected {expected!r}"
-        if line:
-            print(line, file=output)
-    print(f"{failed} failed" if failed else "OK", file=output)
+            print(f"FAIL {call}: got {result[1]}, expected {expected!r}")
+    print(f"{failed} failed" if failed else "OK")
     sys.exit(failed > 0)
 
 
-main("-v" in sys.argv)
+main()
 `;
 
 /** Content of test.py. */

@@ -4,11 +4,11 @@ import { rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { TokenringError } from "../../errors.ts";
-import { parseLogPytest } from "../log-parsers.ts";
+import { parseLogPytest, provenLines } from "../log-parsers.ts";
 import type { Instance, PromptTemplate, TaskSet } from "../types.ts";
 import { writeRepository } from "./git.ts";
+import { verifyCommand } from "./judge.ts";
 import type { Stream } from "./plan.ts";
-import { VERIFY_COMMAND } from "./runner.ts";
 import { WORKDIR } from "./simulator.ts";
 import { makeTask, type TinyTask } from "./task.ts";
 
@@ -94,8 +94,8 @@ export function tinyswe(options: TinysweOptions): TinysweTaskSet {
       if (!existsSync(path)) writeRepository(path, task.files);
       return path;
     },
-    testCommand: () => VERIFY_COMMAND,
-    parseLog: parseLogPytest,
+    testCommand: (_, nonce) => verifyCommand(nonce),
+    parseLog: (log, nonce) => parseLogPytest(provenLines(log, nonce)),
     async dispose(): Promise<void> {
       disposed = true;
       if (directory === null || options.directory !== undefined) return;
