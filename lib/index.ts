@@ -7,6 +7,7 @@ export { type Tool, type ToolContext, ToolError, type ToolResult } from "./agent
 export { defaultTools } from "./agent/tools.ts";
 export * from "./agent/types.ts";
 export { VerdictCache } from "./agent/verdicts.ts";
+export type { WorkspaceOptions } from "./agent/workspace.ts";
 export { chatFormat, chatTemplateOf, loadChatTemplate } from "./engine/chat.ts";
 export { embeddedEngine } from "./engine/embedded.ts";
 export { scriptedEngine } from "./engine/scripted.ts";
@@ -30,6 +31,7 @@ export { finalReward } from "./learn/reward.ts";
 export { RFT_DEFAULTS, type RftConfig, type RftEvent, rft } from "./learn/rft.ts";
 export { sft } from "./learn/sft.ts";
 export type { LogprobMismatch, StepMetrics } from "./learn/types.ts";
+export { demonstrationDocument } from "./learn/weights.ts";
 export { findModel, type ModelSourceOptions } from "./policy/model-source.ts";
 export { Policy } from "./policy/policy.ts";
 export type {

@@ -12,8 +12,10 @@ export interface WorkspaceOptions {
   /** Lines of the window on an open file (100) and those that stay in sight when scrolling (2). */
   window?: number;
   overlap?: number;
-  /** Characters of one observation before its prompt; the middle is cut. */
+  /** Characters of one observation before its prompt (16 384); the middle is cut. */
   observationChars?: number;
+  /** The line that ends every observation, in place of the shell's prompt; "" for none. */
+  prompt?: (state: Readonly<EditorState>) => string;
 }
 
 export interface CommandOutcome {
@@ -27,6 +29,7 @@ export class Workspace {
   readonly #tools: ReadonlyMap<string, Tool>;
   readonly #window: { window: number; overlap: number };
   readonly #limit: number;
+  readonly #prompt: WorkspaceOptions["prompt"];
   readonly #state: EditorState;
 
   constructor(sandbox: Sandbox, options: WorkspaceOptions = {}) {
@@ -35,6 +38,7 @@ export class Workspace {
     this.#tools = new Map((options.tools ?? defaultTools).map((tool) => [tool.name, tool]));
     this.#window = { window: options.window ?? 100, overlap: options.overlap ?? 2 };
     this.#limit = options.observationChars ?? 16_384;
+    this.#prompt = options.prompt;
     this.#state = { cwd: sandbox.workdir, file: null, top: 1 };
   }
 
@@ -72,10 +76,11 @@ export class Workspace {
   /** Makes text fit to be shown and puts the shell prompt under it. */
   observation(text: string): string {
     const shown = truncateMiddle(printable(text).trimEnd(), this.#limit);
-    return shown === "" ? this.prompt() : `${shown}\n${this.prompt()}`;
+    return [shown, this.prompt()].filter((part) => part !== "").join("\n");
   }
 
   prompt(): string {
+    if (this.#prompt) return this.#prompt(this.#state);
     const { cwd, file } = this.#state;
     const shown = file !== null && this.style === "compact" ? shortPath(file, this.#sandbox.workdir) : file;
     return shellPrompt(cwd, shown);

@@ -139,6 +139,8 @@ export interface DapoOptions {
   config?: Partial<DapoConfig>;
   /** The policy to stay near; klCoef above 0 needs it. */
   reference?: Pick<Policy, "score">;
+  /** A reward of one's own, finite, in place of verdict and length penalty; what the group filter is to look at is `filter`. */
+  reward?: (trajectory: Trajectory) => number;
   /** Decides the order of the pool and of the trajectories within an iteration. */
   seed: number | bigint;
   /** Names the random streams; stages of one job need different names. Default "dapo". */
@@ -325,7 +327,11 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
     const sampled = performance.now();
 
     const groups = collected.map((group) =>
-      scoreGroup(group, { reward, advantage: config.advantage, filter: config.filter }),
+      scoreGroup(group, {
+        reward: options.reward ?? reward,
+        advantage: config.advantage,
+        filter: config.filter,
+      }),
     );
     const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
     const begun = performance.now();

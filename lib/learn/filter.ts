@@ -28,13 +28,21 @@ export interface ScoredGroup {
 /** Rewards, advantages and state of one group. Whole groups live or die; no row of a live group is filtered. */
 export function scoreGroup(
   group: Group,
-  options: { reward: RewardOptions; advantage?: AdvantageOptions; filter?: GroupFilter },
+  options: {
+    /** Shape of the paper's reward, or a reward of one's own. */
+    reward: RewardOptions | ((trajectory: Trajectory) => number);
+    advantage?: AdvantageOptions;
+    filter?: GroupFilter;
+  },
 ): ScoredGroup {
+  const { reward } = options;
   const trajectories = group.trajectories.filter(counts);
   const resolved = trajectories.map((trajectory) => trajectory.verdict === "resolved");
   const solved = resolved.filter(Boolean).length;
   const rewards = trajectories.map((trajectory, i) =>
-    finalReward(resolved[i] as boolean, trajectory.turns.length, options.reward),
+    typeof reward === "function"
+      ? reward(trajectory)
+      : finalReward(resolved[i] as boolean, trajectory.turns.length, reward),
   );
   const live =
     options.filter === "final_reward"

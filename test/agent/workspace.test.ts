@@ -125,3 +125,12 @@ test("the swe template explains every tool and opens with the issue, the checkli
   expect(opening.match(/- \[ \] /g)).toHaveLength(4);
   expect(opening.endsWith(PROMPT)).toBe(true);
 });
+
+test("the line that ends observations can be another, or none", async () => {
+  const sandbox = new MemorySandbox({ "a.py": "x\n" }, () => ({ output: "seen" }));
+  const none = new Workspace(sandbox, { prompt: () => "" });
+  expect((await none.run("ls")).observation).toBe("seen");
+  const own = new Workspace(sandbox, { prompt: ({ cwd, file }) => `${cwd} ${file}>` });
+  await own.run("open a.py");
+  expect((await own.run("ls")).observation).toBe("seen\n/repo /repo/a.py>");
+});
