@@ -35,6 +35,15 @@ describe("a job's YAML", () => {
     expect(config.rft?.beta2).toBe(0.999);
   });
 
+  it("ships the same job without bad habits: demonstrations are an expert's, and nothing else differs", () => {
+    const text = readFileSync(new URL("../../recipes/tinyswe-experts.yaml", import.meta.url), "utf8");
+    const { warmStart, ...rest } = parseConfig(recipe, "tinyswe.yaml");
+    const { warmStart: experts, ...same } = parseConfig(text, "tinyswe-experts.yaml");
+    expect(same).toEqual(rest);
+    expect(warmStart?.expertShare).toBeLessThan(1);
+    expect(experts).toEqual({ ...warmStart, expertShare: 1 });
+  });
+
   it("names a misspelt key, its line and the key that was meant", () => {
     const text = recipe.replace("    clipHigh: 0.26", "    clipHihg: 0.26");
     const message = faults(text);

@@ -12,7 +12,9 @@ export const SYLLABLES: readonly string[] = [...CONSONANTS].flatMap((c) => [...V
 
 // Words that mean something to Python, to the shell or to a reader.
 const TAKEN = new Set(
-  "site time file date make more node size none dago dike kike nazi pedo puta puto rape".split(" "),
+  "site time file line name repo date make more node size none dago dike kike nazi pedo puta puto rape".split(
+    " ",
+  ),
 );
 
 /**
