@@ -6,7 +6,7 @@ import type { AdamWOptions, LossResult, PackedBatch, Policy, PolicyLoss } from "
 import { checkAborted } from "./abort.ts";
 import { located } from "./located.ts";
 import { Measure } from "./measure.ts";
-import { pack } from "./pack.ts";
+import { type MicroBatch, pack } from "./pack.ts";
 import type { LearntTokens, StepMetrics } from "./types.ts";
 import {
   type Aggregation,
@@ -100,6 +100,17 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
   if (tisCap) documents = documents.map((document) => truncated(document, tisCap));
   const measure = new Measure({ version: policy.version, tolerance: options.logprobTolerance, tisCap });
   let packedTokens = 0;
+  // One pass is queued while another runs, so that the engine never waits for this thread between them.
+  let running: { micro: MicroBatch; result: Promise<LossResult> } | null = null;
+  const finish = async (): Promise<void> => {
+    if (!running) return;
+    const { micro, result } = running;
+    const pass = await result;
+    measure.add(micro, pass);
+    micro.documents.forEach((document, d) => {
+      options.onLearnt?.(document.id, learntTokens(document, pass, micro.offsets[d] as number));
+    });
+  };
   try {
     for (const micro of pack(weigh(documents, options.aggregation), options.microBatchTokens)) {
       checkAborted(signal, where);
@@ -112,17 +123,17 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
         ...(loss.klCoef && referenceLogprob && { referenceLogprob }),
       };
       const at = { where, documents: micro.documents, signal };
-      const result = await located(async () => {
+      const result = located(async () => {
         const pass = await policy.accumulate(batch, loss, signal ? { signal } : {});
         if (Number.isFinite(pass.loss)) return pass;
         throw new TokenringError("ERR_TOKENRING_NON_FINITE", `the loss is ${pass.loss}`);
       }, at);
-      measure.add(micro, result);
-      micro.documents.forEach((document, d) => {
-        options.onLearnt?.(document.id, learntTokens(document, result, micro.offsets[d] as number));
-      });
+      result.catch(() => {}); // it is heard of below, unless the pass before failed as well
+      await finish();
+      running = { micro, result };
       packedTokens += tokens.length;
     }
+    await finish();
     checkAborted(signal, where);
   } catch (error) {
     await policy.dropGradients();
