@@ -1,6 +1,7 @@
 // A device owns memory and streams and offers the table of ops. One implementation a backend.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -9,6 +10,26 @@
 namespace tokenring {
 
 class Ops;
+
+// How many sums over tokens one part of a batch has left to add to the gradients, so that the part after it, on
+// another stream, adds its own behind them: sums go on in the order of the parts.
+struct Turn {
+  // The sums of a part are `varying` ones into the same memory, then as many as in every other part.
+  Turn(int64_t varying, int64_t common) : left(varying + common), common(common) {}
+  void count() {
+    --left;
+    left.notify_all();
+  }
+  void finish() {
+    left = 0;
+    left.notify_all();
+  }
+  void wait_for(int64_t most) const {
+    for (int64_t now; (now = left) > most;) left.wait(now);
+  }
+  std::atomic<int64_t> left;
+  const int64_t common;
+};
 
 // An ordered queue of work on a device. CPU streams run on their own thread too, so that a missing
 // event shows up as a wrong result without a GPU.
@@ -25,6 +46,12 @@ class Stream {
   virtual void copy_on_device(void* to, const void* from, size_t bytes) = 0;
   // Runs `work` on a thread of the host in its place in the order. It may block, and must not call the stream.
   virtual void call(std::function<void()> work) = 0;
+  // From now on work that has not begun when *aborted becomes true is left out, and the next synchronize() fails with
+  // ABORTED. Null: no more. `aborted` lives until it is replaced.
+  virtual void watch(const std::atomic<bool>* aborted) = 0;
+  // What is queued from now on counts down `mine` with each sum over tokens that it adds to, and lets the part before
+  // go first (null: there is none). Both null: no more turns.
+  virtual void take_turns(std::shared_ptr<Turn> mine, std::shared_ptr<Turn> before) = 0;
 };
 
 // Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.
@@ -39,11 +66,22 @@ struct Drain {
   }
 };
 
+// Watches for an abort until the end of a scope.
+struct Watch {
+  Watch(Stream& stream, const std::atomic<bool>& aborted) : stream(stream) { stream.watch(&aborted); }
+  ~Watch() { stream.watch(nullptr); }
+  Watch(const Watch&) = delete;
+  Stream& stream;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;
   virtual std::unique_ptr<Stream> stream() = 0;
+  // Streams that work side by side, each on its own share of the device, and how many of them there is room for.
+  virtual std::unique_ptr<Stream> lane() { return stream(); }
+  virtual int lanes() const { return 1; }
   virtual const Ops& ops() const = 0;
   // 256-byte aligned. Throws Failure OUT_OF_MEMORY with the size asked for. Never called in the steady state.
   virtual void* allocate(size_t bytes) = 0;

@@ -109,6 +109,11 @@ class Ops {
 
   // The dtype of activations, `act` below.
   virtual DType activation() const { return DType::f32; }
+  // Bytes of activations that stay near while a pass runs forth and back, if batches are cut small enough for it;
+  // 0: there is nothing to gain.
+  virtual size_t near_bytes() const { return 0; }
+  // Batches can be cut at multiples of so many rows without a change of bits.
+  virtual int64_t cut_rows() const { return 1; }
 
   // --- weights -------------------------------------------------------------------------------------
   virtual size_t weight_bytes(int64_t n, int64_t k) const = 0;

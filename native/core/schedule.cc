@@ -107,21 +107,9 @@ void Executor::run(const Schedule& schedule) { schedule.run(frame(schedule)); }
 
 void Executor::run(const Schedule& schedule, const std::atomic<bool>& aborted) {
   const Frame at = frame(schedule);
-  int layer = -1;
-  const auto check = [&] {
-    if (!aborted.load(std::memory_order_relaxed)) return;
-    stream_.synchronize();
-    fail("ABORTED", "the computation was aborted by its caller");
-  };
-  check();
-  for (const Entry& entry : schedule.entries()) {
-    if (entry.layer != layer) {
-      layer = entry.layer;
-      stream_.synchronize();  // else everything would be queued, and nothing left to stop
-      check();
-    }
-    entry.run(at);
-  }
+  const Watch watch(stream_, aborted);
+  schedule.run(at);
+  stream_.synchronize();
 }
 
 }  // namespace tokenring

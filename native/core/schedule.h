@@ -80,7 +80,8 @@ class Executor {
 
   // Queues the entries and returns; the arena keeps what they wrote until the next run.
   void run(const Schedule& schedule);
-  // The same, but waits at each change of layer and ends with Failure ABORTED once `aborted` is set.
+  // The same, but waits for the end, and fails with ABORTED once `aborted` is set: what runs by then is finished, what
+  // has not begun is left out.
   void run(const Schedule& schedule, const std::atomic<bool>& aborted);
 
   Stream& stream() { return stream_; }

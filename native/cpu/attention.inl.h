@@ -143,11 +143,12 @@ void attend(const cpu::AttendTile& t) {
       g.accumulate = true;
       gemm(g);
       for (int i = r + 1; i < end && seen(i) > shared; ++i) {
-        float* sum = acc + i * ld_acc;
-        for (int j = shared; j < seen(i); ++j) {
-          const V p = set1(t.scratch[(i - r) * kTile + j]);
-          const float* v = t.v + (j - t.lo) * t.ldv;
-          for (int d = 0; d < t.head_dim; d += kLanes) store(sum + d, fma(p, load(v + d), load(sum + d)));
+        const float* p = t.scratch + (i - r) * kTile;
+        for (int d = 0; d < t.head_dim; d += kLanes) {
+          float* at = acc + i * ld_acc + d;
+          V sum = load(at);
+          for (int j = shared; j < seen(i); ++j) sum = fma(set1(p[j]), load(t.v + (j - t.lo) * t.ldv + d), sum);
+          store(at, sum);
         }
       }
     }

@@ -38,8 +38,8 @@ void check_bytes(const char* op, const char* name, const Tensor& t, size_t bytes
           " bytes, needs ", bytes);
 }
 
-void check_range(const char* op, const char* name, const int32_t* ids, int64_t n, int64_t bound) {
-  for (int64_t i = 0; i < n; ++i)
+void check_range(const char* op, const char* name, const int32_t* ids, int64_t begin, int64_t end, int64_t bound) {
+  for (int64_t i = begin; i < end; ++i)
     require(ids[i] >= 0 && ids[i] < bound, op, ": ", name, "[", i, "] is ", ids[i], ", must be in [0, ", bound, ")");
 }
 

@@ -14,8 +14,8 @@ void check(const char* op, const char* name, const Tensor& t, DType dtype, std::
 void check_matrix(const char* op, const char* name, const Tensor& t, DType dtype = DType::f32);
 // At least `bytes` of memory.
 void check_bytes(const char* op, const char* name, const Tensor& t, size_t bytes);
-// Run on the stream: ids in [0, bound).
-void check_range(const char* op, const char* name, const int32_t* ids, int64_t n, int64_t bound);
+// Run on the stream: ids [begin, end) in [0, bound).
+void check_range(const char* op, const char* name, const int32_t* ids, int64_t begin, int64_t end, int64_t bound);
 
 std::string shape_text(const Tensor& t);
 

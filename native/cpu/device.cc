@@ -40,6 +40,8 @@ class CpuDevice final : public Device {
 
   std::string name() const override { return "cpu (" + isa_ + ", " + std::to_string(pool_.threads()) + " threads)"; }
   std::unique_ptr<Stream> stream() override { return std::make_unique<cpu::CpuStream>(); }
+  std::unique_ptr<Stream> lane() override { return std::make_unique<cpu::CpuStream>(true); }
+  int lanes() const override { return pool_.threads(); }
   const Ops& ops() const override { return *ops_; }
 
   void* allocate(size_t bytes) override {

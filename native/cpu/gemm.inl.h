@@ -39,6 +39,10 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) __builtin_prefetch(c + r * ldc + v * kLanes, 1);
   const float* b_next = b + b_panel;  // the second panel, if NV reaches into it
+  // Rows of A by four from a pointer each, which all addresses can be made of without another instruction.
+  const float *a4 = a + 4 * lda, *a8 = a + 8 * lda;
+  const int64_t lda3 = 3 * lda;
+  static_assert(MR <= 12);
   for (int64_t d = 0; d < depth; ++d) {
     V bv[NV];
     __builtin_prefetch(next, 0, 2);
@@ -47,11 +51,17 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, int64_t l
     for (int v = 0; v < NV; ++v) bv[v] = load(v < 2 ? b + v * kLanes : b_next + (v - 2) * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      const V av = set1(T ? a[r] : a[r * lda]);
+      const float* row = r < 4 ? a : r < 8 ? a4 : a8;
+      const V av = set1(T ? a[r] : row[r % 4 == 3 ? lda3 : r % 4 * lda]);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[r][v] = fma(av, bv[v], acc[r][v]);
     }
     a += T ? lda : 1;
+    if (!T) {
+      ++a4;
+      ++a8;
+      asm volatile("" : "+r"(a), "+r"(a4), "+r"(a8));  // or the compiler makes twelve addresses of them
+    }
     b += ldb;
     b_next += ldb;
   }

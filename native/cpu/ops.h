@@ -5,12 +5,16 @@
 #include "core/ops.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
+#include "cpu/stream.h"
 
 namespace tokenring::cpu {
 
 class CpuOps : public Ops {
  public:
   CpuOps(const Kernels& kernels, ThreadPool& pool) : k_(kernels), pool_(pool) {}
+
+  // Caches of a core and its part of the last one: beyond, writes are half as fast and less.
+  size_t near_bytes() const override { return size_t{16} << 20; }
 
   size_t weight_bytes(int64_t n, int64_t k) const override;
   void prepare_weight(Stream&, Tensor master, Weight out) const override;
@@ -79,14 +83,26 @@ class CpuOps : public Ops {
   void share(int64_t n, double nanoseconds, const Body& body) const {
     int64_t grain = static_cast<int64_t>(static_cast<double>(kChunkNanoseconds) / nanoseconds) + 1;
     // At most some chunks a thread: what is left to balance at the end is small, and so is the cost of claiming.
-    const int64_t fair = n / (8 * pool_.threads());
+    const int64_t fair = n / (8 * pool_.free_threads());
     pool_.run(n, grain > fair ? grain : fair, body);
+  }
+
+  // Queues body(begin, end) over rows, in one chain with what comes before and after.
+  template <class Body>
+  void rows_job(Stream& stream, int64_t rows, double nanoseconds, std::initializer_list<Region> regions,
+                const Body& body) const {
+    cpu_stream(stream).enqueue_rows(pool_,
+                                    {.rows = rows, .nanoseconds = nanoseconds, .regions = regions, .body = body});
   }
 
   const Kernels& k_;
   ThreadPool& pool_;
 
  private:
+  // Whether a product goes row by row with its neighbours. Few rows are worth cutting by columns instead.
+  static constexpr int64_t kLeastRows = 24;
+  bool chains(int64_t rows, const Weight& w) const;
+
   // The four that depend on how weights are kept; they run on the stream's thread, arguments checked.
   virtual void lay_out(const float* master, Weight out) const;
   // y [m, n] = x [m, k] W^T, plus a bias of n or null
@@ -111,6 +127,8 @@ class CpuOps : public Ops {
 class Bf16Ops final : public CpuOps {
  public:
   Bf16Ops(const Kernels& kernels, const Bf16Kernels& bf16, ThreadPool& pool) : CpuOps(kernels, pool), b_(bf16) {}
+
+  int64_t cut_rows() const override { return 32; }  // gradients of weights sum blocks of so many
 
   size_t weight_bytes(int64_t n, int64_t k) const override;
 

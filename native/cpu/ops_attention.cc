@@ -284,7 +284,7 @@ void CpuOps::attend_backward(const Attention& work, const AttentionGradient& g) 
   std::vector<int64_t> cost(plan.queries.size(), 0);
   for (const QueryBlock& block : blocks) cost[block.query] += block.cost;
   const int64_t largest = cost.empty() ? 0 : *std::max_element(cost.begin(), cost.end());
-  const double each = static_cast<double>(plan.total_cost) * kv_heads / pool_.threads();
+  const double each = static_cast<double>(plan.total_cost) * kv_heads / pool_.free_threads();
   const double nanoseconds = 2.5 * static_cast<double>(plan.total_cost) * heads * tile_nanoseconds(head_dim);
   const bool alone = nanoseconds < kChunkNanoseconds;
   if (plan.paired && (alone || static_cast<double>(largest) <= 1.4 * each)) {

@@ -43,7 +43,7 @@ bool is_large(int64_t depth) { return depth >= 2 * kPackDepth; }
 Blocks row_blocks(int64_t rows, int64_t cols, int64_t depth, int threads) {
   int64_t r = std::min<int64_t>(rows, 96), c = std::min(panels(cols), int64_t{is_large(depth) ? 16 : 4}) * kPanel;
   Blocks blocks = blocks_of_size(rows, cols, r, c);
-  while (blocks.count < 4 * threads && r * c * depth > 400'000) {  // multiply-adds, about 5 microseconds
+  while (threads > 1 && blocks.count < 4 * threads && r * c * depth > 400'000) {  // multiply-adds, about 5 microseconds
     if (c > kPanel) {
       c = std::max<int64_t>(c / 2 / kPanel, 1) * kPanel;
     } else if (r > 24) {
@@ -56,6 +56,9 @@ Blocks row_blocks(int64_t rows, int64_t cols, int64_t depth, int threads) {
   return blocks;
 }
 
+// The largest weight that a block of rows reads whole, on its way from op to op: it stays in a core's second cache.
+constexpr size_t kNearBytes = size_t{1} << 20;
+
 // Gradients of a weight: large blocks, because each reads all its columns of both operands, and as even as can be.
 Blocks weight_blocks(int64_t n, int64_t k, int64_t depth, int threads) {
   Blocks best = blocks_of_size(n, k, std::min(n, kPackRows), std::min(panels(k) * kPanel, kPackCols));
@@ -65,7 +68,7 @@ Blocks weight_blocks(int64_t n, int64_t k, int64_t depth, int threads) {
   };
   for (const int64_t c : {kPackCols, int64_t{128}, kPanel})
     for (int64_t parts = (n + kPackRows - 1) / kPackRows; parts <= n; ++parts) {
-      const int64_t r = ((n + parts - 1) / parts + 11) / 12 * 12;
+      const int64_t r = (n + parts - 1) / parts;
       if (idle(best) < 0.15 || r < 48 || r * c * depth < 400'000) break;
       const Blocks next = blocks_of_size(n, k, r, c);
       if (idle(next) < idle(best)) best = next;
@@ -74,6 +77,11 @@ Blocks weight_blocks(int64_t n, int64_t k, int64_t depth, int threads) {
 }
 
 }  // namespace
+
+bool CpuOps::chains(int64_t rows, const Weight& w) const {
+  const size_t bytes = static_cast<size_t>(w.n * w.k) * sizeof(float);
+  return bytes <= kNearBytes && rows >= kLeastRows * pool_.free_threads();
+}
 
 size_t CpuOps::weight_bytes(int64_t n, int64_t k) const {
   require(n > 0 && k > 0, "weight_bytes: [", n, ", ", k, "] must be positive");
@@ -93,7 +101,15 @@ void CpuOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Ten
   check("linear_forward", "x", x, DType::f32, {m, w.k});
   check("linear_forward", "y", y, DType::f32, {m, w.n});
   if (bias) check("linear_forward", "bias", bias, DType::f32, {w.n});
-  cpu_stream(stream).enqueue([=, this] { multiply_forward(x.f32(), m, w, bias ? bias.f32() : nullptr, y.f32()); });
+  const float* shift = bias ? bias.f32() : nullptr;
+  if (!chains(m, w)) {
+    cpu_stream(stream).enqueue([=, this] { multiply_forward(x.f32(), m, w, shift, y.f32()); });
+    return;
+  }
+  rows_job(stream, m, static_cast<double>(w.n * w.k) / 80.0, {read_rows(x), write_rows(y)},
+           [=, this](int64_t begin, int64_t end) {
+             multiply_forward(x.f32() + begin * w.k, end - begin, w, shift, y.f32() + begin * w.n);
+           });
 }
 
 void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool accumulate) const {
@@ -102,7 +118,14 @@ void CpuOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool a
   const int64_t m = dy.shape[0];
   check("linear_dgrad", "dy", dy, DType::f32, {m, w.n});
   check("linear_dgrad", "dx", dx, DType::f32, {m, w.k});
-  cpu_stream(stream).enqueue([=, this] { multiply_backward(dy.f32(), m, w, dx.f32(), accumulate); });
+  if (!chains(m, w)) {
+    cpu_stream(stream).enqueue([=, this] { multiply_backward(dy.f32(), m, w, dx.f32(), accumulate); });
+    return;
+  }
+  rows_job(stream, m, static_cast<double>(w.n * w.k) / 80.0, {read_rows(dy), write_rows(dx)},
+           [=, this](int64_t begin, int64_t end) {
+             multiply_backward(dy.f32() + begin * w.n, end - begin, w, dx.f32() + begin * w.k, accumulate);
+           });
 }
 
 void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {
@@ -113,7 +136,7 @@ void CpuOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor
   check("linear_wgrad", "dw", dw, DType::f32, {n, k});
   if (db) check("linear_wgrad", "db", db, DType::f32, {n});
   if (m == 0) return;
-  cpu_stream(stream).enqueue([=, this] {
+  cpu_stream(stream).enqueue_sum({read_all(dy), read_all(x), write_all(dw), write_all(db)}, [=, this] {
     multiply_rows(dy.f32(), x.f32(), m, n, k, dw.f32());
     if (!db) return;
     const int64_t columns = 64;
@@ -149,7 +172,7 @@ void CpuOps::lay_out(const float* master, Weight out) const {
 
 void CpuOps::multiply_by_panels(const float* a, int64_t m, int64_t k, const float* panels, int64_t n, float* c,
                                 bool accumulate, const float* bias) const {
-  const Blocks b = row_blocks(m, n, k, pool_.threads());
+  const Blocks b = row_blocks(m, n, k, pool_.free_threads());
   share(b.count, static_cast<double>(b.rows * b.cols * k) / 80.0, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / b.across * b.rows, column = i % b.across * b.cols;
@@ -180,7 +203,7 @@ void CpuOps::multiply_backward(const float* dy, int64_t m, Weight w, float* dx, 
 }
 
 void CpuOps::multiply_rows(const float* dy, const float* x, int64_t m, int64_t n, int64_t k, float* dw) const {
-  const Blocks b = weight_blocks(n, k, m, pool_.threads());
+  const Blocks b = weight_blocks(n, k, m, pool_.free_threads());
   share(b.count, static_cast<double>(b.rows * b.cols * m) / 80.0, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t r = i / b.across * b.rows, c = i % b.across * b.cols;
@@ -208,13 +231,12 @@ void CpuOps::embedding_forward(Stream& stream, Tensor tokens, Tensor table, Tens
   const int64_t m = y.shape[0], v = table.shape[0], h = table.shape[1];
   check("embedding_forward", "tokens", tokens, DType::i32, {m});
   check("embedding_forward", "y", y, DType::f32, {m, h});
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("embedding_forward", "tokens", tokens.i32(), m, v);
-    share(m, static_cast<double>(h) * 0.1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        std::memcpy(y.f32() + i * h, table.f32() + tokens.i32()[i] * h, static_cast<size_t>(h) * sizeof(float));
-    });
-  });
+  rows_job(stream, m, static_cast<double>(h) * 0.1, {read_rows(tokens), write_rows(y)},
+           [=](int64_t begin, int64_t end) {
+             check_range("embedding_forward", "tokens", tokens.i32(), begin, end, v);
+             for (int64_t i = begin; i < end; ++i)
+               std::memcpy(y.f32() + i * h, table.f32() + tokens.i32()[i] * h, static_cast<size_t>(h) * sizeof(float));
+           });
 }
 
 void CpuOps::embedding_backward(Stream& stream, Tensor tokens, Tensor dy, Tensor dtable) const {
@@ -223,8 +245,8 @@ void CpuOps::embedding_backward(Stream& stream, Tensor tokens, Tensor dy, Tensor
   const int64_t m = dy.shape[0], v = dtable.shape[0], h = dy.shape[1];
   check("embedding_backward", "tokens", tokens, DType::i32, {m});
   check("embedding_backward", "dtable", dtable, DType::f32, {v, h});
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("embedding_backward", "tokens", tokens.i32(), m, v);
+  cpu_stream(stream).enqueue_sum({read_all(tokens), read_all(dy), write_all(dtable)}, [=, this] {
+    check_range("embedding_backward", "tokens", tokens.i32(), 0, m, v);
     // Each thread has its own columns, so that every element sums its rows in order.
     const int64_t columns = 32;
     share((h + columns - 1) / columns, static_cast<double>(m) * 6.0, [&](int64_t begin, int64_t end) {
@@ -240,13 +262,12 @@ void CpuOps::gather_rows(Stream& stream, Tensor x, Tensor index, Tensor y) const
   const int64_t r = y.shape[0], h = x.shape[1];
   check("gather_rows", "index", index, DType::i32, {r});
   check("gather_rows", "y", y, DType::f32, {r, h});
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("gather_rows", "index", index.i32(), r, x.shape[0]);
-    share(r, static_cast<double>(h) * 0.1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        std::memcpy(y.f32() + i * h, x.f32() + index.i32()[i] * h, static_cast<size_t>(h) * sizeof(float));
-    });
-  });
+  rows_job(stream, r, static_cast<double>(h) * 0.1, {read_all(x), read_rows(index), write_rows(y)},
+           [=](int64_t begin, int64_t end) {
+             check_range("gather_rows", "index", index.i32(), begin, end, x.shape[0]);
+             for (int64_t i = begin; i < end; ++i)
+               std::memcpy(y.f32() + i * h, x.f32() + index.i32()[i] * h, static_cast<size_t>(h) * sizeof(float));
+           });
 }
 
 void CpuOps::scatter_rows_add(Stream& stream, Tensor y, Tensor index, Tensor x) const {
@@ -255,12 +276,11 @@ void CpuOps::scatter_rows_add(Stream& stream, Tensor y, Tensor index, Tensor x) 
   const int64_t r = y.shape[0], h = x.shape[1];
   check("scatter_rows_add", "index", index, DType::i32, {r});
   check("scatter_rows_add", "y", y, DType::f32, {r, h});
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("scatter_rows_add", "index", index.i32(), r, x.shape[0]);
-    share(r, static_cast<double>(h) * 0.2, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) k_.add(h, y.f32() + i * h, x.f32() + index.i32()[i] * h);
-    });
-  });
+  rows_job(stream, r, static_cast<double>(h) * 0.2, {read_rows(y), read_rows(index), write_all(x)},
+           [=, this](int64_t begin, int64_t end) {
+             check_range("scatter_rows_add", "index", index.i32(), begin, end, x.shape[0]);
+             for (int64_t i = begin; i < end; ++i) k_.add(h, y.f32() + i * h, x.f32() + index.i32()[i] * h);
+           });
 }
 
 }  // namespace tokenring::cpu

@@ -82,7 +82,7 @@ void Bf16Ops::lay_out(const float* master, Weight out) const {
 
 void Bf16Ops::multiply_by_tiles(const float* a, int64_t m, int64_t k, const uint16_t* tiles, int64_t n, float* c,
                                 bool accumulate, const float* bias) const {
-  const Cut cut = cut_of(m, n, pool_.threads());
+  const Cut cut = cut_of(m, n, pool_.free_threads());
   const int64_t b_row = depth_tiles(k) * kTileElements;
   share(cut.count, nanoseconds(std::min(m, cut.rows), cut.cols, k), [&](int64_t begin, int64_t end) {
     uint16_t* packed = reinterpret_cast<uint16_t*>(scratch(kBlockRows * kBlockDepth / 2));
@@ -148,7 +148,7 @@ void Bf16Ops::multiply_rows(const float* dy, const float* x, int64_t m, int64_t 
     for (int64_t r = 0; r < n; r += rows) {
       const int64_t lines = std::min(rows, n - r);
       pack(dy + d * n + r, n, lines, depth, false, a);
-      const Cut cut = cut_of(lines, k, pool_.threads());
+      const Cut cut = cut_of(lines, k, pool_.free_threads());
       share(cut.count, nanoseconds(cut.rows, cut.cols, depth), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t row = i / cut.across * cut.rows, column = i % cut.across * cut.cols;

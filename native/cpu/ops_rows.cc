@@ -27,14 +27,14 @@ void CpuOps::rmsnorm_forward(Stream& stream, Tensor x, Tensor r, Tensor w, float
   if (sum) check("rmsnorm_forward", "sum", sum, DType::f32, {m, h});
   check("rmsnorm_forward", "y", y, DType::f32, {m, h});
   check("rmsnorm_forward", "rstd", rstd, DType::f32, {m});
-  cpu_stream(stream).enqueue([=, this] {
-    float* s = sum && (r || sum.data != x.data) ? sum.f32() : nullptr;
-    share(m, static_cast<double>(h) * 0.3 + 10.0, [&](int64_t begin, int64_t end) {
-      const int64_t at = begin * h;
-      k_.rmsnorm(end - begin, h, x.f32() + at, r ? r.f32() + at : nullptr, w.f32(), eps, s ? s + at : nullptr,
-                 y.f32() + at, rstd.f32() + begin);
-    });
-  });
+  float* s = sum && (r || sum.data != x.data) ? sum.f32() : nullptr;
+  rows_job(stream, m, static_cast<double>(h) * 0.3 + 10.0,
+           {read_rows(x), read_rows(r), write_rows(sum), write_rows(y), write_rows(rstd)},
+           [=, this](int64_t begin, int64_t end) {
+             const int64_t at = begin * h;
+             k_.rmsnorm(end - begin, h, x.f32() + at, r ? r.f32() + at : nullptr, w.f32(), eps, s ? s + at : nullptr,
+                        y.f32() + at, rstd.f32() + begin);
+           });
 }
 
 void CpuOps::rmsnorm_backward(Stream& stream, Tensor dy, Tensor s, Tensor w, Tensor rstd, Tensor ds, bool accumulate,
@@ -47,12 +47,13 @@ void CpuOps::rmsnorm_backward(Stream& stream, Tensor dy, Tensor s, Tensor w, Ten
   check("rmsnorm_backward", "ds", ds, DType::f32, {m, h});
   check("rmsnorm_backward", "dw", dw, DType::f32, {h});
   require(ds.data != dy.data && ds.data != s.data, "rmsnorm_backward: ds must not alias dy or s");
-  cpu_stream(stream).enqueue([=, this] {
-    share(m, static_cast<double>(h) * 0.4 + 10.0, [&](int64_t begin, int64_t end) {
-      const int64_t at = begin * h;
-      k_.rmsnorm_dx(end - begin, h, dy.f32() + at, s.f32() + at, w.f32(), rstd.f32() + begin, ds.f32() + at,
-                    accumulate);
-    });
+  rows_job(stream, m, static_cast<double>(h) * 0.4 + 10.0,
+           {read_rows(dy), read_rows(s), read_rows(rstd), write_rows(ds)}, [=, this](int64_t begin, int64_t end) {
+             const int64_t at = begin * h;
+             k_.rmsnorm_dx(end - begin, h, dy.f32() + at, s.f32() + at, w.f32(), rstd.f32() + begin, ds.f32() + at,
+                           accumulate);
+           });
+  cpu_stream(stream).enqueue_sum({read_all(dy), read_all(s), read_all(rstd), write_all(dw)}, [=, this] {
     const int64_t columns = 64;
     share((h + columns - 1) / columns, static_cast<double>(m * columns) * 0.15, [&](int64_t begin, int64_t end) {
       const int64_t c = begin * columns, to = std::min(end * columns, h);
@@ -73,19 +74,18 @@ void CpuOps::qk_norm_forward(Stream& stream, Tensor qkv, Tensor wq, Tensor wk, f
   check("qk_norm_forward", "wk", wk, DType::f32, {d});
   if (raw) check("qk_norm_forward", "raw", raw, DType::f32, {m, normed * d});
   check("qk_norm_forward", "rstd", rstd, DType::f32, {m, normed});
-  cpu_stream(stream).enqueue([=, this] {
-    share(m, static_cast<double>(normed * d) * 0.3, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto part = [&](int64_t first, int64_t count, const float* w) {
-          float* x = qkv.f32() + i * ld + first * d;
-          float* kept = raw ? raw.f32() + (i * normed + first) * d : nullptr;
-          k_.rmsnorm(count, d, x, nullptr, w, eps, kept, x, rstd.f32() + i * normed + first);
-        };
-        part(0, heads, wq.f32());
-        part(heads, kv_heads, wk.f32());
-      }
-    });
-  });
+  rows_job(stream, m, static_cast<double>(normed * d) * 0.3, {write_rows(qkv), write_rows(raw), write_rows(rstd)},
+           [=, this](int64_t begin, int64_t end) {
+             for (int64_t i = begin; i < end; ++i) {
+               const auto part = [&](int64_t first, int64_t count, const float* w) {
+                 float* x = qkv.f32() + i * ld + first * d;
+                 float* kept = raw ? raw.f32() + (i * normed + first) * d : nullptr;
+                 k_.rmsnorm(count, d, x, nullptr, w, eps, kept, x, rstd.f32() + i * normed + first);
+               };
+               part(0, heads, wq.f32());
+               part(heads, kv_heads, wk.f32());
+             }
+           });
 }
 
 void CpuOps::qk_norm_backward(Stream& stream, Tensor dqkv, Tensor raw, Tensor wq, Tensor wk, Tensor rstd, int heads,
@@ -99,32 +99,33 @@ void CpuOps::qk_norm_backward(Stream& stream, Tensor dqkv, Tensor raw, Tensor wq
   check("qk_norm_backward", "rstd", rstd, DType::f32, {m, normed});
   for (const auto& [name, t] : {std::pair{"wq", wq}, {"wk", wk}, {"dwq", dwq}, {"dwk", dwk}})
     check("qk_norm_backward", name, t, DType::f32, {d});
-  cpu_stream(stream).enqueue([=, this] {
-    // First the weights: the gradient of the heads overwrites what they need. Threads share columns, tokens and
-    // within them heads are summed in order.
-    const int64_t columns = 16, groups = (d + columns - 1) / columns;
-    share(2 * groups, static_cast<double>(m * heads * columns) * 0.2, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        const bool keys = item >= groups;
-        const int64_t c = item % groups * columns, first = keys ? heads : 0;
-        float* dw = (keys ? dwk : dwq).f32() + c;
-        for (int64_t i = 0; i < m; ++i)
-          k_.rmsnorm_dw(keys ? kv_heads : heads, std::min(columns, d - c), d, dqkv.f32() + i * ld + first * d + c,
-                        raw.f32() + (i * normed + first) * d + c, rstd.f32() + i * normed + first, dw);
-      }
-    });
-    share(m, static_cast<double>(normed * d) * 0.4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto part = [&](int64_t first, int64_t count, const float* w) {
-          float* dx = dqkv.f32() + i * ld + first * d;
-          const int64_t at = i * normed + first;
-          k_.rmsnorm_dx(count, d, dx, raw.f32() + at * d, w, rstd.f32() + at, dx, false);
-        };
-        part(0, heads, wq.f32());
-        part(heads, kv_heads, wk.f32());
-      }
-    });
-  });
+  cpu_stream(stream).enqueue_sum(
+      {write_all(dqkv), read_all(raw), read_all(rstd), write_all(dwq), write_all(dwk)}, [=, this] {
+        // First the weights: the gradient of the heads overwrites what they need. Threads share columns, tokens and
+        // within them heads are summed in order.
+        const int64_t columns = 16, groups = (d + columns - 1) / columns;
+        share(2 * groups, static_cast<double>(m * heads * columns) * 0.2, [&](int64_t begin, int64_t end) {
+          for (int64_t item = begin; item < end; ++item) {
+            const bool keys = item >= groups;
+            const int64_t c = item % groups * columns, first = keys ? heads : 0;
+            float* dw = (keys ? dwk : dwq).f32() + c;
+            for (int64_t i = 0; i < m; ++i)
+              k_.rmsnorm_dw(keys ? kv_heads : heads, std::min(columns, d - c), d, dqkv.f32() + i * ld + first * d + c,
+                            raw.f32() + (i * normed + first) * d + c, rstd.f32() + i * normed + first, dw);
+          }
+        });
+        share(m, static_cast<double>(normed * d) * 0.4, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const auto part = [&](int64_t first, int64_t count, const float* w) {
+              float* dx = dqkv.f32() + i * ld + first * d;
+              const int64_t at = i * normed + first;
+              k_.rmsnorm_dx(count, d, dx, raw.f32() + at * d, w, rstd.f32() + at, dx, false);
+            };
+            part(0, heads, wq.f32());
+            part(heads, kv_heads, wk.f32());
+          }
+        });
+      });
 }
 
 void CpuOps::rope(Stream& stream, Tensor qkv, Tensor positions, RopeTable table, int heads, int kv_heads, int head_dim,
@@ -139,24 +140,22 @@ void CpuOps::rope(Stream& stream, Tensor qkv, Tensor positions, RopeTable table,
   const int64_t length = table.cos.shape[0];
   check("rope", "cos", table.cos, DType::f32, {length, head_dim / 2});
   check("rope", "sin", table.sin, DType::f32, {length, head_dim / 2});
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("rope", "positions", positions.i32(), m, length);
-    share(m, static_cast<double>((heads + kv_heads) * head_dim) * 0.2, [&](int64_t begin, int64_t end) {
-      k_.rope(end - begin, ld, heads + kv_heads, head_dim, positions.i32() + begin, table.cos.f32(), table.sin.f32(),
-              backward, qkv.f32() + begin * ld);
-    });
-  });
+  rows_job(stream, m, static_cast<double>((heads + kv_heads) * head_dim) * 0.2, {read_rows(positions), write_rows(qkv)},
+           [=, this](int64_t begin, int64_t end) {
+             check_range("rope", "positions", positions.i32(), begin, end, length);
+             k_.rope(end - begin, ld, heads + kv_heads, head_dim, positions.i32() + begin, table.cos.f32(),
+                     table.sin.f32(), backward, qkv.f32() + begin * ld);
+           });
 }
 
 void CpuOps::swiglu_forward(Stream& stream, Tensor gate_up, Tensor y) const {
   check_matrix("swiglu_forward", "y", y);
   const int64_t m = y.shape[0], f = y.shape[1];
   check("swiglu_forward", "gate_up", gate_up, DType::f32, {m, 2 * f});
-  cpu_stream(stream).enqueue([=, this] {
-    share(m, static_cast<double>(f) * 0.6, [&](int64_t begin, int64_t end) {
-      k_.swiglu(end - begin, f, gate_up.f32() + begin * 2 * f, y.f32() + begin * f);
-    });
-  });
+  rows_job(stream, m, static_cast<double>(f) * 0.6, {read_rows(gate_up), write_rows(y)},
+           [=, this](int64_t begin, int64_t end) {
+             k_.swiglu(end - begin, f, gate_up.f32() + begin * 2 * f, y.f32() + begin * f);
+           });
 }
 
 void CpuOps::swiglu_backward(Stream& stream, Tensor dy, Tensor gate_up, Tensor dgate_up) const {
@@ -164,12 +163,11 @@ void CpuOps::swiglu_backward(Stream& stream, Tensor dy, Tensor gate_up, Tensor d
   const int64_t m = dy.shape[0], f = dy.shape[1];
   check("swiglu_backward", "gate_up", gate_up, DType::f32, {m, 2 * f});
   check("swiglu_backward", "dgate_up", dgate_up, DType::f32, {m, 2 * f});
-  cpu_stream(stream).enqueue([=, this] {
-    share(m, static_cast<double>(f) * 0.9, [&](int64_t begin, int64_t end) {
-      k_.swiglu_backward(end - begin, f, dy.f32() + begin * f, gate_up.f32() + begin * 2 * f,
-                         dgate_up.f32() + begin * 2 * f);
-    });
-  });
+  rows_job(stream, m, static_cast<double>(f) * 0.9, {read_rows(dy), read_rows(gate_up), write_rows(dgate_up)},
+           [=, this](int64_t begin, int64_t end) {
+             k_.swiglu_backward(end - begin, f, dy.f32() + begin * f, gate_up.f32() + begin * 2 * f,
+                                dgate_up.f32() + begin * 2 * f);
+           });
 }
 
 void CpuOps::logits_statistics(Stream& stream, Tensor logits, Tensor targets, float inv_temperature, Tensor lse,
@@ -180,13 +178,13 @@ void CpuOps::logits_statistics(Stream& stream, Tensor logits, Tensor targets, fl
   check("logits_statistics", "lse", lse, DType::f32, {r});
   check("logits_statistics", "logprob", logprob, DType::f32, {r});
   check("logits_statistics", "entropy", entropy, DType::f32, {r});
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("logits_statistics", "targets", targets.i32(), r, v);
-    share(r, static_cast<double>(v) * 0.8, [&](int64_t begin, int64_t end) {
-      k_.statistics(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, inv_temperature, lse.f32() + begin,
-                    logprob.f32() + begin, entropy.f32() + begin);
-    });
-  });
+  rows_job(stream, r, static_cast<double>(v) * 0.8,
+           {read_rows(logits), read_rows(targets), write_rows(lse), write_rows(logprob), write_rows(entropy)},
+           [=, this](int64_t begin, int64_t end) {
+             check_range("logits_statistics", "targets", targets.i32(), begin, end, v);
+             k_.statistics(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, inv_temperature,
+                           lse.f32() + begin, logprob.f32() + begin, entropy.f32() + begin);
+           });
 }
 
 void CpuOps::sequence_log_ratio(Stream& stream, Tensor logprob, Tensor old, Tensor begin, Tensor sequence) const {
@@ -198,7 +196,7 @@ void CpuOps::sequence_log_ratio(Stream& stream, Tensor logprob, Tensor old, Tens
   check("sequence_log_ratio", "begin", begin, DType::i32, {documents + 1});
   check("sequence_log_ratio", "sequence", sequence, DType::f32, {r});
   cpu_stream(stream).enqueue([=] {
-    check_range("sequence_log_ratio", "begin", begin.i32(), documents + 1, r + 1);
+    check_range("sequence_log_ratio", "begin", begin.i32(), 0, documents + 1, r + 1);
     for (int64_t d = 0; d < documents; ++d) {
       const int32_t from = begin.i32()[d], to = begin.i32()[d + 1];
       double sum = 0.0;  // in the order of the rows
@@ -260,14 +258,15 @@ void CpuOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Tens
     check("logits_gradient", "entropy", entropy, DType::f32, {r});
     check("logits_gradient", "entropy_g", entropy_g, DType::f32, {r});
   }
-  cpu_stream(stream).enqueue([=, this] {
-    check_range("logits_gradient", "targets", targets.i32(), r, v);
-    share(r, static_cast<double>(v) * 0.4, [&](int64_t begin, int64_t end) {
-      k_.logits_gradient(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, lse.f32() + begin,
-                         g.f32() + begin, entropy_g ? entropy.f32() + begin : nullptr,
-                         entropy_g ? entropy_g.f32() + begin : nullptr, inv_temperature);
-    });
-  });
+  rows_job(
+      stream, r, static_cast<double>(v) * 0.4,
+      {write_rows(logits), read_rows(targets), read_rows(lse), read_rows(g), read_rows(entropy), read_rows(entropy_g)},
+      [=, this](int64_t begin, int64_t end) {
+        check_range("logits_gradient", "targets", targets.i32(), begin, end, v);
+        k_.logits_gradient(end - begin, v, logits.f32() + begin * v, targets.i32() + begin, lse.f32() + begin,
+                           g.f32() + begin, entropy_g ? entropy.f32() + begin : nullptr,
+                           entropy_g ? entropy_g.f32() + begin : nullptr, inv_temperature);
+      });
 }
 
 void CpuOps::sample(Stream& stream, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens,

@@ -11,6 +11,8 @@
 namespace tokenring::cpu {
 namespace {
 
+thread_local bool inside_a_loop = false;
+
 void relax() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -49,11 +51,15 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+void ThreadPool::keep_to_this_thread() { inside_a_loop = true; }
+
+int ThreadPool::free_threads() const { return inside_a_loop ? 1 : threads(); }
+
 void ThreadPool::run_chunks(int64_t n, int64_t grain, Call call, const void* context) {
   if (n <= 0) return;
   grain = std::max<int64_t>(grain, 1);
   std::unique_lock loop(loop_, std::defer_lock);
-  if (workers_.empty() || n <= grain || !loop.try_lock()) {
+  if (workers_.empty() || n <= grain || inside_a_loop || !loop.try_lock()) {
     call(context, 0, n);
     return;
   }
@@ -79,6 +85,10 @@ void ThreadPool::run_chunks(int64_t n, int64_t grain, Call call, const void* con
 }
 
 void ThreadPool::claim_chunks() {
+  struct Inside {
+    Inside() { inside_a_loop = true; }
+    ~Inside() { inside_a_loop = false; }
+  } const inside;
   for (;;) {
     const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
     if (begin >= n_) return;

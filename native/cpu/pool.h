@@ -19,9 +19,13 @@ class ThreadPool {
   explicit ThreadPool(int threads);  // including the caller's
   ~ThreadPool();
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  // Threads that a loop would have that begins here: none but this one inside of another.
+  int free_threads() const;
+  // From now on loops of the calling thread run on it alone.
+  static void keep_to_this_thread();
 
   // body(begin, end) over [0, n) in chunks of `grain`. Rethrows the first exception of a body after all have ended.
-  // A second stream that arrives while a loop runs, runs its own loop alone.
+  // A second stream that arrives while a loop runs, runs its own loop alone; so does a body that begins one.
   template <class Body>
   void run(int64_t n, int64_t grain, const Body& body) {
     run_chunks(

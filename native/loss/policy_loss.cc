@@ -72,14 +72,16 @@ class HeadBuilder {
                   [&ops = head_.ops, logits, x, gradient = head_.gradient](const Frame& f) {
                     ops.linear_wgrad(f.stream, f[logits], f[x], gradient, Tensor{});
                   });
-    // The gathered rows have served: their room takes the rows' gradient.
+    const Slot dx = schedule_.slot(x.dtype, {count, h});
     schedule_.add("linear_dgrad", -1, bytes(logits) + bytes(x) + weight_bytes(), 2 * count * v * h,
-                  [&ops = head_.ops, logits, weight = head_.weight, x](const Frame& f) {
-                    ops.linear_dgrad(f.stream, f[logits], weight, f[x], false);
+                  [&ops = head_.ops, logits, weight = head_.weight, dx](const Frame& f) {
+                    ops.linear_dgrad(f.stream, f[logits], weight, f[dx], false);
                   });
-    schedule_.add("scatter_rows_add", -1, 3 * bytes(x), count * h, [&ops = head_.ops, x, row, dhidden](const Frame& f) {
-      ops.scatter_rows_add(f.stream, f[x], f[row], f[dhidden]);
-    });
+    schedule_.add("scatter_rows_add", -1, 3 * bytes(x), count * h,
+                  [&ops = head_.ops, dx, row, dhidden](const Frame& f) {
+                    ops.scatter_rows_add(f.stream, f[dx], f[row], f[dhidden]);
+                  });
+    schedule_.release(dx);
   }
 
   void release(const Chunk& chunk) {

@@ -35,4 +35,29 @@ void PackedBatch::check(int32_t vocab_size, int32_t max_positions) const {
   }
 }
 
+std::vector<PackedBatch> PackedBatch::parts(int64_t tokens, int64_t unit) const {
+  std::vector<PackedBatch> parts;
+  size_t document = 0, token = 0;
+  while (document < lengths.size()) {
+    const size_t first = document, from = token;
+    const auto taken = [&] { return static_cast<int64_t>(token - from); };
+    const auto full = [&] {
+      return tokens > 0 && taken() % unit == 0 && 2 * taken() >= tokens && taken() + lengths[document] > tokens;
+    };
+    do {
+      token += static_cast<size_t>(lengths[document++]);
+    } while (document < lengths.size() && !full());
+    const auto part = [&](const auto& lane) {
+      return lane.empty() ? lane : std::decay_t<decltype(lane)>(lane.begin() + from, lane.begin() + token);
+    };
+    parts.push_back({.tokens = part(this->tokens),
+                     .lengths = {lengths.begin() + first, lengths.begin() + document},
+                     .weight = part(weight),
+                     .advantage = part(advantage),
+                     .old_logprob = part(old_logprob),
+                     .reference_logprob = part(reference_logprob)});
+  }
+  return parts;
+}
+
 }  // namespace tokenring

@@ -19,6 +19,10 @@ struct PackedBatch {
   std::vector<float> reference_logprob;  // under the policy to stay near
 
   void check(int32_t vocab_size, int32_t max_positions) const;
+
+  // The same documents in order, in batches of about `tokens` (0: one batch): half of it to all of it where documents
+  // are short, and a multiple of `unit`, except for the last.
+  std::vector<PackedBatch> parts(int64_t tokens, int64_t unit) const;
 };
 
 }  // namespace tokenring

@@ -205,16 +205,15 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
     }
     const Slot dgated = build.rows(m, at.gated.shape[1]);
     build.linear_backward(layer, ds, w.down, at.gated, d.down, Tensor{}, dgated);
-    build.release({at.gated});
     const Slot dgate_up = build.rows(m, at.gate_up.shape[1]);
     schedule.add("swiglu_backward", layer, Builder::bytes({dgated, at.gate_up, dgate_up}), 8 * m * at.gated.shape[1],
                  [&ops = ops_, dgated, gate_up = at.gate_up, dgate_up](const Frame& f) {
                    ops.swiglu_backward(f.stream, f[dgated], f[gate_up], f[dgate_up]);
                  });
-    build.release({dgated, at.gate_up});
     const Slot dy2 = build.rows(m, h);
     build.linear_backward(layer, dgate_up, w.gate_up, at.y2, d.gate_up, Tensor{}, dy2);
-    build.release({dgate_up, at.y2});
+    // Only now: a backend that takes a block of rows through all of this needs the rooms apart.
+    build.release({at.gated, dgated, at.gate_up, dgate_up, at.y2});
     build.norm_backward(layer, dy2, at.s2, w.post_norm, at.rstd2, ds, true, d.post_norm);
     build.release({dy2, at.s2, at.rstd2});
 

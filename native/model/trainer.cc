@@ -1,6 +1,9 @@
 #include "model/trainer.h"
 
 #include <cmath>
+#include <list>
+#include <string_view>
+#include <utility>
 
 #include "core/schedule.h"
 #include "model/attend.h"
@@ -40,6 +43,12 @@ LossRows rows_of(const PackedBatch& batch, bool every) {
   }
   rows.begin.push_back(static_cast<int32_t>(rows.row.size()));
   return rows;
+}
+
+// Whether an entry adds to gradients, which then sum over tokens.
+bool sums_tokens(const Entry& entry) {
+  const std::string_view op = entry.op;
+  return op == "linear_wgrad" || op == "rmsnorm_backward" || op == "qk_norm_backward" || op == "embedding_backward";
 }
 
 std::vector<OptimiserSegment> segments_of(const Parameters& parameters) {
@@ -88,15 +97,15 @@ struct Trainer::Impl {
   }
 
   // A ratio that is bounded makes a finite loss of a logprob that is not: all three lanes are looked at. `loss` is
-  // empty for score().
-  void check_lanes(const LossRows& rows, const LossLanes& lanes) {
+  // empty for score(). `first` is the token of the batch that rows count from.
+  void check_lanes(const LossRows& rows, const LossLanes& lanes, int64_t first) {
     for (int64_t i = 0; i < rows.size(); ++i) {
       const bool scored = lanes.loss.empty();
       if (std::isfinite(lanes.logprob[i]) && std::isfinite(lanes.entropy[i]) &&
           (scored || std::isfinite(lanes.loss[i])))
         continue;
       check_weights();
-      const int32_t token = rows.row[i] + 1;
+      const int64_t token = first + rows.row[i] + 1;
       if (scored) fail("NON_FINITE", "the logprob of token ", token, " of the batch is ", lanes.logprob[i]);
       fail("NON_FINITE", "the loss of token ", token, " of the batch is ", lanes.loss[i], " (its logprob is ",
            lanes.logprob[i], ", under the sampling policy ", rows.old_logprob[i], ", its advantage ", rows.advantage[i],
@@ -115,24 +124,78 @@ struct Trainer::Impl {
     return in;
   }
 
-  LossLanes backpropagate(const PackedBatch& batch, const LossRows& rows, const PolicyLoss& loss,
-                          const std::atomic<bool>& aborted) {
-    const std::vector<int32_t> positions = positions_of(batch.lengths);
-    PackedAttend attend(decoder.config(), decoder.ops(), batch.lengths);
+  // What the stream uses until it is synchronised.
+  struct Pass {
+    int64_t first;  // token of the whole batch
+    PackedBatch batch;
+    LossRows rows;
+    std::vector<int32_t> positions;
     LossLanes lanes;
+  };
+
+  // Tokens of one pass. Documents are independent and their order is kept, so batches can be cut between them: where
+  // many fit into the caches, a batch goes through forth and back in parts that do.
+  int64_t pass_tokens() const {
+    const DecoderConfig& c = decoder.config();
+    const int64_t width = 4 * int64_t{c.hidden_size} + 3 * int64_t{c.intermediate_size} +
+                          2 * (c.num_attention_heads + int64_t{c.num_key_value_heads}) * c.head_dim;
+    const int64_t bytes = width * c.num_hidden_layers * static_cast<int64_t>(size_of(decoder.ops().activation()));
+    const int64_t tokens = static_cast<int64_t>(decoder.ops().near_bytes()) / bytes;
+    return tokens < kLeastPass ? 0 : tokens;
+  }
+  static constexpr int64_t kLeastPass = 128;
+
+  // Streams with an arena each, for parts of a batch side by side.
+  struct Lane {
+    explicit Lane(Device& device) : stream(device.lane()), executor(device, *stream) {}
+    std::unique_ptr<Stream> stream;
+    Executor executor;
+  };
+  std::list<Lane> lanes;
+
+  // Queues forward and backward. The sums over tokens take turns with the part before, if there is one.
+  void backpropagate(Executor& on, Pass& of, const PolicyLoss& loss, std::shared_ptr<Turn>& turn) {
+    PackedAttend attend(decoder.config(), decoder.ops(), of.batch.lengths);
     Schedule schedule;
-    const Inputs in = upload(schedule, batch, positions);
+    of.positions = positions_of(of.batch.lengths);
+    const Inputs in = upload(schedule, of.batch, of.positions);
     const Keep keep = options.activation_checkpointing ? Keep::checkpoints : Keep::everything;
     const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, keep);
     const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
-    const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, rows, lanes);
+    const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, of.rows, of.lanes);
     parameters.release_edge(schedule);
     decoder.backward(schedule, parameters, parameters, attend, pass, dhidden);
+    int64_t common = 0, of_head = 0;
+    for (const Entry& entry : schedule.entries()) {
+      if (sums_tokens(entry)) ++(entry.layer < 0 && common == 0 ? of_head : common);
+    }
+    const auto mine = std::make_shared<Turn>(of_head, common);
+    on.stream().take_turns(mine, std::exchange(turn, mine));
+    on.run(schedule);
+    on.stream().take_turns(nullptr, nullptr);
+    // Run or dropped after a failure: nobody waits for this part any more.
+    on.stream().call([end = std::shared_ptr<void>(nullptr, [mine](void*) { mine->finish(); })] {});
+  }
 
-    const Drain drain{*stream};
-    executor.run(schedule, aborted);
-    stream->synchronize();
-    return lanes;
+  // Forward and backward of all parts.
+  void backpropagate(std::list<Pass>& passes, const PolicyLoss& loss, const std::atomic<bool>& aborted) {
+    const size_t count = static_cast<size_t>(device.lanes());
+    std::vector<Executor*> on{&executor};
+    if (count > 1 && passes.size() >= 2 * count) {
+      while (lanes.size() < count) lanes.emplace_back(device);
+      on.clear();
+      for (Lane& lane : lanes) on.push_back(&lane.executor);
+    }
+    std::list<Drain> drains;
+    std::list<Watch> watches;
+    for (Executor* each : on) {
+      drains.emplace_back(each->stream());
+      watches.emplace_back(each->stream(), aborted);
+    }
+    std::shared_ptr<Turn> turn;
+    size_t next = 0;
+    for (Pass& pass : passes) backpropagate(*on[next++ % on.size()], pass, loss, turn);
+    for (Executor* each : on) each->stream().synchronize();
   }
 };
 
@@ -158,14 +221,25 @@ LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss,
     impl_->check_lane("advantage", rows, rows.advantage);
     impl_->check_lane("old_logprob", rows, rows.old_logprob);
     impl_->check_lane("reference_logprob", rows, rows.reference_logprob);
-    const LossLanes lanes = impl_->backpropagate(batch, rows, loss, aborted);
-    impl_->check_lanes(rows, lanes);
-    for (int64_t i = 0; i < rows.size(); ++i) {
-      const int64_t token = rows.row[i] + 1;
-      result.logprob[token] = lanes.logprob[i];
-      result.entropy[token] = lanes.entropy[i];
-      result.flags[token] = lanes.flags[i];
-      result.loss += lanes.loss[i];
+    std::list<Impl::Pass> passes;
+    int64_t first = 0;
+    for (PackedBatch& part : batch.parts(impl_->pass_tokens(), impl_->decoder.ops().cut_rows())) {
+      LossRows of = rows_of(part, false);
+      const int64_t tokens = static_cast<int64_t>(part.tokens.size());
+      if (of.size() > 0) passes.push_back({first, std::move(part), std::move(of), {}, {}});
+      first += tokens;
+    }
+    impl_->backpropagate(passes, loss, aborted);
+    for (const Impl::Pass& pass : passes) {
+      const int64_t first = pass.first;
+      impl_->check_lanes(pass.rows, pass.lanes, first);
+      for (int64_t i = 0; i < pass.rows.size(); ++i) {
+        const int64_t token = first + pass.rows.row[i] + 1;
+        result.logprob[token] = pass.lanes.logprob[i];
+        result.entropy[token] = pass.lanes.entropy[i];
+        result.flags[token] = pass.lanes.flags[i];
+        result.loss += pass.lanes.loss[i];
+      }
     }
   } catch (...) {
     drop_gradients();  // what is there is a part of a batch, or worse
@@ -198,7 +272,7 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
     impl_->executor.run(schedule, aborted);
     impl_->stream->synchronize();
   }
-  impl_->check_lanes(rows, lanes);
+  impl_->check_lanes(rows, lanes, 0);
   for (int64_t i = 0; i < rows.size(); ++i) {
     const int64_t token = rows.row[i] + 1;
     result.logprob[token] = lanes.logprob[i];

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/random.h"
 #include "cpu/pool.h"
 #include "cpu/stream.h"
 #include "harness.h"
@@ -58,6 +59,60 @@ TEST(stream_waits_for_another) {
     CHECK(seen == 7);
     other->synchronize();
     CHECK(value == 8);
+  }
+}
+
+// Random programs of jobs over rows in overlapping memory give what they give one after the other.
+TEST(stream_chains_of_rows_keep_the_order) {
+  using namespace tokenring;
+  using namespace tokenring::cpu;
+  constexpr int64_t kRows = 200, kFloats = 4096;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    ThreadPool pool(3);
+    CpuStream stream;
+    std::vector<float> chained(kFloats), plain;
+    std::iota(chained.begin(), chained.end(), 0.0f);
+    plain = chained;
+    uint64_t draws = 0;
+    const auto below = [&](uint64_t n) { return static_cast<int64_t>(random_bits(seed, draws++) % n); };
+    struct Step {
+      int64_t from, from_width, to, to_width;
+      bool sum;
+      void rows(float* x, int64_t begin, int64_t end) const {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t j = 0; j < to_width; ++j)
+            x[to + i * to_width + j] += 0.5f * x[from + i * from_width + j % from_width];
+      }
+      void all(float* x) const {
+        for (int64_t i = 0; i < kRows; ++i) x[to] += x[from + i * from_width];
+      }
+    };
+    std::vector<Step> steps;
+    for (int i = 0; i < 12; ++i) {
+      // Few places and widths, so that some agree, some overlap and some lie apart.
+      Step step{800 * below(3), 1 + below(3), 800 * below(3), 1 + below(3), below(4) == 0};
+      const bool apart = step.from + kRows * step.from_width <= step.to || step.to + kRows * step.to_width <= step.from;
+      if (!apart && (step.from != step.to || step.from_width != step.to_width)) continue;  // no op does that
+      if (step.sum) step.to = 3000;
+      steps.push_back(step);
+    }
+    stream.enqueue([] { std::this_thread::yield(); });
+    for (const Step& step : steps) {
+      float* x = chained.data();
+      const auto at = [&](int64_t offset, int64_t width) { return tensor(x + offset, DType::f32, {kRows, width}); };
+      const Tensor from = at(step.from, step.from_width), to = at(step.to, step.to_width);
+      if (step.sum) {
+        stream.enqueue_sum({read_all(from), write_all(tensor(x + step.to, DType::f32, {1}))}, [=] { step.all(x); });
+      } else {
+        stream.enqueue_rows(pool, {.rows = kRows,
+                                   .nanoseconds = 1000,
+                                   .regions = {read_rows(from), write_rows(to)},
+                                   .body = [=](int64_t begin, int64_t end) { step.rows(x, begin, end); }});
+      }
+      step.sum ? step.all(plain.data()) : step.rows(plain.data(), 0, kRows);
+    }
+    stream.synchronize();
+    CHECK(chained == plain);
   }
 }
 
