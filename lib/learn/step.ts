@@ -2,7 +2,14 @@
 
 import { ACTION } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
-import type { AdamWOptions, LossResult, PackedBatch, Policy, PolicyLoss } from "../policy/types.ts";
+import type {
+  AdamWOptions,
+  LossResult,
+  OptimiserResult,
+  PackedBatch,
+  Policy,
+  PolicyLoss,
+} from "../policy/types.ts";
 import { checkAborted } from "./abort.ts";
 import { located } from "./located.ts";
 import { Measure } from "./measure.ts";
@@ -99,6 +106,10 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
   }
   if (tisCap) documents = documents.map((document) => truncated(document, tisCap));
   const measure = new Measure({ version: policy.version, tolerance: options.logprobTolerance, tisCap });
+  const step = (): Promise<OptimiserResult> => located(() => policy.optimise(optimiser), { where });
+  // Where nothing is left to judge once the passes have succeeded, the step is queued right behind them.
+  const queued = options.logprobTolerance === undefined;
+  let stepped: Promise<OptimiserResult> | null = null;
   let packedTokens = 0;
   // One pass is queued while another runs, so that the engine never waits for this thread between them.
   let running: { micro: MicroBatch; result: Promise<LossResult> } | null = null;
@@ -133,13 +144,15 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
       running = { micro, result };
       packedTokens += tokens.length;
     }
+    if (queued) stepped = step();
+    stepped?.catch(() => {}); // left out if a pass fails, which is heard of first
     await finish();
-    checkAborted(signal, where);
+    if (!stepped) checkAborted(signal, where);
   } catch (error) {
     await policy.dropGradients();
     throw error;
   }
-  const { gradientNorm } = await located(() => policy.optimise(optimiser), { where });
+  const { gradientNorm } = await (stepped ?? step());
   return {
     ...measure.metrics(),
     gradientNorm,

@@ -74,6 +74,10 @@ export interface Policy extends AsyncDisposable {
     options?: CallOptions & { temperature?: number },
   ): Promise<LossResult>;
   /** One AdamW step from the accumulated gradients. */
+  /**
+   * One step from the accumulated gradients. It may be called while passes still run: should one of them fail, the step
+   * is left out with ERR_TOKENRING_ABORTED.
+   */
   optimise(options: AdamWOptions): Promise<OptimiserResult>;
   dropGradients(): Promise<void>;
   /**

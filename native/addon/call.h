@@ -14,12 +14,14 @@
 
 namespace tokenring::addon {
 
-// What JavaScript's side keeps of a call; only `aborted` is read by engine threads.
+// What JavaScript's side keeps of a call; only `aborted` and `failed` are for engine threads as well.
 struct Call {
   explicit Call(Napi::Env env) : deferred(Napi::Promise::Deferred::New(env)) {}
 
   Napi::Promise::Deferred deferred;
   std::atomic<bool> aborted = false;
+  std::atomic<bool> failed = false;
+  bool is_pass = false;  // adds to the gradients
   // Both run on the environment's thread, before JavaScript goes on.
   std::function<void(Napi::Env)> inspect;  // after success; what it throws becomes the outcome
   std::function<void()> settled;
@@ -52,6 +54,7 @@ class Completion {
   }
 
   void fail(std::exception_ptr error) {
+    call_->failed = true;
     settle([error](Napi::Env env, Call& call) { call.deferred.Reject(to_javascript(env, error)); });
   }
 

@@ -1,6 +1,7 @@
 #include "addon/rank.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
@@ -206,9 +207,10 @@ std::shared_ptr<Completion<Result>> RankObject::begin(const std::shared_ptr<Call
 }
 
 template <class Result, class Work>
-Napi::Value RankObject::submit(Napi::Env env, Work work) {
+Napi::Value RankObject::submit(Napi::Env env, Work work, bool is_pass) {
   Rank& rank = live();
   const auto call = std::make_shared<Call>(env);
+  call->is_pass = is_pass;
   rank.post([&rank, work = std::move(work), completion = begin<Result>(call)] {
     completion->run([&] { return work(rank, completion->aborted()); });
   });
@@ -235,9 +237,10 @@ Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const PolicyLoss loss = policy_loss_argument(Arguments(info[1], "loss"));
   batch.check(config_.vocab_size, config_.positions());
-  return submit<LossResult>(info.Env(), [batch = std::move(batch), loss](Rank& rank, const std::atomic<bool>& aborted) {
+  auto work = [batch = std::move(batch), loss](Rank& rank, const std::atomic<bool>& aborted) {
     return rank.trainer().accumulate(batch, loss, aborted);
-  });
+  };
+  return submit<LossResult>(info.Env(), std::move(work), true);
 }
 
 Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
@@ -252,8 +255,14 @@ Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
 
 Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
   const AdamW options = adamw_argument(Arguments(info[0], "options"));
-  return submit<OptimiserResult>(
-      info.Env(), [options](Rank& rank, const std::atomic<bool>&) { return rank.trainer().optimise(options); });
+  // Those of which JavaScript has not heard yet.
+  std::vector<std::shared_ptr<Call>> passes;
+  std::copy_if(calls_.begin(), calls_.end(), std::back_inserter(passes), [](const auto& c) { return c->is_pass; });
+  return submit<OptimiserResult>(info.Env(), [options, passes](Rank& rank, const std::atomic<bool>&) {
+    for (const auto& pass : passes)
+      if (pass->failed) fail("ABORTED", "optimise: a pass that it was queued behind failed; the weights are as before");
+    return rank.trainer().optimise(options);
+  });
 }
 
 Napi::Value RankObject::drop_gradients(const Napi::CallbackInfo& info) {

@@ -62,9 +62,9 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   // Registers a call: its completion goes to an engine thread.
   template <class Result>
   std::shared_ptr<Completion<Result>> begin(const std::shared_ptr<Call>&);
-  // Queues work(rank, aborted) -> Result as a job.
+  // Queues work(rank, aborted) -> Result as a job; `is_pass`: one that adds to the gradients.
   template <class Result, class Work>
-  Napi::Value submit(Napi::Env, Work);
+  Napi::Value submit(Napi::Env, Work, bool is_pass = false);
 
   DecoderConfig config_;
   std::shared_ptr<Channel> channel_;

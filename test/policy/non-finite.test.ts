@@ -63,3 +63,27 @@ it("refuses a checkpoint with a number that is none, and names file and tensor",
   await expect(policy.load(directory)).rejects.toEqual(refused);
   expect(await policy.score(batch)).toEqual(before);
 });
+
+it("leaves out a step that was queued behind a pass that fails, and only that", async () => {
+  await using policy = await Policy.create(TINY, LIVELY);
+  const before = await policy.score(batch);
+  const bad = { ...batch, weight: weight.map((w, i) => (i === 4 ? Number.NaN : w)) };
+  const calls = [
+    policy.accumulate(bad, nll),
+    policy.accumulate(batch, nll),
+    policy.optimise({ learningRate: 1e-3 }),
+  ];
+  const [first, second, step] = await Promise.allSettled(calls);
+  expect(first).toMatchObject({ reason: fault("ERR_TOKENRING_NON_FINITE", "weight of token 4") });
+  expect(second?.status).toBe("fulfilled");
+  expect(step).toMatchObject({ reason: fault("ERR_TOKENRING_ABORTED", "the weights are as before") });
+  expect(await policy.score(batch)).toEqual(before);
+
+  await policy.dropGradients();
+  const [, stepped] = await Promise.all([
+    policy.accumulate(batch, nll),
+    policy.optimise({ learningRate: 1e-3 }),
+  ]);
+  expect(stepped.step).toBe(1);
+  expect(await policy.score(batch)).not.toEqual(before);
+});
