@@ -48,3 +48,8 @@ export function isTokenringError(error: unknown, code?: ErrorCode): error is Tok
     (code === undefined || (error as TokenringError).code === code)
   );
 }
+
+/** In words, who fired an AbortSignal with `reason`: an ERR_TOKENRING_ABORTED says so itself. */
+export function whoAborted(reason: unknown): string {
+  return isTokenringError(reason, "ERR_TOKENRING_ABORTED") ? reason.message : "stopped by the caller";
+}

@@ -3,7 +3,7 @@ import { setMaxListeners } from "node:events";
 import pLimit, { type LimitFunction } from "p-limit";
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
 import type { Engine, Session } from "../engine/types.ts";
-import { isTokenringError, TokenringError } from "../errors.ts";
+import { isTokenringError, TokenringError, whoAborted } from "../errors.ts";
 import { streamKey } from "../random.ts";
 import type { Sandbox, SandboxBackend, SandboxSpec, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
@@ -116,8 +116,9 @@ export class Rollouts implements RolloutSource {
     const finished = await Promise.all(groups);
     request.signal?.removeEventListener("abort", follow);
     if (request.signal?.aborted) {
-      const message = `collecting rollouts (${request.purpose}, iteration ${request.iteration}) was aborted`;
-      throw new TokenringError("ERR_TOKENRING_ABORTED", message, { cause: request.signal.reason });
+      const cause: unknown = request.signal.reason;
+      const message = `${request.purpose}, rollouts of iteration ${request.iteration}: ${whoAborted(cause)}`;
+      throw new TokenringError("ERR_TOKENRING_ABORTED", message, { cause });
     }
     if (fault !== null) throw fault;
     return finished.map((trajectories, index) => {

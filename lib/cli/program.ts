@@ -53,7 +53,8 @@ export async function runCommand(
     await program.parseAsync(argv, { from: "user" });
     // Commands that found a fault without throwing (doctor) set this.
     return Number(process.exitCode ?? 0);
-  } catch (error) {
+  } catch (thrown) {
+    const error = firstOf(thrown);
     if (error instanceof CommanderError) return error.exitCode;
     const stopped = interruptedExitCode();
     const aborted = isTokenringError(error, "ERR_TOKENRING_ABORTED") || isAbortError(error);
@@ -66,6 +67,12 @@ export async function runCommand(
 
 function isAbortError(error: unknown): boolean {
   return error instanceof Error && error.name === "AbortError";
+}
+
+/** What failed first, where closing what was open failed too. */
+function firstOf(error: unknown): unknown {
+  const isLater = error instanceof Error && error.name === "SuppressedError" && "suppressed" in error;
+  return isLater ? firstOf(error.suppressed) : error;
 }
 
 /** One line for an error that tokenring means; the stack too for one that it does not, or when it is asked for. */

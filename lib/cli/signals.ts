@@ -20,7 +20,7 @@ export function commandSignal(): AbortSignal {
 function interrupt(name: NodeJS.Signals): void {
   if (received !== undefined) process.exit(exitCodeOf(name));
   received = name;
-  process.stderr.write(`\ntokenring: ${name}: stopping; once more to end at once\n`);
+  process.stderr.write(`\ntokenring: ${name}: stopping, what was done is kept; once more to end at once\n`);
   controller?.abort(new TokenringError("ERR_TOKENRING_ABORTED", `stopped by ${name}`));
 }
 

@@ -75,7 +75,7 @@ async function work(
     } catch (error) {
       // A fault of the cleaning must not hide the one that ended the run.
       const removed = await run.discardUnused().catch(() => false);
-      if (signal.aborted && !removed) progress.log(`to go on: tokenring resume ${directory}`);
+      if (!removed) progress.log(`to go on: tokenring resume ${directory}`);
       throw error;
     }
     progress.end();
@@ -134,7 +134,8 @@ export function register(program: Command): void {
       .command("resume")
       .summary("go on with a run that was interrupted")
       .description(
-        "Goes on after the last finished stage of RUN and ends as if the run had never been interrupted.",
+        "Goes on after the last finished iteration of RUN, or the last saved step of a warm start, and ends as if the\n" +
+          "run had never been interrupted.",
       )
       .argument("<run>", "a run directory"),
   ).action(resume);

@@ -121,6 +121,14 @@ export type StepMeans = Omit<StepMetrics, "mismatch" | "trajectories" | "learnin
   steps: number;
 };
 
+/** Where a stage stands between two iterations, as plain JSON: all that another process needs beside the checkpoint. */
+export interface DapoCursor {
+  /** Iterations done. */
+  iteration: number;
+  /** Optimiser steps done. */
+  step: number;
+}
+
 export interface DapoIteration {
   iteration: number;
   groups: ScoredGroup[];
@@ -128,6 +136,8 @@ export interface DapoIteration {
   /** What the steps saw of each trajectory that was learnt from, by its id. */
   learnt: Map<string, LearntTokens>;
   summary: DapoSummary;
+  /** Where the next iteration begins. */
+  next: DapoCursor;
 }
 
 export interface DapoOptions {
@@ -145,10 +155,8 @@ export interface DapoOptions {
   seed: number | bigint;
   /** Names the random streams; stages of one job need different names. Default "dapo". */
   purpose?: string;
-  /** Iterations that are already done, on resume. The others come out as if nothing had happened. Default 0. */
-  startIteration?: number;
-  /** Optimiser steps that are already done; only warm-up looks at it. Default 0. */
-  startStep?: number;
+  /** `next` of the last iteration that is done, on resume. The others come out as if nothing had happened. */
+  start?: DapoCursor;
   signal?: AbortSignal;
   onTrajectory?: (trajectory: Trajectory) => void;
   onStep?: (step: { iteration: number; step: number; steps: number; metrics: StepMetrics }) => void;
@@ -299,7 +307,8 @@ function mismatchOf(
  * An abort throws ERR_TOKENRING_ABORTED; weights may then stand between two iterations: resume from a checkpoint.
  */
 export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration, void, undefined> {
-  const { policy, instances, seed, signal, purpose = "dapo", startIteration = 0 } = options;
+  const { policy, instances, seed, signal, purpose = "dapo" } = options;
+  const start = options.start ?? { iteration: 0, step: 0 };
   const config = configOf(options, purpose);
   const loss = policyLoss(config);
   const reward = {
@@ -308,10 +317,10 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
     lengthPenalty: config.lengthPenalty,
   };
   const schedule = instanceSchedule(instances, config.instances, seed, `${purpose}/pool`);
-  for (let skipped = 0; skipped < startIteration; skipped++) schedule.next();
-  let done = options.startStep ?? 0;
+  for (let skipped = 0; skipped < start.iteration; skipped++) schedule.next();
+  let done = start.step;
 
-  for (let iteration = startIteration; iteration < config.iterations; iteration++) {
+  for (let iteration = start.iteration; iteration < config.iterations; iteration++) {
     const where = `${purpose}, iteration ${iteration}`;
     checkAborted(signal, where);
     const begin = performance.now();
@@ -374,6 +383,7 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
         scoreMs: learning - begun,
         learnMs: performance.now() - learning,
       },
+      next: { iteration: iteration + 1, step: done },
     };
   }
 }

@@ -13,7 +13,9 @@ export interface StageSeconds {
   /** Forward, backward and optimiser. */
   learn?: number;
   evaluate?: number;
-  /** Everything else: tasks, checkpoints, files. */
+  /** Saving what a resume needs. */
+  checkpoints?: number;
+  /** Everything else: tasks, trajectories and other files. */
   other?: number;
 }
 

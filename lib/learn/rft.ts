@@ -69,7 +69,7 @@ export interface RftSummary extends EpisodeStatistics {
 
 /** First one "rollouts" event, then one "step" event for each optimiser step. */
 export type RftEvent =
-  | { type: "rollouts"; groups: Group[]; summary: RftSummary }
+  | { type: "rollouts"; groups: readonly Group[]; summary: RftSummary }
   | { type: "step"; step: number; steps: number; metrics: StepMetrics };
 
 export interface RftOptions {
@@ -86,17 +86,37 @@ export interface RftOptions {
   onTrajectory?: (trajectory: Trajectory) => void;
   /** Whether an episode ran the tests; gives `testsRunRate`. */
   ranTests?: (trajectory: Trajectory) => boolean;
+  /** What was collected before, on resume: nothing is sampled, and there is no "rollouts" event. */
+  collected?: readonly Group[];
+  /** Optimiser steps on `collected` that are already done, on resume. Default 0. */
+  startStep?: number;
 }
 
 function* shuffledBatches(
   documents: readonly TrainingDocument[],
   config: RftConfig,
   seed: number | bigint,
+  startStep: number,
 ): Generator<TrainingDocument[]> {
+  let step = 0;
   for (let epoch = 0; epoch < config.epochs; epoch++) {
     const order = Random.of(seed, "rft/order", epoch).shuffle(documents);
-    for (let at = 0; at < order.length; at += config.batchSize) yield order.slice(at, at + config.batchSize);
+    for (let at = 0; at < order.length; at += config.batchSize)
+      if (step++ >= startStep) yield order.slice(at, at + config.batchSize);
   }
+}
+
+/** The solved trajectories as documents, in the order of the groups. */
+function solvedDocuments(groups: readonly Group[], config: RftConfig): TrainingDocument[] {
+  return groups
+    .flatMap((group) => group.trajectories.filter(counts))
+    .filter((trajectory) => trajectory.verdict === "resolved")
+    .map((trajectory) => {
+      const document = trajectoryDocument(trajectory, { maskFormatErrors: config.maskFormatErrors });
+      // Cross entropy is taken at temperature 1: logprobs of another temperature are not to be compared with it.
+      return config.temperature === 1 ? document : { ...document, version: null };
+    })
+    .filter(carriesLoss);
 }
 
 /**
@@ -105,52 +125,49 @@ function* shuffledBatches(
  */
 export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, undefined> {
   const { policy, instances, seed, signal, purpose = "rft" } = options;
-  const begin = performance.now();
   const config: RftConfig = { ...RFT_DEFAULTS, ...options.config };
-  const groups = await options.rollouts.collect({
-    instances,
-    rollouts: config.rollouts,
-    purpose,
-    iteration: 0,
-    temperature: config.temperature,
-    ...(signal ? { signal } : {}),
-    ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
-  });
-
-  const collected = performance.now();
-  const counted = groups.map((group) => group.trajectories.filter(counts));
-  const solved = counted.map((list) => list.filter((trajectory) => trajectory.verdict === "resolved"));
-  const documents = solved
-    .flat()
-    .map((trajectory) => {
-      const document = trajectoryDocument(trajectory, { maskFormatErrors: config.maskFormatErrors });
-      // Cross entropy is taken at temperature 1: logprobs of another temperature are not to be compared with it.
-      return config.temperature === 1 ? document : { ...document, version: null };
-    })
-    .filter(carriesLoss);
+  const begin = performance.now();
+  const groups =
+    options.collected ??
+    (await options.rollouts.collect({
+      instances,
+      rollouts: config.rollouts,
+      purpose,
+      iteration: 0,
+      temperature: config.temperature,
+      ...(signal ? { signal } : {}),
+      ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
+    }));
+  const rolloutMs = performance.now() - begin;
+  const documents = solvedDocuments(groups, config);
   const steps = Math.ceil(documents.length / config.batchSize) * config.epochs;
-  const sampled = groups.reduce((sum, group) => sum + group.trajectories.length + group.dropped.length, 0);
-  const episodes = counted.flat();
-  const statistics = episodeStatistics(episodes, options.ranTests);
-  yield {
-    type: "rollouts",
-    groups,
-    summary: {
-      ...statistics,
-      kept: documents.length,
-      steps,
-      dropped: sampled - episodes.length,
-      instances: groups.length,
-      instancesSolved: solved.filter((list) => list.length > 0).length,
-      sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
-      rolloutMs: collected - begin,
-    },
-  };
+  if (!options.collected) {
+    const counted = groups.map((group) => group.trajectories.filter(counts));
+    const episodes = counted.flat();
+    const sampled = groups.reduce((sum, group) => sum + group.trajectories.length + group.dropped.length, 0);
+    const statistics = episodeStatistics(episodes, options.ranTests);
+    yield {
+      type: "rollouts",
+      groups,
+      summary: {
+        ...statistics,
+        kept: documents.length,
+        steps,
+        dropped: sampled - episodes.length,
+        instances: groups.length,
+        instancesSolved: counted.filter((list) => list.some(({ verdict }) => verdict === "resolved")).length,
+        sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
+        rolloutMs,
+      },
+    };
+  }
 
+  const startStep = options.startStep ?? 0;
   const loop = sft({
     policy,
     purpose,
-    batches: shuffledBatches(documents, config, seed),
+    batches: shuffledBatches(documents, config, seed, startStep),
+    startStep,
     schedule: {
       peak: config.learningRate,
       warmupSteps: Math.min(config.warmupSteps, Math.floor(steps / 4)),

@@ -101,6 +101,7 @@ function stageTable(run: RunData): Html | null {
 const STATIONS = [
   ["rollouts", "sampling, tools, tests", 0],
   ["score", "old and reference logprobs", 4],
+  ["checkpoints", "checkpoints", 5],
   ["learn", "learning", 1],
   ["evaluate", "evaluation", 3],
   ["other", "the rest", 2],

@@ -187,6 +187,8 @@ const job = z.strictObject({
   episodes: count.default(64),
   /** Tokens of one forward and backward pass. */
   microBatchTokens: count.default(4096),
+  /** Seconds of the warm start or of RFT that a crash may cost; more where saving takes over 1 % of that time. */
+  checkpointSeconds: seconds.default(30),
   warmStart: warmStart.optional(),
   rft: rft.extend({ limits }).optional(),
   stages: stages.default([]),
@@ -241,6 +243,13 @@ export const jobSchema = job.superRefine((config, context) => {
       );
     if (maxTurns === most.maxTurns && maxContext === most.maxContext)
       fault(at, "the same as evaluate.limits; leave it out");
+  }
+  const { sequences, tokens } = config.warmStart?.copyBatch ?? { sequences: 0, tokens: 0 };
+  if (sequences * tokens > 1_000_000) {
+    fault(
+      ["warmStart", "copyBatch", "sequences"],
+      `${sequences} sequences of ${tokens} tokens are more than 1000000 tokens a step; lower one of them`,
+    );
   }
   const checkpoints = ["base", ...(config.rft ? ["rft"] : [])];
   for (const [i, stage] of config.stages.entries()) {

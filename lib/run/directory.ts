@@ -5,25 +5,15 @@
 //   state.json            how far the job is, and how long the logs were then
 //   metrics.jsonl         one event a line
 //   trajectories/         index.jsonl and one safetensors shard per batch of trajectories
-//   checkpoints/<name>/   whole or not there; `latest` is a link to the newest
+//   checkpoints/<name>/   whole or not there: one a stage, and the one that the job goes on from, which a newer one
+//                         replaces; `latest` is a link to the newest stage's
 //   lock                  who writes
-import {
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  readlink,
-  rename,
-  rm,
-  rmdir,
-  stat,
-  symlink,
-  writeFile,
-} from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
-import { isTokenringError, TokenringError } from "../errors.ts";
 import type { RunEvent } from "../learn/events.ts";
+import { ROLLING, removeRolling, saveCheckpoint, tidyCheckpoints } from "./checkpoints.ts";
+import { fault, guarded, isMissing, RESTORE, writeAtomic } from "./files.ts";
 import { takeLock } from "./lock.ts";
 import { AppendLog } from "./metrics.ts";
 import { TrajectoryStore } from "./trajectories.ts";
@@ -43,8 +33,16 @@ const manifestSchema = z.object({
 
 export type RunManifest = z.output<typeof manifestSchema>;
 
+/** Grows when an older version would go on wrongly from a newer state. */
+const STATE_SCHEMA = 2;
+
 const stateSchema = z.object({
-  schema: z.literal(SCHEMA),
+  /** 1 knew no checkpoint. */
+  schema: z.union([z.literal(1), z.literal(STATE_SCHEMA)], {
+    error: `this version reads schema ${STATE_SCHEMA}`,
+  }),
+  /** Name of the checkpoint that holds the policy of `progress`. */
+  checkpoint: z.string().nullable().default(null),
   progress: z.unknown().refine((progress): boolean => progress !== undefined, "missing"),
   /** Bytes of the logs that belong to `progress`; what follows was written by work that must be done again. */
   metricsBytes: z.int().min(0),
@@ -52,80 +50,6 @@ const stateSchema = z.object({
 });
 
 type State = z.output<typeof stateSchema>;
-
-function fault(
-  message: string,
-  options: { cause?: unknown; details?: Record<string, unknown> } = {},
-): TokenringError {
-  return new TokenringError("ERR_TOKENRING_RUN_DIRECTORY", message, options);
-}
-
-/** What the file system said, in words that help. Our own errors pass. */
-function explain(error: unknown, where: string): unknown {
-  if (isTokenringError(error)) return error;
-  const code = (error as NodeJS.ErrnoException).code;
-  const cures: Record<string, string> = {
-    ENOSPC: "no space left on the device; free some and resume, nothing that was finished is lost",
-    EDQUOT: "the disk quota is used up; free some space and resume, nothing that was finished is lost",
-    EACCES: "no permission to write; give another directory or change its owner",
-    EPERM: "no permission to write; give another directory or change its owner",
-    EROFS: "the file system is read-only; give another directory",
-    ENOTDIR: "a part of the path is a file; give another directory",
-    EEXIST: "a file is in the way; give another directory",
-  };
-  const cure = code === undefined ? undefined : cures[code];
-  return cure === undefined ? error : fault(`${where}: ${cure}`, { cause: error });
-}
-
-async function guarded<T>(where: string, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    throw explain(error, where);
-  }
-}
-
-async function syncDirectory(directory: string): Promise<void> {
-  await using handle = await open(directory, "r");
-  await handle.sync();
-}
-
-/** Replaces `file` so that a reader, and a reader after a crash, sees the old or the new content whole. */
-async function writeAtomic(file: string, text: string): Promise<void> {
-  const temporary = `${file}.tmp`;
-  {
-    await using handle = await open(temporary, "w");
-    await handle.writeFile(text);
-    await handle.sync();
-  }
-  await rename(temporary, file);
-  await syncDirectory(path.dirname(file));
-}
-
-async function syncTree(directory: string): Promise<void> {
-  for (const entry of await readdir(directory, { recursive: true, withFileTypes: true })) {
-    if (!entry.isFile()) continue;
-    await using handle = await open(path.join(entry.parentPath, entry.name), "r");
-    await handle.sync();
-  }
-  await syncDirectory(directory);
-}
-
-/** Undoes a checkpoint that was being saved when the job was killed. */
-async function tidyCheckpoints(root: string): Promise<void> {
-  const names = await readdir(root).catch((error: unknown) => {
-    if (!isMissing(error)) throw error;
-    throw fault(`${root}: missing, the run is damaged; ${RESTORE}`, { cause: error });
-  });
-  for (const hidden of names.filter((name) => name.startsWith("."))) {
-    const from = path.join(root, hidden);
-    const replaced = hidden.startsWith(".old-") ? hidden.slice(".old-".length) : null;
-    if (replaced !== null && !names.includes(replaced)) await rename(from, path.join(root, replaced));
-    else await rm(from, { recursive: true });
-  }
-}
-
-const RESTORE = "restore it from a copy or start a new run";
 
 async function readJson(file: string): Promise<unknown> {
   const text = await readFile(file, "utf8");
@@ -145,9 +69,6 @@ function checked<T>(schema: z.ZodType<T>, value: unknown, file: string): T {
   );
   throw fault(`${file}: damaged: ${faults.join(", ")}; ${RESTORE}`, { cause: result.error });
 }
-
-const isMissing = (error: unknown): boolean =>
-  ["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "");
 
 /** Reads run.json without taking the lock. Throws ERR_TOKENRING_RUN_DIRECTORY when `directory` holds no run. */
 export async function readManifest(directory: string): Promise<RunManifest> {
@@ -198,33 +119,6 @@ async function removeIfEmpty(directory: string): Promise<void> {
   await rmdir(directory).catch(() => {});
 }
 
-/**
- * The checkpoint `name` of the run in `directory`, or its newest one. Takes no lock. Throws
- * ERR_TOKENRING_RUN_DIRECTORY that names the checkpoints there are.
- */
-export async function findCheckpoint(
-  directory: string,
-  name?: string,
-): Promise<{ name: string; path: string }> {
-  const root = path.resolve(directory, "checkpoints");
-  const entries = await readdir(root, { withFileTypes: true }).catch(() => []);
-  const names = entries
-    .filter((entry) => entry.isDirectory() && !entry.name.startsWith("."))
-    .map((e) => e.name);
-  const latest = await readlink(path.join(root, "latest")).catch(() => null);
-  const wanted = name === undefined || name === "latest" ? latest : name;
-  if (wanted !== null && names.includes(wanted)) return { name: wanted, path: path.join(root, wanted) };
-  const there = names.sort().join(", ");
-  const which = wanted === null ? "" : ` named ${wanted}`;
-  const message =
-    names.length === 0
-      ? `no checkpoint${which}; it has none yet`
-      : wanted === name
-        ? `no checkpoint${which}; it has ${there}`
-        : `its link "latest" leads nowhere; name one with --checkpoint: ${there}`;
-  throw fault(`${directory}: ${message}`, { details: { checkpoints: names } });
-}
-
 /** One job's directory, locked for writing until `close()`. */
 export class RunDirectory implements AsyncDisposable {
   readonly path: string;
@@ -235,19 +129,21 @@ export class RunDirectory implements AsyncDisposable {
   /** What this object made: nothing of a run that was there, all in a folder that was empty, or the folder too. */
   #made: "nothing" | "content" | "folder" = "nothing";
   #progress: unknown;
+  #checkpoint: string | null;
   #closed = false;
 
   private constructor(
     directory: string,
     manifest: RunManifest,
-    progress: unknown,
+    state: State,
     logs: { metrics: AppendLog; trajectories: TrajectoryStore },
     unlock: () => Promise<void>,
   ) {
     this.path = directory;
     this.manifest = manifest;
     this.trajectories = logs.trajectories;
-    this.#progress = progress;
+    this.#progress = state.progress;
+    this.#checkpoint = state.checkpoint;
     this.#metrics = logs.metrics;
     this.#unlock = unlock;
   }
@@ -266,7 +162,12 @@ export class RunDirectory implements AsyncDisposable {
       const unlock = await takeLock(path.join(at, "lock"));
       let begun = false;
       try {
-        const there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
+        let there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
+        if (!there.includes("run.json") && there.every((name) => [...MADE, ...MADE_FOLDERS].includes(name))) {
+          // What a killed process had begun to make; folders with something in them stay, and stand in the way.
+          await removeMade(at);
+          there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
+        }
         if (there.length > 0) {
           const cure = there.includes("run.json")
             ? `go on with that run (tokenring resume ${directory}), or give another directory`
@@ -285,7 +186,13 @@ export class RunDirectory implements AsyncDisposable {
           config: options.config,
           createdAt: new Date().toISOString(),
         };
-        const state: State = { schema: SCHEMA, progress: null, metricsBytes: 0, indexBytes: 0 };
+        const state: State = {
+          schema: STATE_SCHEMA,
+          checkpoint: null,
+          progress: null,
+          metricsBytes: 0,
+          indexBytes: 0,
+        };
         await writeAtomic(path.join(at, "state.json"), JSON.stringify(state));
         // Last, so that a directory with run.json is a whole run.
         await writeAtomic(path.join(at, "run.json"), `${JSON.stringify(manifest, null, 2)}\n`);
@@ -312,7 +219,7 @@ export class RunDirectory implements AsyncDisposable {
       const unlock = await takeLock(path.join(at, "lock"));
       try {
         const state = await readState(at);
-        await tidyCheckpoints(path.join(at, "checkpoints"));
+        await tidyCheckpoints(path.join(at, "checkpoints"), state.checkpoint);
         return await RunDirectory.#start(at, manifest, state, unlock);
       } catch (error) {
         await unlock();
@@ -329,12 +236,17 @@ export class RunDirectory implements AsyncDisposable {
   ): Promise<RunDirectory> {
     const metrics = await AppendLog.open(path.join(at, "metrics.jsonl"), state.metricsBytes);
     const trajectories = await TrajectoryStore.open(path.join(at, "trajectories"), state.indexBytes);
-    return new RunDirectory(at, manifest, state.progress, { metrics, trajectories }, unlock);
+    return new RunDirectory(at, manifest, state, { metrics, trajectories }, unlock);
   }
 
   /** What was last given to `saveProgress`; null in a new run. */
   get progress(): unknown {
     return this.#progress;
+  }
+
+  /** Name of the checkpoint that `progress` speaks of; null where it speaks of none. */
+  get checkpoint(): string | null {
+    return this.#checkpoint;
   }
 
   /** Appends one event to metrics.jsonl; it is in the file when the promise resolves. */
@@ -343,59 +255,42 @@ export class RunDirectory implements AsyncDisposable {
   }
 
   /**
-   * Makes everything written so far durable and remembers `progress` (plain JSON) with it. Save the checkpoint that
-   * `progress` speaks of first.
+   * Makes everything written so far durable and remembers `progress` (plain JSON) with it, and the name of the
+   * checkpoint that it speaks of, which is saved before. Rolling checkpoints of other names are removed.
    */
-  async saveProgress(progress: unknown): Promise<void> {
+  async saveProgress(progress: unknown, checkpoint: string | null = null): Promise<void> {
     await guarded(this.path, async () => {
       const state: State = {
-        schema: SCHEMA,
+        schema: STATE_SCHEMA,
+        checkpoint,
         progress,
         metricsBytes: await this.#metrics.sync(),
         indexBytes: await this.trajectories.sync(),
       };
       await writeAtomic(path.join(this.path, "state.json"), JSON.stringify(state));
       this.#progress = progress;
+      this.#checkpoint = checkpoint;
+      await removeRolling(path.join(this.path, "checkpoints"), checkpoint);
     });
   }
 
   /**
    * Saves a checkpoint: `write` fills an empty directory, which then becomes checkpoints/<name> at once, and `latest`
-   * points to it. A crash leaves the old checkpoint or the new one; give names that are not used again where the
+   * points to it, but not to a rolling one. A crash leaves the old checkpoint or the new one; give names that are not used again where the
    * saved progress must find exactly the weights it speaks of. Returns its path.
    */
   async saveCheckpoint(name: string, write: (directory: string) => Promise<void>): Promise<string> {
-    if (!/^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(name) || name === "latest") {
-      throw new TokenringError(
-        "ERR_TOKENRING_INVALID_ARGUMENT",
-        `checkpoint name ${JSON.stringify(name)}: use letters, digits, ".", "_" and "-", and not "latest"`,
-      );
-    }
-    const root = path.join(this.path, "checkpoints");
-    const target = path.join(root, name);
-    const temporary = path.join(root, `.new-${name}`);
-    const old = path.join(root, `.old-${name}`);
-    return guarded(target, async () => {
-      await rm(temporary, { recursive: true, force: true });
-      await mkdir(temporary);
-      try {
-        await write(temporary);
-        await syncTree(temporary);
-      } catch (error) {
-        await rm(temporary, { recursive: true, force: true });
-        throw error;
-      }
-      const replaced = await stat(target).catch(() => null);
-      if (replaced) await rename(target, old);
-      await rename(temporary, target);
-      if (replaced) await rm(old, { recursive: true });
-      const link = path.join(root, ".latest");
-      await rm(link, { force: true });
-      await symlink(name, link);
-      await rename(link, path.join(root, "latest"));
-      await syncDirectory(root);
-      return target;
-    });
+    return saveCheckpoint(path.join(this.path, "checkpoints"), name, write, true);
+  }
+
+  /**
+   * Saves a checkpoint for `saveProgress` to speak of until the next one: checkpoints/<stage>.at-<at>. Returns its
+   * name.
+   */
+  async saveRolling(stage: string, at: string, write: (directory: string) => Promise<void>): Promise<string> {
+    const name = `${stage}${ROLLING}${at}`;
+    await saveCheckpoint(path.join(this.path, "checkpoints"), name, write, false);
+    return name;
   }
 
   /**

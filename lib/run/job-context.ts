@@ -41,12 +41,13 @@ export interface JobContext extends AsyncDisposable {
 }
 
 /**
- * Opens a job. `checkpoint` replaces the model that the config names (to evaluate, or to go on with the next stage).
+ * Opens a job. `checkpoint` replaces the model that the config names, to evaluate it, or with `optimiser` to go on
+ * with its training exactly.
  * Whatever was opened is closed again when a later step fails.
  */
 export async function openJob(
   config: JobConfig,
-  options: { progress: ProgressSink; checkpoint?: string; signal?: AbortSignal },
+  options: { progress: ProgressSink; checkpoint?: string; optimiser?: boolean; signal?: AbortSignal },
 ): Promise<JobContext> {
   const closers: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
@@ -63,11 +64,12 @@ export async function openJob(
     const tokenizer = made
       ? tokenizerFromJson(made.tokenizerJson, made.tokenizerConfig)
       : await loadTokenizer(from as string);
-    const template = made
-      ? chatTemplateOf(made.tokenizerConfig)
-      : await chatTemplate(config, from as string, options.checkpoint !== undefined);
+    // A checkpoint of the run holds what it was trained with.
+    const given =
+      options.checkpoint !== undefined || "create" in config.model ? undefined : config.model.chatTemplate;
+    const template = made ? chatTemplateOf(made.tokenizerConfig) : await chatTemplate(given, from as string);
     const chat = chatFormat(tokenizer, template);
-    const policy = await openPolicy(config, tokenizer, from);
+    const policy = await openPolicy(config, tokenizer, from, options.optimiser ?? false);
     closers.push(() => policy.dispose());
     checkFit(config, policy, tokenizer);
     const engine = embeddedEngine(policy);
@@ -96,11 +98,10 @@ export async function openJob(
       ranTests: (trajectory) => trajectory.turns.some((turn) => turn.command?.startsWith(TEST_COMMAND)),
       async save(directory) {
         await policy.save(directory, { optimiser: true });
-        if (!made) {
-          // The policy carries the files that it came with; the template may be the config's.
+        // A policy that was loaded carries the files that it came with.
+        if (given !== undefined)
           await writeFile(path.join(directory, "chat_template.jinja"), template.source);
-          return;
-        }
+        if (!made) return;
         await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(made.tokenizerJson));
         await writeFile(
           path.join(directory, "tokenizer_config.json"),
@@ -135,9 +136,8 @@ async function modelDirectory(
   });
 }
 
-/** The model's chat template, or the config's in its place; a checkpoint of the run holds what it was trained with. */
-async function chatTemplate({ model }: JobConfig, from: string, checkpoint: boolean): Promise<ChatTemplate> {
-  const given = "create" in model || checkpoint ? undefined : model.chatTemplate;
+/** The model's chat template, or the one in file `given` in its place. */
+async function chatTemplate(given: string | undefined, from: string): Promise<ChatTemplate> {
   if (given === undefined) return loadChatTemplate(from);
   try {
     const source = await readFile(given, "utf8");
@@ -179,10 +179,12 @@ async function openPolicy(
   config: JobConfig,
   tokenizer: Tokenizer,
   from: string | undefined,
+  optimiser: boolean,
 ): Promise<Policy> {
   const { device, threads, precision, activationCheckpointing } = config;
   const rank = { device, threads, precision, activationCheckpointing };
-  if (from !== undefined || !("create" in config.model)) return Policy.load(from as string, rank);
+  if (from !== undefined || !("create" in config.model))
+    return Policy.load(from as string, { ...rank, optimiser });
   const model = config.model.create;
   return Policy.create(
     {

@@ -1,22 +1,26 @@
 // The main job: warm start, RFT, stages of DAPO, an evaluation after each, everything written to the run directory.
 // The same program whatever the config names as device, engine and sandbox.
-import type { Group } from "../agent/types.ts";
-import { TokenringError } from "../errors.ts";
+import path from "node:path";
+import type { Group, Trajectory } from "../agent/types.ts";
+import { isTokenringError, TokenringError } from "../errors.ts";
 import { counts } from "../evaluate/episodes.ts";
 import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
 import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
-import type { StageSeconds } from "../learn/events.ts";
 import { defaultAggregation } from "../learn/objective.ts";
 import { rft } from "../learn/rft.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { Policy } from "../policy/policy.ts";
 import { type ArcStage, arcStage } from "../report/arc.ts";
+import type { Instance } from "../tasks/types.ts";
+import { findCheckpoint } from "./checkpoints.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
-import { findCheckpoint, type RunDirectory } from "./directory.ts";
+import type { RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
+import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.ts";
 import type { ProgressSink } from "./progress.ts";
-import type { StoredTrajectory } from "./trajectories.ts";
+import { Stations } from "./stations.ts";
+import { loadTrajectory, readIndex, type StoredTrajectory } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
 
 export interface JobResult {
@@ -45,64 +49,44 @@ function sampled(group: Group): StoredTrajectory[] {
   return [...group.trajectories.filter(counts).map((trajectory) => ({ trajectory })), ...broken(group)];
 }
 
-/** Wall seconds of a stage by what they were spent on. */
-class Stations {
-  readonly #began = performance.now();
-  readonly #spent: Required<Omit<StageSeconds, "other">> = { rollouts: 0, score: 0, learn: 0, evaluate: 0 };
-
-  add(station: keyof Omit<StageSeconds, "other">, seconds: number): void {
-    this.#spent[station] += seconds;
-  }
-
-  async time<T>(station: keyof Omit<StageSeconds, "other">, work: () => Promise<T>): Promise<T> {
-    const begin = performance.now();
-    try {
-      return await work();
-    } finally {
-      this.add(station, (performance.now() - begin) / 1000);
-    }
-  }
-
-  total(): StageSeconds {
-    const { rollouts, score, learn, evaluate: judged } = this.#spent;
-    const all = (performance.now() - this.#began) / 1000;
-    const other = Math.max(0, all - rollouts - score - learn - judged);
-    return { rollouts, ...(score > 0 && { score }), learn, evaluate: judged, other };
-  }
-}
-
-/** What a run directory remembers of a job, so that another process can go on with it. */
-interface JobProgress {
-  /** Stages that are done; the last one's checkpoint holds the policy. */
-  stages: ArcStage[];
-  rates: ReturnType<SolveRates["toJSON"]>;
-  /** Wall seconds so far. */
-  seconds: number;
-}
-
 /**
- * Runs the job of `config` in a run directory: from its beginning in a new one, after the last finished stage in one
- * that was opened again, with the results of a run that was never interrupted. An abort ends it after the episode or
- * micro-batch under way with ERR_TOKENRING_ABORTED; the stages that were finished stay in the directory.
+ * Runs the job of `config` in a run directory: from its beginning in a new one; in one that was opened again, from the
+ * last finished iteration of DAPO, or the last saved step of the warm start or of RFT. Either way weights, metrics and
+ * trajectories are those of a run that was never interrupted, to the bit. An abort ends it after the episode or
+ * micro-batch under way with ERR_TOKENRING_ABORTED, when what was done so far is saved.
  */
 export async function runJob(config: JobConfig, options: JobOptions): Promise<JobResult> {
   const { run } = options;
-  const saved = run.progress as JobProgress | null;
-  const last = saved?.stages.at(-1);
-  const checkpoint = last && (await findCheckpoint(run.path, last.name)).path;
+  const saved = jobProgress(run.progress, path.join(run.path, "state.json"));
+  const name = run.checkpoint ?? saved?.stages.at(-1)?.name;
+  const checkpoint = name === undefined ? undefined : (await findCheckpoint(run.path, name)).path;
   await using context = await openJob(config, {
     progress: options.progress,
-    ...(checkpoint === undefined ? {} : { checkpoint }),
+    ...(checkpoint === undefined ? {} : { checkpoint, optimiser: true }),
     ...(options.signal ? { signal: options.signal } : {}),
   });
   const job = new Job(config, context, options, saved);
-  await job.base();
-  if (config.rft) await job.rft(config.rft);
-  for (const stage of config.stages) await job.dapo(stage);
+  try {
+    await job.base();
+    if (config.rft) await job.rft(config.rft);
+    for (const stage of config.stages) await job.dapo(stage);
+  } catch (error) {
+    if (isTokenringError(error, "ERR_TOKENRING_ABORTED")) await job.saveUnsaved();
+    throw error;
+  }
   const seconds = job.seconds();
   const peakRssMiB = process.resourceUsage().maxRSS / 1024;
   await options.run.record({ type: "end", seconds, peakRssMiB });
   return { stages: job.stages, seconds, peakRssMiB, seed: config.seed };
+}
+
+/** Of the time between two checkpoints of steps, at most this share goes into saving. */
+const SAVING_SHARE = 0.01;
+
+/** A stage that is being trained. */
+interface CurrentStage {
+  name: string;
+  stations: Stations;
 }
 
 class Job {
@@ -115,6 +99,12 @@ class Job {
   readonly #run: RunDirectory;
   readonly #progress: ProgressSink;
   readonly #signal: { signal?: AbortSignal };
+  /** Where the stage that was under way goes on; until that is taken up. */
+  #resumed: JobProgress["current"];
+  #savedAt = performance.now();
+  #savingMs = 0;
+  /** Steps that are done and not saved, and the version of the weights then. */
+  #unsaved: { stage: CurrentStage; cursor: StageCursor; at: number; version: number } | null = null;
 
   constructor(config: JobConfig, context: JobContext, options: JobOptions, saved: JobProgress | null) {
     this.stages = [...(saved?.stages ?? [])];
@@ -125,6 +115,7 @@ class Job {
     this.#run = options.run;
     this.#progress = options.progress;
     this.#signal = options.signal ? { signal: options.signal } : {};
+    this.#resumed = saved?.current ?? null;
   }
 
   /** Wall seconds, those before an interruption included. */
@@ -134,7 +125,7 @@ class Job {
 
   /** The policy that the arc starts from: loaded, or new and warm-started on scripted demonstrations. */
   base(): Promise<void> {
-    return this.#stage("base", async (stations) => {
+    return this.#stage("base", async (stage, cursor) => {
       const { warmStart: config, seed, microBatchTokens, evaluate: evaluation } = this.#config;
       if (!config) return;
       const { policy, tokenizer, chat } = this.#context;
@@ -147,31 +138,29 @@ class Job {
         limits: evaluation.limits,
         microBatchTokens,
         seed,
+        ...(cursor?.kind === "base" ? { start: cursor.next } : {}),
         ...this.#signal,
       });
-      await stations.time("learn", async () => {
-        for await (const { step, part, metrics } of steps) {
-          await this.#run.record({ type: "step", stage: "base", step, metrics });
-          this.#progress.update(step + 1, `${part}, loss ${metrics.loss.toFixed(2)}`);
-        }
-      });
+      for await (const { step, part, metrics, next } of steps) {
+        await this.#run.record({ type: "step", stage: "base", step, metrics });
+        this.#progress.update(step + 1, `${part}, loss ${metrics.loss.toFixed(2)}`);
+        await this.#stepped(stage, { kind: "base", next }, next.step);
+      }
+      stage.stations.lap("learn");
     });
   }
 
   rft(config: NonNullable<JobConfig["rft"]>): Promise<void> {
-    return this.#stage("rft", async (stations) => {
+    return this.#stage("rft", async (stage, cursor) => {
       const { policy, tasks } = this.#context;
       const { limits, instances, ...rest } = config;
       const pool = tasks.train.slice(0, instances);
-      this.#progress.phase("rft: rollouts", pool.length * config.rollouts);
+      const resumed =
+        cursor?.kind === "rft"
+          ? { collected: await this.#collected("rft", pool), startStep: cursor.step }
+          : {};
+      if (cursor === null) this.#progress.phase("rft: rollouts", pool.length * config.rollouts);
       let episodes = 0;
-      let begin = performance.now();
-      const lap = (): number => {
-        const now = performance.now();
-        const seconds = (now - begin) / 1000;
-        begin = now;
-        return seconds;
-      };
       const events = rft({
         policy,
         rollouts: this.#context.rollouts(limits),
@@ -180,11 +169,13 @@ class Job {
         seed: this.#config.seed,
         ranTests: this.#context.ranTests,
         onTrajectory: () => this.#progress.update(++episodes),
+        ...resumed,
         ...this.#signal,
       });
+      let learning = false;
       for await (const event of events) {
         if (event.type === "rollouts") {
-          stations.add("rollouts", lap());
+          stage.stations.lap("rollouts");
           await this.#keep("rft", 0, event.groups.flatMap(sampled));
           await this.#run.record({ type: "rollouts", stage: "rft", summary: event.summary });
           this.#progress.log(`rft: kept ${event.summary.kept} of ${event.summary.episodes} trajectories`);
@@ -195,22 +186,33 @@ class Job {
                 "warm-start longer (warmStart.steps), take easier tasks, or sample more (rft.instances, rft.rollouts)",
             );
           }
-          this.#progress.phase("rft: learning", event.summary.steps);
+          // The weights are still those that sampled.
+          await this.#saveProgress(stage, { kind: "rft", step: 0 }, this.#run.checkpoint);
+          stage.stations.lap();
         } else {
+          if (!learning) this.#progress.phase("rft: learning", event.steps);
+          learning = true;
           await this.#run.record({ type: "step", stage: "rft", step: event.step, metrics: event.metrics });
           this.#progress.update(event.step + 1, `loss ${event.metrics.loss.toFixed(2)}`);
+          await this.#stepped(stage, { kind: "rft", step: event.step + 1 }, event.step + 1);
         }
       }
-      stations.add("learn", lap());
+      stage.stations.lap("learn");
     });
   }
 
-  dapo(stage: StageConfig): Promise<void> {
-    return this.#stage(stage.name, async (stations) => {
+  dapo(config: StageConfig): Promise<void> {
+    return this.#stage(config.name, async (stage, cursor) => {
       const { policy, tasks } = this.#context;
-      const { name, limits, pool: which, reference: near, ...rest } = stage;
-      await using reference = stage.klCoef > 0 ? await this.#reference(near) : null;
-      const pool = which === "refined" ? refinePool(tasks.train, this.#rates) : tasks.train;
+      const { name, limits, pool: which, reference: near, ...rest } = config;
+      await using reference = config.klCoef > 0 ? await this.#reference(near) : null;
+      const started = cursor?.kind === "dapo" ? cursor : null;
+      // The rates that refined the pool have grown since.
+      const pool = started
+        ? this.#instances(started.pool)
+        : which === "refined"
+          ? refinePool(tasks.train, this.#rates)
+          : tasks.train;
       if (which === "refined")
         this.#progress.log(`${name}: ${pool.length} of ${tasks.train.length} instances left`);
       const iterations = dapo({
@@ -227,14 +229,15 @@ class Job {
         seed: this.#config.seed,
         purpose: name,
         ranTests: this.#context.ranTests,
+        ...(started ? { start: started.next } : {}),
         ...this.#signal,
       });
-      this.#progress.phase(name, stage.iterations);
-      let steps = 0;
-      for await (const { iteration, groups, steps: taken, learnt, summary } of iterations) {
-        stations.add("rollouts", summary.rolloutMs / 1000);
-        stations.add("score", summary.scoreMs / 1000);
-        stations.add("learn", summary.learnMs / 1000);
+      this.#progress.phase(name, config.iterations);
+      let steps = started?.next.step ?? 0;
+      for await (const { iteration, groups, steps: taken, learnt, summary, next } of iterations) {
+        stage.stations.add("rollouts", summary.rolloutMs / 1000);
+        stage.stations.add("score", summary.scoreMs / 1000);
+        stage.stations.add("learn", summary.learnMs / 1000);
         this.#rates.add(groups.map((scored) => scored.group));
         for (const metrics of taken) {
           await this.#run.record({ type: "step", stage: name, step: steps++, iteration, metrics });
@@ -257,8 +260,40 @@ class Job {
           iteration + 1,
           `solved ${percent(summary.passRate)}, ${summary.groupsKept}/${summary.groups} groups live, ${summary.turns.toFixed(1)} turns`,
         );
+        // After the last one comes the stage's own checkpoint.
+        if (next.iteration === config.iterations) continue;
+        const ids = pool.map((instance) => instance.instance_id);
+        await this.#save(stage, { kind: "dapo", next, pool: ids }, next.iteration);
       }
     });
+  }
+
+  /** Instances of the training split, by id. */
+  #instances(ids: readonly string[]): Instance[] {
+    const known = new Map(this.#context.tasks.train.map((instance) => [instance.instance_id, instance]));
+    return ids.map((id) => {
+      const instance = known.get(id);
+      if (instance) return instance;
+      throw new TokenringError(
+        "ERR_TOKENRING_RUN_DIRECTORY",
+        `${this.#run.path}: its pool has ${id}, which is no training task now; resume with the version that began it`,
+      );
+    });
+  }
+
+  /** The groups of `stage` as they were stored. */
+  async #collected(stage: string, pool: readonly Instance[]): Promise<Group[]> {
+    const groups = new Map(
+      pool.map((instance) => [
+        instance.instance_id,
+        { instance, trajectories: [] as Trajectory[], dropped: [] as Trajectory[] },
+      ]),
+    );
+    for await (const entry of readIndex(this.#run.path)) {
+      if (entry.stage !== stage || entry.dropped) continue;
+      groups.get(entry.instanceId)?.trajectories.push(await loadTrajectory(this.#run.path, entry));
+    }
+    return [...groups.values()];
   }
 
   /** The policy of a finished stage's checkpoint, the last one's where none is named; the caller disposes of it. */
@@ -267,31 +302,92 @@ class Job {
     return Policy.load(path, { device: this.#config.device, threads: this.#config.threads });
   }
 
-  /** Runs a stage's work, saves its checkpoint and evaluates it on the held-out instances; unless that is done. */
-  async #stage(name: string, work: (stations: Stations) => Promise<void>): Promise<void> {
+  /**
+   * Runs a stage's work, saves its checkpoint and evaluates it on the held-out instances; unless that is done. `work`
+   * gets the cursor to go on from, null at the beginning.
+   */
+  async #stage(
+    name: string,
+    work: (stage: CurrentStage, cursor: StageCursor | null) => Promise<void>,
+  ): Promise<void> {
     if (this.stages.some((stage) => stage.name === name)) return;
-    const stations = new Stations();
-    await this.#run.record({ type: "stage_start", stage: name });
-    // Stages are trainings of their own, with other losses: moments of one would steer the next, and a stage would do
-    // something else here than when it starts from the same checkpoint in a job of its own.
-    await this.#context.policy.resetOptimiser();
-    await work(stations);
-    await this.#run.saveCheckpoint(name, (directory) => this.#context.save(directory));
+    const before = this.#resumed?.stage === name ? this.#resumed : null;
+    this.#resumed = null;
+    const stations = new Stations(before ? { all: before.seconds, spent: before.stations } : undefined);
+    const stage: CurrentStage = { name, stations };
+    if (before === null) await this.#run.record({ type: "stage_start", stage: name });
+    // After the rollouts of RFT the checkpoint still is that of the stage before.
+    if (before === null || (before.cursor.kind === "rft" && before.cursor.step === 0)) {
+      // Stages are trainings of their own, with other losses: moments of one would steer the next, and a stage would
+      // do something else here than when it starts from the same checkpoint in a job of its own.
+      await this.#context.policy.resetOptimiser();
+    }
+    if (before?.cursor.kind !== "trained") {
+      await work(stage, before?.cursor ?? null);
+      this.#unsaved = null;
+      await stations.time("checkpoints", () =>
+        this.#run.saveCheckpoint(name, (directory) => this.#context.save(directory)),
+      );
+      await this.#saveProgress(stage, { kind: "trained" }, name);
+    }
     const evaluation = await stations.time("evaluate", () => this.#evaluate(name));
     await this.#run.record({ type: "evaluation", stage: name, evaluation });
     await this.#run.record({ type: "stage_end", stage: name, seconds: stations.total() });
     this.stages.push(arcStage(name, evaluation));
-    const progress: JobProgress = {
-      stages: this.stages,
-      rates: this.#rates.toJSON(),
-      seconds: this.seconds(),
-    };
-    await this.#run.saveProgress(progress);
+    await this.#saveProgress(null, null, name);
     const at = [evaluation, ...(evaluation.alsoAt ?? [])].map(({ pass1, sem, budget }) => {
       const turns = budget && evaluation.alsoAt ? ` at ${budget.maxTurns} turns` : "";
       return `${percent(pass1)} ± ${percent(sem ?? 0)}${turns}`;
     });
     this.#progress.log(`${name}: Pass@1 ${at.join(", ")} on ${evaluation.instances} held-out tasks`);
+  }
+
+  /** A step is done; saves it when the last save is long enough ago. `at` counts the stage's steps. */
+  async #stepped(stage: CurrentStage, cursor: StageCursor, at: number): Promise<void> {
+    this.#unsaved = { stage, cursor, at, version: this.#context.policy.version };
+    const since = performance.now() - this.#savedAt;
+    const interval = Math.max(1000 * this.#config.checkpointSeconds, this.#savingMs / SAVING_SHARE);
+    if (since < interval) return;
+    stage.stations.lap("learn");
+    await this.#save(stage, cursor, at);
+    stage.stations.lap();
+  }
+
+  /** Saves steps that were done since the last save, unless the weights are those of an optimiser step after them. */
+  async saveUnsaved(): Promise<void> {
+    const unsaved = this.#unsaved;
+    if (unsaved === null || unsaved.version !== this.#context.policy.version) return;
+    unsaved.stage.stations.lap("learn");
+    await this.#save(unsaved.stage, unsaved.cursor, unsaved.at);
+  }
+
+  /** Weights and optimiser to a rolling checkpoint, and the progress that belongs to them. */
+  async #save(stage: CurrentStage, cursor: StageCursor, at: number): Promise<void> {
+    const begin = performance.now();
+    await stage.stations.time("checkpoints", async () => {
+      const name = await this.#run.saveRolling(stage.name, `${at}`, (to) => this.#context.save(to));
+      await this.#saveProgress(stage, cursor, name);
+    });
+    this.#savedAt = performance.now();
+    this.#savingMs = this.#savedAt - begin;
+  }
+
+  async #saveProgress(
+    stage: CurrentStage | null,
+    cursor: StageCursor | null,
+    checkpoint: string | null,
+  ): Promise<void> {
+    const progress: JobProgress = {
+      stages: this.stages,
+      rates: this.#rates.toJSON(),
+      seconds: this.seconds(),
+      current:
+        stage && cursor
+          ? { stage: stage.name, seconds: stage.stations.all, stations: stage.stations.spent, cursor }
+          : null,
+    };
+    await this.#run.saveProgress(progress, checkpoint);
+    this.#unsaved = null;
   }
 
   async #evaluate(name: string): Promise<Evaluation> {

@@ -1,9 +1,10 @@
 // Trajectories on disk: index.jsonl says what happened, safetensors shards hold the token lanes.
-import { open, rename } from "node:fs/promises";
+import { open, readdir, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import type { Budget, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type { LearntTokens } from "../learn/types.ts";
+import { guarded, syncDirectory } from "./files.ts";
 import { AppendLog, readLog } from "./metrics.ts";
 import { encodeSafetensors, type Lane, SafetensorsFile } from "./safetensors.ts";
 
@@ -81,7 +82,10 @@ export class TrajectoryStore {
     this.#index = index;
   }
 
+  /** `indexBytes` of the index stay, what follows and half-written shards are cut off. */
   static async open(directory: string, indexBytes: number): Promise<TrajectoryStore> {
+    for (const name of await readdir(directory))
+      if (name.endsWith(".tmp")) await rm(path.join(directory, name));
     return new TrajectoryStore(
       directory,
       await AppendLog.open(path.join(directory, "index.jsonl"), indexBytes),
@@ -101,6 +105,10 @@ export class TrajectoryStore {
         `trajectories of stage ${JSON.stringify(stage)}: use letters, digits, ".", "_" and "-"`,
       );
     }
+    await guarded(this.#directory, () => this.#write(stage, iteration, stored));
+  }
+
+  async #write(stage: string, iteration: number, stored: readonly StoredTrajectory[]): Promise<void> {
     const all = stored.map((one) => one.trajectory);
     const total = all.reduce((sum, one) => sum + one.tokens.length, 0);
     const bytes = encodeSafetensors({
@@ -163,8 +171,9 @@ export class TrajectoryStore {
     await Promise.all(lines);
   }
 
-  /** Makes the index durable; returns its length in bytes. */
-  sync(): Promise<number> {
+  /** Makes the index and the names of the shards durable; returns the index's length in bytes. */
+  async sync(): Promise<number> {
+    await syncDirectory(this.#directory);
     return this.#index.sync();
   }
 

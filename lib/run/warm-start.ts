@@ -28,24 +28,49 @@ export interface WarmStartOptions {
   limits: JobConfig["evaluate"]["limits"];
   microBatchTokens: number;
   seed: number;
+  /** `next` of the last step that is done, on resume. */
+  start?: WarmStartCursor;
   signal?: AbortSignal;
 }
 
+/** Where a warm start stands between two steps, as plain JSON. */
+export interface WarmStartCursor {
+  /** Optimiser steps done, of both parts. */
+  step: number;
+  /** Demonstrations used up. */
+  demonstration: number;
+}
+
+/** Making documents never waits for the event loop, so that no signal would come through: it is let turn this often. */
+const TURN_MS = 20;
+
+/** A function that lets the event loop turn when the last turn is long enough ago. */
+function turns(): () => Promise<void> {
+  let turned = performance.now();
+  return async () => {
+    if (performance.now() - turned < TURN_MS) return;
+    await eventLoopTurn();
+    turned = performance.now();
+  };
+}
+
 /** Documents of the copying task: loss from the first repetition on. */
-function* copyBatches(options: WarmStartOptions): Generator<TrainingDocument[]> {
+async function* copyBatches(options: WarmStartOptions, start: number): AsyncGenerator<TrainingDocument[]> {
   const { copySteps, copyBatch } = options.config;
-  for (let step = 0; step < copySteps; step++) {
+  const turn = turns();
+  for (let step = start; step < copySteps; step++) {
     const random = Random.of(options.seed, "warm-start/copy", step);
-    yield Array.from({ length: copyBatch.sequences }, (_, i) => {
+    const batch: TrainingDocument[] = [];
+    while (batch.length < copyBatch.sequences) {
+      await turn();
+      const id = `copy-${step}-${batch.length}`;
+      checkAborted(options.signal, id);
       const tokens = options.tokenizer.encode(copySequence(random, copyBatch.tokens));
-      const document = demonstrationDocument(
-        `copy-${step}-${i}`,
-        tokens,
-        new Uint8Array(tokens.length).fill(ACTION),
-      );
+      const document = demonstrationDocument(id, tokens, new Uint8Array(tokens.length).fill(ACTION));
       document.mask.fill(0, 0, COPY_LONGEST);
-      return document;
-    });
+      batch.push(document);
+    }
+    yield batch;
   }
 }
 
@@ -81,26 +106,28 @@ async function demonstration(
   });
 }
 
-/** Demonstrations never wait for the event loop, so that no signal would come through: they let it turn this often. */
-const TURN_MS = 20;
-
-/** Batches of about `tokensPerStep` tokens; no demonstration comes twice. */
-async function* demonstrationBatches(options: WarmStartOptions): AsyncGenerator<TrainingDocument[]> {
+/**
+ * Batches of about `tokensPerStep` tokens; no demonstration comes twice. Tells `used` after each how many
+ * demonstrations are used up.
+ */
+async function* demonstrationBatches(
+  options: WarmStartOptions,
+  start: WarmStartCursor,
+  used: (demonstrations: number) => void,
+): AsyncGenerator<TrainingDocument[]> {
   const { steps, tokensPerStep, expertShare } = options.config;
-  let index = 0;
-  let turned = performance.now();
-  for (let step = 0; step < steps; step++) {
+  let index = start.demonstration;
+  const turn = turns();
+  for (let step = start.step; step < steps; step++) {
     const batch: TrainingDocument[] = [];
     for (let tokens = 0; tokens < tokensPerStep; ) {
-      if (performance.now() - turned >= TURN_MS) {
-        await eventLoopTurn();
-        turned = performance.now();
-      }
+      await turn();
       checkAborted(options.signal, `demonstration ${index}`);
       const document = await demonstration(index++, step < expertShare * steps, options);
       batch.push(document);
       tokens += document.tokens.length;
     }
+    used(index);
     yield batch;
   }
 }
@@ -121,9 +148,9 @@ async function* ahead<T>(source: AsyncGenerator<T>): AsyncGenerator<T> {
 /** One event an optimiser step, copying first; `step` counts through both parts. */
 export async function* warmStart(
   options: WarmStartOptions,
-): AsyncGenerator<SftStep & { part: "copy" | "demonstrations" }> {
-  const { config, policy, microBatchTokens, signal } = options;
-  const { learningRate, beta1, beta2, epsilon, weightDecay, clipNorm } = config;
+): AsyncGenerator<SftStep & { part: "copy" | "demonstrations"; next: WarmStartCursor }> {
+  const { config, policy, microBatchTokens, signal, start = { step: 0, demonstration: 0 } } = options;
+  const { learningRate, beta1, beta2, epsilon, weightDecay, clipNorm, copySteps } = config;
   const common = {
     policy,
     microBatchTokens,
@@ -133,14 +160,21 @@ export async function* warmStart(
   const copying = sft({
     ...common,
     purpose: "warm start, copying",
-    batches: copyBatches(options),
+    batches: copyBatches(options, start.step),
+    startStep: start.step,
     schedule: { peak: learningRate, warmupSteps: config.warmupSteps },
   });
-  for await (const step of copying) yield { ...step, part: "copy" };
+  for await (const { step, metrics } of copying)
+    yield { step, metrics, part: "copy", next: { step: step + 1, demonstration: 0 } };
+  // Batches are made ahead of the steps, so each step's count waits here for it.
+  const used: number[] = [];
+  const startStep = Math.max(0, start.step - copySteps);
+  const from = { step: startStep, demonstration: start.demonstration };
   const demonstrating = sft({
     ...common,
     purpose: "warm start, demonstrations",
-    batches: ahead(demonstrationBatches(options)),
+    batches: ahead(demonstrationBatches(options, from, (count) => used.push(count))),
+    startStep,
     schedule: {
       peak: learningRate,
       warmupSteps: config.warmupSteps,
@@ -148,6 +182,8 @@ export async function* warmStart(
       floor: config.floor,
     },
   });
-  for await (const step of demonstrating)
-    yield { ...step, step: config.copySteps + step.step, part: "demonstrations" };
+  for await (const { step, metrics } of demonstrating) {
+    const next = { step: copySteps + step + 1, demonstration: used.shift() as number };
+    yield { step: copySteps + step, metrics, part: "demonstrations", next };
+  }
 }

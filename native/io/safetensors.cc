@@ -204,6 +204,12 @@ SafetensorsWriter::SafetensorsWriter(std::string path, std::vector<SafetensorsTe
   }
 }
 
+namespace {
+
+const char* cure_of(int cause) { return cause == ENOSPC || cause == EDQUOT ? "; free some space" : ""; }
+
+}  // namespace
+
 SafetensorsWriter::~SafetensorsWriter() {
   if (file_ < 0) return;
   close(file_);
@@ -215,7 +221,7 @@ void SafetensorsWriter::write_bytes(const void* data, size_t bytes) {
   while (bytes > 0) {
     const ssize_t n = write(file_, from, bytes);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail("CHECKPOINT", temporary_, ": cannot be written: ", std::strerror(errno));
+    if (n < 0) fail("CHECKPOINT", temporary_, ": cannot be written: ", std::strerror(errno), cure_of(errno));
     from += n;
     bytes -= static_cast<size_t>(n);
   }
@@ -237,7 +243,7 @@ void SafetensorsWriter::append(const float* values) {
 
 void SafetensorsWriter::commit() {
   if (next_ != tensors_.size()) fail("INTERNAL", path_, ": tensor ", tensors_[next_].name, " was not written");
-  if (fsync(file_) != 0) fail("CHECKPOINT", temporary_, ": cannot be flushed: ", std::strerror(errno));
+  if (fsync(file_) != 0) fail("CHECKPOINT", temporary_, ": cannot be flushed: ", std::strerror(errno), cure_of(errno));
   close(file_);
   file_ = -1;
   if (rename(temporary_.c_str(), path_.c_str()) != 0) {

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <vector>
@@ -28,6 +29,7 @@ constexpr const char* kOptimiser = "optimizer.safetensors";
 constexpr const char* kFirst = "exp_avg.";
 constexpr const char* kSecond = "exp_avg_sq.";
 constexpr const char* kStep = "step";
+constexpr const char* kVersion = "version";
 
 std::string in_directory(const std::string& directory, const std::string& file) {
   return (std::filesystem::path(directory) / file).string();
@@ -263,18 +265,32 @@ void save_optimiser(Parameters& parameters, Stream& stream, const std::string& d
       tensors.push_back({moment + slice.name, DType::f32, slice.shape});
   }
   SafetensorsWriter writer(in_directory(directory, kOptimiser), tensors,
-                           {{"format", "pt"}, {kStep, std::to_string(parameters.optimiser_step())}});
+                           {{"format", "pt"},
+                            {kStep, std::to_string(parameters.optimiser_step())},
+                            {kVersion, std::to_string(parameters.version())}});
   append_slices(writer, parameters.slices(), stream, parameters.first_moment(), kFirst);
   append_slices(writer, parameters.slices(), stream, parameters.second_moment(), kSecond);
   writer.commit();
 }
 
+namespace {
+
+// A whole number of the file's metadata; nothing where it is missing or something else.
+std::optional<int64_t> counter(const SafetensorsReader& reader, const char* key) {
+  const auto found = reader.metadata().find(key);
+  if (found == reader.metadata().end()) return std::nullopt;
+  const std::string& digits = found->second;
+  const bool whole =
+      !digits.empty() && digits.size() < 19 && digits.find_first_not_of("0123456789") == std::string::npos;
+  return whole ? std::optional<int64_t>(std::stoll(digits)) : std::nullopt;
+}
+
+}  // namespace
+
 void load_optimiser(Parameters& parameters, Stream& stream, const std::string& directory) {
   const SafetensorsReader reader(in_directory(directory, kOptimiser));
-  const auto step = reader.metadata().find(kStep);
-  const bool counted = step != reader.metadata().end() && !step->second.empty() && step->second.size() < 19 &&
-                       step->second.find_first_not_of("0123456789") == std::string::npos;
-  if (!counted) fail("CHECKPOINT", reader.path(), ": its metadata does not say the number of steps taken");
+  const std::optional<int64_t> step = counter(reader, kStep);
+  if (!step) fail("CHECKPOINT", reader.path(), ": its metadata does not say the number of steps taken");
   std::vector<float> values;
   for (const char* moment : {kFirst, kSecond}) {
     for (const NamedSlice& slice : parameters.slices()) check_tensor(reader, moment + slice.name, slice, values);
@@ -286,7 +302,8 @@ void load_optimiser(Parameters& parameters, Stream& stream, const std::string& d
     read(kFirst, parameters.first_moment());
     read(kSecond, parameters.second_moment());
   }
-  parameters.set_optimiser_step(std::stoll(step->second));
+  parameters.set_optimiser_step(*step);
+  parameters.raise_version(counter(reader, kVersion).value_or(0));
 }
 
 }  // namespace tokenring

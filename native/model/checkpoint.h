@@ -27,7 +27,8 @@ constexpr int64_t kShardBytes = 5'000'000'000;
 void save_parameters(Parameters&, Stream&, const std::string& directory, DType dtype,
                      int64_t shard_bytes = kShardBytes);
 
-// <directory>/optimizer.safetensors: exp_avg.* and exp_avg_sq.* in f32, the number of steps taken as metadata.
+// <directory>/optimizer.safetensors: exp_avg.* and exp_avg_sq.* in f32, as metadata the number of steps taken and the
+// version of the weights, from which a load counts on.
 void save_optimiser(Parameters&, Stream&, const std::string& directory);
 void load_optimiser(Parameters&, Stream&, const std::string& directory);
 

@@ -1,5 +1,6 @@
 #include "model/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -217,6 +218,7 @@ Tensor Parameters::second_moment() {
 }
 int64_t Parameters::optimiser_step() const { return impl_->step; }
 void Parameters::set_optimiser_step(int64_t step) { impl_->step = step; }
+void Parameters::raise_version(int64_t version) { impl_->version = std::max(impl_->version, version); }
 
 void Parameters::complete_gradients(Stream& stream) {
   Impl& p = *impl_;

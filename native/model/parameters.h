@@ -45,6 +45,8 @@ class Parameters : public ParamSource, public GradSink {
   Tensor second_moment();
   int64_t optimiser_step() const;
   void set_optimiser_step(int64_t step);
+  // Counts on from `version` where that is ahead: a policy that goes on elsewhere names its weights as before.
+  void raise_version(int64_t version);
 
   // A tied embedding collects the head's gradient apart from its own, so that both sum over the tokens in their
   // order however the batch is split. This adds it to gradient(), once; call it before gradient() is read.

@@ -273,7 +273,7 @@ test("an abort ends all episodes and is thrown as one", async () => {
   expect(seen).toBeLessThan(15);
   expect(sandboxes.stillOpen).toBe(0);
   await expect(new Rollouts(options()).collect({ ...request, signal: AbortSignal.abort() })).rejects.toThrow(
-    /stage1, iteration 2\) was aborted/,
+    /stage1, rollouts of iteration 2: stopped by the caller/,
   );
 });
 

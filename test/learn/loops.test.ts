@@ -1,7 +1,13 @@
 import { describe, expect, test } from "vitest";
 import { ACTION } from "../../lib/agent/types.ts";
 import { isTokenringError } from "../../lib/errors.ts";
-import { type DapoIteration, type DapoOptions, dapo, evenParts } from "../../lib/learn/dapo.ts";
+import {
+  type DapoCursor,
+  type DapoIteration,
+  type DapoOptions,
+  dapo,
+  evenParts,
+} from "../../lib/learn/dapo.ts";
 import { type RftEvent, type RftOptions, rft } from "../../lib/learn/rft.ts";
 import { episode, instance, PolicyDouble, RolloutDouble, trajectory } from "./doubles.ts";
 
@@ -239,8 +245,10 @@ describe("dapo", () => {
     const whole = new PolicyDouble();
     const first = await all(run(whole, { config: { iterations: 4, instances: 3 } }));
     const resumed = new PolicyDouble();
-    resumed.version = whole.optimised.length - first.slice(2).reduce((sum, one) => sum + one.steps.length, 0);
-    const rest = await all(run(resumed, { startIteration: 2, config: { iterations: 4, instances: 3 } }));
+    const start = first[1]?.next as DapoCursor;
+    expect(start).toEqual({ iteration: 2, step: first.slice(0, 2).flatMap((one) => one.steps).length });
+    resumed.version = start.step;
+    const rest = await all(run(resumed, { start, config: { iterations: 4, instances: 3 } }));
     const plain = (list: DapoIteration[]): unknown =>
       list.map((one) => ({
         ...one,

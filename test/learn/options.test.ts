@@ -174,7 +174,12 @@ describe("dapo", () => {
         warmupSteps: 4,
         ...ADAMW,
       },
-      { instances: ["a", "b", "c"].map((id) => instance(id)), purpose: "stage1", startStep: 1, signal },
+      {
+        instances: ["a", "b", "c"].map((id) => instance(id)),
+        purpose: "stage1",
+        start: { iteration: 0, step: 1 },
+        signal,
+      },
     );
     expect(
       source.requests.map(({ instances, ...request }) => ({ ...request, instances: instances.length })),

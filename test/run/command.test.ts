@@ -12,7 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterAll, expect, test } from "vitest";
+import { afterAll, expect, test, vi } from "vitest";
 
 const main = path.resolve("dist/cli/main.js");
 const root = mkdtempSync(path.join(tmpdir(), "tokenring-command-"));
@@ -97,8 +97,11 @@ test("a run that fails before anything is recorded leaves its directory as it wa
   expect(readdirSync(run)).toEqual([]);
 });
 
-test("Ctrl-C stops a run, says how to go on, and leaves nothing locked", async () => {
-  const run = path.join(root, "stopped");
+/** A run that is told by `signal` to stop when it has taken a step; how it ended, and what it said. */
+async function stoppedBy(
+  signal: NodeJS.Signals,
+  run: string,
+): Promise<{ code: number | null; said: string }> {
   const child = spawn(process.execPath, [main, "train", writeConfig("long.yaml", 100_000), "--out", run], {
     stdio: ["ignore", "ignore", "pipe"],
     timeout: 50_000,
@@ -106,9 +109,34 @@ test("Ctrl-C stops a run, says how to go on, and leaves nothing locked", async (
   let said = "";
   child.stderr.setEncoding("utf8").on("data", (text: string) => {
     said += text;
-    if (said.includes("warm start") && !child.killed) child.kill("SIGINT");
   });
-  expect(await once(child, "close")).toEqual([130, null]);
-  expect(said).toContain(`to go on: tokenring resume ${run}`);
-  expect(existsSync(path.join(run, "lock"))).toBe(false);
-});
+  const closed = once(child, "close");
+  const metrics = path.join(run, "metrics.jsonl");
+  await vi.waitUntil(() => existsSync(metrics) && readFileSync(metrics, "utf8").includes('"type":"step"'), {
+    timeout: 40_000,
+  });
+  child.kill(signal);
+  const [code] = await closed;
+  return { code, said };
+}
+
+test.each([
+  ["SIGINT", 130],
+  ["SIGTERM", 143],
+] as const)(
+  "%s stops a run, which saves its steps, says how to go on, and leaves nothing locked",
+  async (signal, code) => {
+    const run = path.join(root, signal);
+    const ended = await stoppedBy(signal, run);
+    expect(ended.code).toBe(code);
+    expect(ended.said).toMatch(new RegExp(`^tokenring: .*: stopped by ${signal}$`, "m"));
+    expect(ended.said).toContain(`to go on: tokenring resume ${run}`);
+    expect(existsSync(path.join(run, "lock"))).toBe(false);
+    const state = JSON.parse(readFileSync(path.join(run, "state.json"), "utf8"));
+    const steps = readFileSync(path.join(run, "metrics.jsonl"), "utf8").match(/"type":"step"/g)?.length ?? 0;
+    expect(steps).toBeGreaterThan(0);
+    expect(state.progress.current.cursor).toMatchObject({ kind: "base", next: { step: steps } });
+    expect(readdirSync(path.join(run, "checkpoints"))).toEqual([`base.at-${steps}`]);
+    expect(state.checkpoint).toBe(`base.at-${steps}`);
+  },
+);

@@ -4,7 +4,8 @@ import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile 
 import { hostname, tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { findCheckpoint, RunDirectory, readManifest } from "../../lib/run/directory.ts";
+import { findCheckpoint } from "../../lib/run/checkpoints.ts";
+import { RunDirectory, readManifest } from "../../lib/run/directory.ts";
 import { readEvents } from "../../lib/run/metrics.ts";
 
 let at: string;
