@@ -4,6 +4,7 @@ import { describeMachine, MOST_THREADS } from "./machine.ts";
 import { type Case, type MeasureOptions, measure } from "./measure.ts";
 import type { Result, Results } from "./result.ts";
 import { layer } from "./suites/layer.ts";
+import { loadSuite } from "./suites/load.ts";
 import { loss } from "./suites/loss.ts";
 import { napi } from "./suites/napi.ts";
 import { sample } from "./suites/sample.ts";
@@ -19,7 +20,7 @@ export interface Suite {
 }
 
 /** In the order in which they run. */
-export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox];
+export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox, loadSuite];
 
 export interface RunOptions extends MeasureOptions {
   /** Of every side that computes a model (default: all cores). */

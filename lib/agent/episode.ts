@@ -4,6 +4,7 @@ import type { Engine, Session } from "../engine/types.ts";
 import { isTokenringError, TokenringError } from "../errors.ts";
 import type { Sandbox, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
+import { turn } from "../turns.ts";
 import { SmallerBudgets } from "./budgets.ts";
 import { type Deadline, startDeadline, withSandboxDeadline } from "./deadline.ts";
 import { formatErrorText, parseAction } from "./grammar.ts";
@@ -146,6 +147,8 @@ async function react(
         }),
       );
       const sampleMs = performance.now() - asked;
+      // Many engines' answers may come in one turn of the event loop.
+      await turn();
       deadline.signal.throwIfAborted();
       const place = stream.act(sampled, {
         maxTokens,
@@ -153,7 +156,7 @@ async function react(
       });
       const text = tokenizer.decode(sampled.tokens);
       const { command, error } = parseAction(text);
-      const turn: Turn = {
+      const taken: Turn = {
         ...place,
         text,
         command,
@@ -164,7 +167,7 @@ async function react(
         sampleMs,
         toolMs: 0,
       };
-      turns.push(turn);
+      turns.push(taken);
       await smaller.sampled(sampled.tokens);
 
       const started = performance.now();
@@ -173,11 +176,12 @@ async function react(
         observation = workspace.observation(formatErrorText(error ?? "no_command", workspace.style));
       } else {
         const outcome = await deadline.race(workspace.run(command, deadline.signal));
-        turn.toolMs = performance.now() - started;
+        taken.toolMs = performance.now() - started;
         if (outcome.submitted) return "submitted";
         observation = outcome.observation;
       }
       if (turns.length >= limits.maxTurns) break;
+      await turn();
 
       // An action that was cut lacks its end; the policy did not say it, so it belongs to what it is shown.
       const between = chat.between(observation);
@@ -186,7 +190,7 @@ async function react(
       await smaller.ran(stream.length, tokens.length);
       if (stream.length + tokens.length >= room) return "context_limit";
       stream.observe(tokens);
-      turn.observation = observation;
+      taken.observation = observation;
     }
     return "turn_limit";
   } catch (error) {

@@ -11,12 +11,13 @@ interface Owner {
   started: string | null;
 }
 
-/** Field 22 of /proc/<pid>/stat; null where there is no such process or no /proc. */
-async function startTime(pid: number): Promise<string | null> {
+/** Fields 3 and 22 of /proc/<pid>/stat; null where there is no such process or no /proc. */
+async function statOf(pid: number): Promise<{ state: string; started: string } | null> {
   try {
     const stat = await readFile(`/proc/${pid}/stat`, "utf8");
     // The second field is the command in parentheses and may hold anything, so count from its end.
-    return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? null;
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return { state: fields[0] as string, started: fields[19] as string };
   } catch {
     return null;
   }
@@ -28,8 +29,11 @@ async function alive(owner: Owner): Promise<boolean> {
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ESRCH") return false;
   }
-  const started = await startTime(owner.pid);
-  return owner.started === null || started === null || started === owner.started;
+  const stat = await statOf(owner.pid);
+  if (stat === null) return true;
+  // A zombie writes nothing any more, though its parent has not asked for its end yet.
+  if (stat.state === "Z" || stat.state === "X") return false;
+  return owner.started === null || stat.started === owner.started;
 }
 
 function parse(text: string): Owner | null {
@@ -49,7 +53,11 @@ let attempts = 0;
  * process holds it, or one on another host, of which nobody here can know.
  */
 export async function takeLock(file: string): Promise<() => Promise<void>> {
-  const mine: Owner = { pid: process.pid, host: hostname(), started: await startTime(process.pid) };
+  const mine: Owner = {
+    pid: process.pid,
+    host: hostname(),
+    started: (await statOf(process.pid))?.started ?? null,
+  };
   const text = JSON.stringify(mine);
   const own = `${file}.${process.pid}.${attempts++}`;
   const directory = path.dirname(file);

@@ -18,30 +18,37 @@ function dtypeOf(lane: Lane): Dtype {
   return lane instanceof Float32Array ? "F32" : "U8";
 }
 
-/** The bytes of a file that holds `lanes` as one-dimensional tensors. Wider dtypes come first, so all are aligned. */
-export function encodeSafetensors(
-  lanes: Readonly<Record<string, Lane>>,
+/**
+ * The bytes of a file that holds `lanes` as one-dimensional tensors, each given in pieces; piece by piece, none of them
+ * copied. Wider dtypes come first, so all are aligned.
+ */
+export function* safetensorsPieces(
+  lanes: Readonly<Record<string, readonly Lane[]>>,
   metadata: Readonly<Record<string, string>> = {},
-): Uint8Array {
+): Generator<Uint8Array> {
   const header: Record<string, unknown> = { __metadata__: { format: "tokenring", ...metadata } };
-  const ordered = Object.entries(lanes).sort(([, a], [, b]) => b.BYTES_PER_ELEMENT - a.BYTES_PER_ELEMENT);
+  const width = (pieces: readonly Lane[]): number => pieces[0]?.BYTES_PER_ELEMENT ?? 1;
+  const ordered = Object.entries(lanes).sort(([, a], [, b]) => width(b) - width(a));
   let end = 0;
-  for (const [name, lane] of ordered) {
+  for (const [name, pieces] of ordered) {
     const begin = end;
-    end += lane.byteLength;
-    header[name] = { dtype: dtypeOf(lane), shape: [lane.length], data_offsets: [begin, end] };
+    const length = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    end += length * width(pieces);
+    header[name] = {
+      dtype: dtypeOf(pieces[0] ?? new Uint8Array()),
+      shape: [length],
+      data_offsets: [begin, end],
+    };
   }
   const json = JSON.stringify(header);
   const text = new TextEncoder().encode(json + " ".repeat((8 - (Buffer.byteLength(json) % 8)) % 8));
-  const out = new Uint8Array(8 + text.length + end);
-  new DataView(out.buffer).setBigUint64(0, BigInt(text.length), true);
-  out.set(text, 8);
-  let at = 8 + text.length;
-  for (const [, lane] of ordered) {
-    out.set(new Uint8Array(lane.buffer, lane.byteOffset, lane.byteLength), at);
-    at += lane.byteLength;
-  }
-  return out;
+  const length = new Uint8Array(8);
+  new DataView(length.buffer).setBigUint64(0, BigInt(text.length), true);
+  yield length;
+  yield text;
+  for (const [, pieces] of ordered)
+    for (const { buffer, byteOffset, byteLength } of pieces)
+      yield new Uint8Array(buffer, byteOffset, byteLength);
 }
 
 function broken(path: string, why: string, cause?: unknown): TokenringError {

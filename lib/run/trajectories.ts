@@ -1,12 +1,12 @@
 // Trajectories on disk: index.jsonl says what happened, safetensors shards hold the token lanes.
-import { open, readdir, rename, rm } from "node:fs/promises";
+import { open, readdir, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import type { Budget, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { guarded, syncDirectory } from "./files.ts";
 import { AppendLog, readLog } from "./metrics.ts";
-import { encodeSafetensors, type Lane, SafetensorsFile } from "./safetensors.ts";
+import { type Lane, SafetensorsFile, safetensorsPieces } from "./safetensors.ts";
 
 /** One line of index.jsonl: a trajectory without its lanes, which `shard` holds. */
 export interface TrajectoryEntry extends Omit<Trajectory, "tokens" | "provenance" | "logprobs" | "alsoAt"> {
@@ -40,29 +40,20 @@ export interface StoredTrajectory {
   learnt?: LearntTokens;
 }
 
-function concatenate<T extends Lane>(lanes: readonly T[], out: T): T {
-  let at = 0;
-  for (const lane of lanes) {
-    out.set(lane, at);
-    at += lane.length;
-  }
-  return out;
-}
-
-function floats(lanes: readonly Float32Array[]): Float32Array {
-  return concatenate(lanes, new Float32Array(lanes.reduce((sum, lane) => sum + lane.length, 0)));
+/** Pieces of a lane, the first of which says its dtype where there are no others. */
+function pieces<T extends Lane>(type: T, lanes: readonly T[]): readonly Lane[] {
+  return [type, ...lanes];
 }
 
 /** The lanes of what learning saw, one entry for each action token that was learnt from; none where nothing was. */
-function learntLanes(learnt: readonly LearntTokens[]): Record<string, Lane> {
+function learntLanes(learnt: readonly LearntTokens[]): Record<string, readonly Lane[]> {
   if (learnt.length === 0) return {};
-  const flags = learnt.map((one) => one.flags);
   const old = learnt.flatMap(({ oldLogprob }) => oldLogprob ?? []);
   return {
-    learnt_logprobs: floats(learnt.map((one) => one.logprob)),
-    learnt_entropies: floats(learnt.map((one) => one.entropy)),
-    learnt_flags: concatenate(flags, new Uint8Array(flags.reduce((sum, lane) => sum + lane.length, 0))),
-    ...(old.length > 0 && { learnt_old_logprobs: floats(old) }),
+    learnt_logprobs: learnt.map((one) => one.logprob),
+    learnt_entropies: learnt.map((one) => one.entropy),
+    learnt_flags: learnt.map((one) => one.flags),
+    ...(old.length > 0 && { learnt_old_logprobs: old }),
   };
 }
 
@@ -110,19 +101,19 @@ export class TrajectoryStore {
 
   async #write(stage: string, iteration: number, stored: readonly StoredTrajectory[]): Promise<void> {
     const all = stored.map((one) => one.trajectory);
-    const total = all.reduce((sum, one) => sum + one.tokens.length, 0);
-    const bytes = encodeSafetensors({
-      tokens: concatenate(
+    // Written piece by piece: the lanes of a large iteration are never in memory a second time.
+    const bytes = safetensorsPieces({
+      tokens: pieces(
+        new Int32Array(),
         all.map((one) => one.tokens),
-        new Int32Array(total),
       ),
-      logprobs: concatenate(
+      logprobs: pieces(
+        new Float32Array(),
         all.map((one) => one.logprobs),
-        new Float32Array(total),
       ),
-      provenance: concatenate(
+      provenance: pieces(
+        new Uint8Array(),
         all.map((one) => one.provenance),
-        new Uint8Array(total),
       ),
       ...learntLanes(stored.flatMap(({ learnt }) => learnt ?? [])),
     });
@@ -130,13 +121,12 @@ export class TrajectoryStore {
     const file = path.join(this.#directory, shard);
     {
       await using handle = await open(`${file}.tmp`, "w");
-      await handle.writeFile(bytes);
+      await writeFile(handle, bytes);
       await handle.datasync();
     }
     await rename(`${file}.tmp`, file);
     let offset = 0;
     let learntOffset = 0;
-    const lines: Promise<void>[] = [];
     for (const { trajectory, dropped, reward, advantage, learnt } of stored) {
       const { tokens, provenance: _, logprobs: __, alsoAt, ...text } = trajectory;
       const smaller = alsoAt?.map(({ budget, trajectory: at }) => {
@@ -165,10 +155,10 @@ export class TrajectoryStore {
         ...(smaller ? { alsoAt: smaller } : {}),
       };
       learntOffset += learnt?.flags.length ?? 0;
-      lines.push(this.#index.append(entry));
+      // One after the other, so that the event loop turns between two long lines.
+      await this.#index.append(entry);
       offset += tokens.length;
     }
-    await Promise.all(lines);
   }
 
   /** Makes the index and the names of the shards durable; returns the index's length in bytes. */

@@ -1,7 +1,6 @@
 // The warm start: what stands in for instruction tuning where no pretrained weights can be had. First a copying task,
 // from which the induction circuit forms, then scripted demonstrations that go through the very same episode, tools
 // and chat format as the policy later does, in a simulated sandbox.
-import { setImmediate as eventLoopTurn } from "node:timers/promises";
 import { runEpisode } from "../agent/episode.ts";
 import { ACTION } from "../agent/types.ts";
 import { scriptedEngine } from "../engine/scripted.ts";
@@ -14,6 +13,7 @@ import { Random } from "../random.ts";
 import { COPY_LONGEST, copySequence } from "../tasks/tinyswe/copy.ts";
 import { demonstrationTask } from "../tasks/tinyswe/demonstrator.ts";
 import { COMPACT_TEMPLATE } from "../tasks/tinyswe/tinyswe.ts";
+import { turn } from "../turns.ts";
 import type { JobConfig } from "./config.ts";
 import { episodeLimits } from "./limits.ts";
 
@@ -41,23 +41,9 @@ export interface WarmStartCursor {
   demonstration: number;
 }
 
-/** Making documents never waits for the event loop, so that no signal would come through: it is let turn this often. */
-const TURN_MS = 20;
-
-/** A function that lets the event loop turn when the last turn is long enough ago. */
-function turns(): () => Promise<void> {
-  let turned = performance.now();
-  return async () => {
-    if (performance.now() - turned < TURN_MS) return;
-    await eventLoopTurn();
-    turned = performance.now();
-  };
-}
-
 /** Documents of the copying task: loss from the first repetition on. */
 async function* copyBatches(options: WarmStartOptions, start: number): AsyncGenerator<TrainingDocument[]> {
   const { copySteps, copyBatch } = options.config;
-  const turn = turns();
   for (let step = start; step < copySteps; step++) {
     const random = Random.of(options.seed, "warm-start/copy", step);
     const batch: TrainingDocument[] = [];
@@ -117,7 +103,6 @@ async function* demonstrationBatches(
 ): AsyncGenerator<TrainingDocument[]> {
   const { steps, tokensPerStep, expertShare } = options.config;
   let index = start.demonstration;
-  const turn = turns();
   for (let step = start.step; step < steps; step++) {
     const batch: TrainingDocument[] = [];
     for (let tokens = 0; tokens < tokensPerStep; ) {

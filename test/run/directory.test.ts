@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import path from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { findCheckpoint } from "../../lib/run/checkpoints.ts";
 import { RunDirectory, readManifest } from "../../lib/run/directory.ts";
 import { readEvents } from "../../lib/run/metrics.ts";
@@ -206,6 +206,25 @@ describe("one writer", () => {
     const lock = path.join(at, "lock");
     await writeFile(lock, JSON.stringify({ pid: process.ppid, host: hostname(), started: "1" }));
     await (await RunDirectory.open(at)).close();
+  });
+
+  test("a killed process that its parent has not reaped yet is no owner any more", async () => {
+    await (await make()).close();
+    // exec leaves the shell's child to a parent that never asks for its end.
+    const script = "sh -c 'echo $$; kill -9 $$' & exec node -e 'process.stdin.resume()'";
+    const parent = spawn("sh", ["-c", script], { stdio: ["pipe", "pipe", "ignore"] });
+    try {
+      const [text] = (await once(parent.stdout, "data")) as [Buffer];
+      const pid = Number(text.toString());
+      await vi.waitUntil(async () => / \(sh\) Z /.test(await readFile(`/proc/${pid}/stat`, "utf8")), {
+        timeout: 20_000,
+      });
+      await writeFile(path.join(at, "lock"), JSON.stringify({ pid, host: hostname(), started: null }));
+      await (await RunDirectory.open(at)).close();
+    } finally {
+      parent.kill("SIGKILL");
+      await once(parent, "exit");
+    }
   });
 
   test("of a process on another host nobody here can know", async () => {

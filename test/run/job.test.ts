@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { evaluate } from "../../lib/evaluate/evaluate.ts";
+import { SolveRates } from "../../lib/learn/curriculum.ts";
 import { Policy } from "../../lib/policy/policy.ts";
 import { findCheckpoint } from "../../lib/run/checkpoints.ts";
 import { type JobInput, jobSchema } from "../../lib/run/config.ts";
@@ -253,6 +254,49 @@ describe("a job", () => {
       ),
     );
     expect(resumed).toEqual(whole);
+  });
+
+  it("goes on with the pool that the stage began with, though what its iterations did would refine it anew", async () => {
+    const [stage] = small.stages as [NonNullable<JobInput["stages"]>[number]];
+    const refined = jobSchema.parse({
+      ...small,
+      warmStart: undefined,
+      stages: [{ ...stage, pool: "refined", iterations: 3 }],
+      evaluate: { runs: 1, limits },
+    });
+    // A policy from nothing solves nothing: each instance looks half solved once, and hopeless after that.
+    const seen = new Set<string>();
+    const spy = vi
+      .spyOn(SolveRates.prototype, "rate")
+      .mockImplementation((id) => (seen.size === seen.add(id).size ? 0 : 0.5));
+    const name = "refined";
+    const run = { config: refined, seed: refined.seed, version: "test" };
+    try {
+      const controller = new AbortController();
+      await using created = await RunDirectory.create(directory(name), run);
+      const update = (done: number): void => {
+        if (done === 1) controller.abort(new Error("enough"));
+      };
+      let stageBegun = false;
+      const phase = (of: string): void => {
+        stageBegun = of === "stage1";
+      };
+      const progress = { ...silent, phase, update: (done: number) => stageBegun && update(done) };
+      await expect(
+        runJob(refined, { run: created, progress, signal: controller.signal }),
+      ).rejects.toMatchObject({ code: "ERR_TOKENRING_ABORTED" });
+      await created.close();
+      await using opened = await RunDirectory.open(directory(name));
+      const logs: string[] = [];
+      await runJob(refined, { run: opened, progress: { ...silent, log: (line) => logs.push(line) } });
+      expect(logs).toContain("stage1: 6 of 6 instances left");
+    } finally {
+      spy.mockRestore();
+    }
+    const iterations = (await readEvents(path.join(directory(name), "metrics.jsonl"))).flatMap((event) =>
+      event.type === "iteration" ? [event.iteration] : [],
+    );
+    expect(iterations).toEqual([0, 1, 2]);
   });
 
   it("names stage, iteration, step and token of a number that is not finite, and goes on from the checkpoint", async () => {

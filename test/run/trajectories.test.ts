@@ -7,9 +7,14 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Trajectory } from "../../lib/agent/types.ts";
 import type { LearntTokens } from "../../lib/learn/types.ts";
 import { RunDirectory } from "../../lib/run/directory.ts";
-import { encodeSafetensors, SafetensorsFile } from "../../lib/run/safetensors.ts";
+import { type Lane, SafetensorsFile, safetensorsPieces } from "../../lib/run/safetensors.ts";
 import { loadLearnt, loadTrajectory, readIndex, type TrajectoryEntry } from "../../lib/run/trajectories.ts";
 import { trajectory } from "../learn/doubles.ts";
+
+const encodeSafetensors = (lanes: Record<string, Lane>): Buffer =>
+  Buffer.concat([
+    ...safetensorsPieces(Object.fromEntries(Object.entries(lanes).map(([name, lane]) => [name, [lane]]))),
+  ]);
 
 let folder: string;
 beforeEach(async () => {
