@@ -1,4 +1,4 @@
-# Three targets: the core library (no N-API in it), the addon around it, and its C++ tests.
+# Four targets: the core library (no N-API in it), the addon around it, its C++ tests, and the program that starts sandboxes.
 # Run through `npm run build`; "gypfile": false in package.json keeps npm from building on install.
 {
   "target_defaults": {
@@ -46,6 +46,11 @@
       "dependencies": ["tokenring_core"],
       "libraries": ["-ldl", "-pthread"],
       "ldflags": ["-pthread"],
+    },
+    {
+      "target_name": "tokenring_sandbox",
+      "type": "executable",
+      "sources": ["<!@(node scripts/native-sources.mjs native/sandbox)"],
     },
   ],
 }

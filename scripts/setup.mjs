@@ -265,8 +265,8 @@ function findNodeGyp() {
 }
 
 const nativeProducts = {
-  addon: ["build/Release/tokenring.node"],
-  all: ["build/Release/tokenring.node", "build/Release/tokenring_test"],
+  addon: ["build/Release/tokenring.node", "build/Release/tokenring_sandbox"],
+  all: ["build/Release/tokenring.node", "build/Release/tokenring_sandbox", "build/Release/tokenring_test"],
 };
 
 async function buildNative(scope) {
@@ -304,7 +304,7 @@ async function buildNative(scope) {
     const onLine = (line) => {
       if (/^\s*CXX\(target\)/.test(line)) note(`${++files} files`);
     };
-    const targets = scope === "all" ? [] : ["tokenring"];
+    const targets = scope === "all" ? [] : ["tokenring", "tokenring_sandbox"];
     const args = [...gyp, "build", "--jobs", `${process.env.JOBS || jobs}`, ...targets];
     const built = await run("native", process.execPath, args, {
       deadline: 30 * minute,

@@ -180,7 +180,7 @@ const job = z.strictObject({
   }),
   sandbox: z
     .strictObject({
-      kind: z.enum(["auto", "bubblewrap", "unsafe-host"]).default("auto"),
+      kind: z.enum(["auto", "bubblewrap", "landlock", "unsafe-host"]).default("auto"),
     })
     .prefault({}),
   /** Episodes that sample at the same time. */

@@ -6,12 +6,14 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
+  readdirSync,
   readFileSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import { TokenringError } from "../errors.ts";
-import { copyTree, finishDirectory, type Owner, removeTree, type TreeSize } from "./tree.ts";
+import { copyTree, finishDirectory, measureTree, type Owner, removeTree, type TreeSize } from "./tree.ts";
 
 export interface Base {
   /** Below the store's directory; a git directory with the base's objects, its index and nothing else. */
@@ -24,6 +26,24 @@ export interface Base {
 
 const KEPT_BASES = 256;
 
+/**
+ * A tree beyond this is not copied for every sandbox: all share one copy, and an overlay takes the changes of each. Below
+ * it a copy is cheaper than the overlay; see docs/sandbox.md.
+ */
+export const LARGE_TREE: Readonly<TreeSize> = { bytes: 8 * 1024 * 1024, entries: 300 };
+
+/** A copy of a repository that sandboxes share, never written to. */
+export interface SharedTree {
+  readonly directory: string;
+  readonly size: TreeSize;
+}
+
+interface SharedUse {
+  users: number;
+  /** Whether it goes with its last user. */
+  doomed: boolean;
+}
+
 /** Bases by repository and commit, since many sandboxes open the same instance. */
 export class BaseStore {
   readonly #parent: string;
@@ -31,6 +51,9 @@ export class BaseStore {
   readonly #users = new Map<Base, number>();
   /** The bases of snapshots, by the snapshot's directory. */
   readonly #origins = new Map<string, Base>();
+  /** By repository and state of its index, or the snapshot's directory; null where the tree is small. */
+  readonly #shared = new Map<string, SharedTree | null>();
+  readonly #sharedUses = new Map<string, SharedUse>();
   #count = 0;
 
   constructor(parent: string) {
@@ -55,7 +78,51 @@ export class BaseStore {
       this.#bases.delete(key);
       this.#users.delete(old);
       void removeTree(old.directory);
+      for (const [state, tree] of this.#shared) {
+        if (!state.startsWith(`${key}\0`)) continue;
+        this.#shared.delete(state);
+        if (tree) this.#doom(tree.directory);
+      }
     }
+  }
+
+  /**
+   * The tree that sandboxes on `repository` share, where it is large; give it back by `giveBack`. A repository is taken to
+   * be the same while its commit, its index and the entries of its top folder are.
+   */
+  share(repository: string, base: Base, inside: string, owner: Owner | undefined): SharedTree | null {
+    const key = this.#origins.has(repository) ? repository : stateOf(repository, base);
+    let tree = this.#shared.get(key);
+    if (tree === undefined) {
+      tree = null;
+      if (isLarge(repository)) {
+        const directory = join(this.#parent, `tree-${this.#count++}`);
+        tree = { directory, size: this.copy(repository, directory, inside, owner) };
+      }
+      this.#shared.set(key, tree);
+    }
+    if (tree) this.#useOf(tree.directory).users++;
+    return tree;
+  }
+
+  giveBack(tree: SharedTree): void {
+    const use = this.#useOf(tree.directory);
+    use.users--;
+    if (use.doomed) this.#doom(tree.directory);
+  }
+
+  #useOf(directory: string): SharedUse {
+    const use = this.#sharedUses.get(directory) ?? { users: 0, doomed: false };
+    this.#sharedUses.set(directory, use);
+    return use;
+  }
+
+  #doom(directory: string): void {
+    const use = this.#useOf(directory);
+    use.doomed = true;
+    if (use.users > 0) return;
+    this.#sharedUses.delete(directory);
+    void removeTree(directory);
   }
 
   /**
@@ -84,6 +151,9 @@ export class BaseStore {
   forget(snapshot: string): void {
     const base = this.#origins.get(snapshot);
     if (base && this.#origins.delete(snapshot)) this.release(base);
+    const tree = this.#shared.get(snapshot);
+    this.#shared.delete(snapshot);
+    if (tree) this.#doom(tree.directory);
   }
 
   #lookUp(repository: string): Base {
@@ -114,6 +184,20 @@ export class BaseStore {
     const index = join(directory, "index");
     return { name, directory, commit, tracked: existsSync(index) ? readIndex(readFileSync(index)) : null };
   }
+}
+
+function stateOf(repository: string, base: Base): string {
+  const time = (path: string): number => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  return [repository, base.commit, time(join(repository, ".git", "index")), time(repository)].join("\0");
+}
+
+/** What git keeps is not copied, so it does not count. */
+function isLarge(repository: string): boolean {
+  const size: TreeSize = { bytes: 0, entries: 0 };
+  for (const name of readdirSync(repository)) {
+    if (name !== ".git") measureTree(join(repository, name), LARGE_TREE, size);
+  }
+  return size.bytes > LARGE_TREE.bytes || size.entries > LARGE_TREE.entries;
 }
 
 /** The commit that HEAD of a repository names, read without starting git. */

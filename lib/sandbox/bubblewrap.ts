@@ -1,8 +1,14 @@
 // The strong kind: namespaces by bubblewrap. A sandbox sees the system read-only, its tree, its /tmp, and nobody else.
-import { spawnSync } from "node:child_process";
-import { chmodSync, copyFileSync, existsSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type Python, quote, SANDBOX_PATH, sandboxEnvironment, systemMounts, writeEtc } from "./host.ts";
+import {
+  type Python,
+  residentBash,
+  SANDBOX_PATH,
+  sandboxEnvironment,
+  systemMounts,
+  writeEtc,
+} from "./host.ts";
 import type { LaunchPlan } from "./launcher.ts";
 import type { Owner } from "./tree.ts";
 
@@ -12,6 +18,8 @@ const EXTRA_BIN = "/opt/bin";
 const RESIDENT_BASH = "/opt/resident/bash";
 /** The base commit's objects, read-only, for diffs that no agent can spoil. */
 export const BASE_INSIDE = "/opt/base";
+/** Where the launcher puts the filter of system calls. */
+const FILTER_DESCRIPTOR = "9";
 
 /**
  * @param user Whom to run as; undefined is the current user. As real root the kernel does not count processes.
@@ -32,17 +40,10 @@ export function bubblewrapPlan(options: {
     return existsSync(path) ? ["--dev-bind", path, path] : [];
   });
   const fixed = [
-    ...[
-      "--unshare-user",
-      "--uid",
-      "1000",
-      "--gid",
-      "1000",
-      "--unshare-pid",
-      "--unshare-ipc",
-      "--unshare-uts",
-    ],
-    ...["--unshare-net", "--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL"],
+    ...["--unshare-user", "--uid", "1000", "--gid", "1000"],
+    ...["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"],
+    ...["--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL"],
+    ...["--seccomp", FILTER_DESCRIPTOR],
     // The resident shell is the namespace's first process: nothing inside can kill it, and all dies with it.
     "--as-pid-1",
     ...systemMounts(),
@@ -56,29 +57,18 @@ export function bubblewrapPlan(options: {
     ...(python ? ["--symlink", python.executable, `${EXTRA_BIN}/python`] : []),
     ...(python?.prefix ? ["--symlink", python.executable, `${EXTRA_BIN}/python3`] : []),
   ];
-  const own =
-    `--ro-bind "bases/$base" ${BASE_INSIDE} --bind "slots/$slot/tmp" /tmp --bind "slots/$slot/repo" "$workdir" ` +
-    `--remount-ro / --chdir "$workdir"`;
-  const shell = [RESIDENT_BASH, "--norc", "--noprofile", "-c", script, "bash"].map(quote).join(" ");
   return {
     env: sandboxEnvironment(`${EXTRA_BIN}:${SANDBOX_PATH}`, "/tmp"),
-    user,
+    mounts: true,
     slotOwner: () => user,
-    command: `exec ${quote(bwrap)} ${fixed.map(quote).join(" ")} ${own} ${shell}`,
-    sweep: null,
-    group: false,
+    start: ({ slot, base, workdir }) => ({
+      options: user ? [`user=${user.uid}`] : [],
+      arguments: [
+        ...[bwrap, ...fixed, "--ro-bind", join(scratch, "bases", base), BASE_INSIDE],
+        ...["--bind", `${slot.directory}/fs/tmp`, "/tmp", "--bind", `${slot.directory}/fs/repo`, workdir],
+        ...["--remount-ro", "/", "--chdir", workdir],
+        ...[RESIDENT_BASH, "--norc", "--noprofile", "-c", script, "bash"],
+      ],
+    }),
   };
-}
-
-/**
- * A bash that may be run but not read: the kernel keeps what such a process has in /proc, its pipes among it, from all
- * others. The host's own bash where `scratch` lies on a file system that runs no programs.
- */
-function residentBash(scratch: string, bash: string): string {
-  const copy = join(scratch, "bash");
-  if (!existsSync(copy)) {
-    copyFileSync(bash, copy);
-    chmodSync(copy, 0o111);
-  }
-  return spawnSync(copy, ["-c", ":"], { timeout: 10_000 }).status === 0 ? copy : bash;
 }

@@ -1,9 +1,10 @@
 // What the host offers to sandboxes: programs, an interpreter, and the few files of /etc that programs look for.
-import { execFile } from "node:child_process";
+import { execFile, spawnSync } from "node:child_process";
 import {
   accessSync,
   chmodSync,
   constants,
+  copyFileSync,
   cpSync,
   existsSync,
   lstatSync,
@@ -122,6 +123,19 @@ export function sandboxEnvironment(path: string, home: string): Record<string, s
     PYTHONHASHSEED: "0",
     PYTHONDONTWRITEBYTECODE: "1",
   };
+}
+
+/**
+ * A bash that may be run but not read: the kernel keeps what such a process has in /proc, its pipes among it, from all
+ * others. The host's own bash where `scratch` lies on a file system that runs no programs.
+ */
+export function residentBash(scratch: string, bash: string): string {
+  const copy = join(scratch, "bash");
+  if (!existsSync(copy)) {
+    copyFileSync(bash, copy);
+    chmodSync(copy, 0o111);
+  }
+  return spawnSync(copy, ["-c", ":"], { timeout: 10_000 }).status === 0 ? copy : bash;
 }
 
 /** One word of shell text. */

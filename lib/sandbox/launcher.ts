@@ -1,71 +1,60 @@
-// A small shell that starts the sandboxes. Forking from Node copies the page tables of a trainer that may hold
-// gigabytes (40 ms for 2 GiB); forking from here costs a fraction of a millisecond whatever the trainer holds.
-import { type ChildProcess, spawn } from "node:child_process";
-import { chmodSync, chownSync, mkdirSync, readFileSync } from "node:fs";
+// The program that starts the sandboxes (native/sandbox): a small process of its own. Forking from Node copies the page
+// tables of a trainer that may hold gigabytes (40 ms for 2 GiB); forking from here costs a fraction of a millisecond
+// whatever the trainer holds. Where it may mount, it does so where nobody else sees it, and all of it goes with it.
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
+import { fileURLToPath } from "node:url";
 import { sandboxBroken } from "./errors.ts";
-import { quote } from "./host.ts";
-import type { Owner } from "./tree.ts";
+import { type Owner, removeTree, type TreeSize } from "./tree.ts";
 
-const SLOT_BATCH = 8;
 const REPLY_MS = 20_000;
+const STOP_MS = 10_000;
+/** What starts a sandbox or has just died of one counts in its group as well. */
+const OWN_PROCESSES = 8;
 
-/** A place for one sandbox: `repo`, `tmp`, the pipes `in` and `out`, and `err` with what a failed start said. */
+/** lib/sandbox/launcher.ts and dist/sandbox/launcher.js lie equally deep in the package. */
+export const LAUNCHER_PROGRAM: string = fileURLToPath(
+  new URL("../../build/Release/tokenring_sandbox", import.meta.url),
+);
+
+/** A place for one sandbox: the pipes `in` and `out`, and `err` with what a failed start said. */
 export interface Slot {
   readonly id: number;
   readonly directory: string;
+  /** Where this process finds the sandbox's `repo` and `tmp`. */
+  readonly files: string;
+  /** Whose they are. */
   readonly owner: Owner | undefined;
+}
+
+export interface StartLimits {
+  /** What the sandbox's files may take, where they lie on a file system of their own. */
+  disk: TreeSize;
+  /** Of all its processes and files together, where control groups can be had. */
+  memoryBytes: number;
+  processes: number;
 }
 
 /** How a kind of sandbox is started by the launcher. */
 export interface LaunchPlan {
   /** Environment of the launcher and of all below it. */
   env: Readonly<Record<string, string>>;
-  /** Who the launcher runs as; undefined is the host process's own user. */
-  user: Owner | undefined;
-  /** Who owns a slot's files and runs its processes. */
+  /** Whether each sandbox has a file system of its own. */
+  mounts: boolean;
+  /** Who owns a slot's files and runs its processes; undefined is the host process's own user. */
   slotOwner(slot: number): Owner | undefined;
-  /**
-   * Shell text that runs in the background with stdin, stdout and stderr set; it may use $slot, $base (directory name
-   * below `bases`, or "none") and $workdir, and must end by becoming (`exec`) the sandbox's first process.
-   */
-  command: string;
-  /** Shell text that kills all processes of $slot, or null where the death of the first process does that. */
-  sweep: string | null;
-  /** Whether each sandbox comes to lead a process group of its own that the host has to kill. */
-  group: boolean;
+  /** What is asked of the launcher (see native/sandbox/main.cc), and the command line of the first process. */
+  start(request: { slot: Slot; base: string; workdir: string }): { options: string[]; arguments: string[] };
 }
 
-const SWEEP_ALL: string =
-  "for pid in $(jobs -rp); do kill -KILL -- -$pid; done; " +
-  // biome-ignore lint/suspicious/noTemplateCurlyInString: this is bash's own expansion.
-  'for slot in "${!used[@]}"; do sweep; done';
-
-function launcherScript(scratch: string, plan: LaunchPlan): string {
-  return [
-    `cd ${quote(scratch)} || exit 1`,
-    // What the host process itself was started with must not reach a sandbox.
-    // biome-ignore lint/suspicious/noTemplateCurlyInString: this is bash's own expansion.
-    'for path in /proc/self/fd/*; do fd=${path##*/}; ((fd > 2)) && eval "exec $fd>&-"; done',
-    `launch() { ${plan.command} ; }`,
-    `sweep() { ${plan.sweep ?? ":"} ; }`,
-    "while IFS=' ' read -r verb slot base workdir; do",
-    'case "$verb" in',
-    `pipes) for ((i = slot; i < slot + ${SLOT_BATCH}; i++)); do set -- "$@" slots/$i/in slots/$i/out; done`,
-    'mkfifo -m 600 "$@" && printf "pipes %s 0\\n" "$slot" || printf "failed %s 0\\n" "$slot"; set --;;',
-    // The pipes are opened here, not in the child, so that they are open once the reply is out.
-    "start) { exec 5<slots/$slot/in 6>slots/$slot/out; } && { launch <&5 >&6 2>slots/$slot/err 5<&- 6>&- & }",
-    'exec 5<&- 6>&-; used[slot]=1; printf "start %s %s\\n" "$slot" "$!";;',
-    'sweep) sweep </dev/null >/dev/null 2>&1; printf "sweep %s 0\\n" "$slot";;',
-    "esac",
-    "done",
-    // The host process has gone: what does not die with its parent is ended here.
-    ...(plan.group ? [SWEEP_ALL] : []),
-  ].join("\n");
+/** The version of the kernel's Landlock; 0 where there is none, or the launcher does not run. */
+export function landlockVersion(): number {
+  return Number(spawnSync(LAUNCHER_PROGRAM, ["landlock"], { encoding: "utf8", timeout: 10_000 }).stdout ?? 0);
 }
 
 interface Waiting {
-  resolve(value: number): void;
+  resolve(value: string): void;
   reject(error: Error): void;
   timer: NodeJS.Timeout;
 }
@@ -76,25 +65,60 @@ export class Launcher {
   readonly #child: ChildProcess;
   readonly #waiting = new Map<string, Waiting>();
   readonly #free: Slot[] = [];
+  readonly #exited: Promise<void>;
   #nextSlot: number;
-  #making: Promise<void> | undefined;
+  #count = 0;
   #reply = "";
   #dead = false;
+  /** The root of the launcher's mounts as a descriptor of this process. */
+  #root = -1;
+  #groups = "";
 
-  /** `firstSlot`: slots below it were used by an earlier launcher of the same scratch directory. */
-  constructor(scratch: string, plan: LaunchPlan, bash: string, firstSlot: number) {
+  /**
+   * `firstSlot`: slots below it were used by an earlier launcher of the same scratch directory.
+   * @throws ERR_TOKENRING_SANDBOX when this kind of launcher does not work here.
+   */
+  static async start(scratch: string, plan: LaunchPlan, firstSlot: number): Promise<Launcher> {
+    if (!existsSync(LAUNCHER_PROGRAM)) {
+      throw sandboxBroken(`There is no ${LAUNCHER_PROGRAM}, which starts sandboxes: run \`npm run build\`.`);
+    }
+    const launcher = new Launcher(scratch, plan, firstSlot);
+    try {
+      // Its first words answer nothing that was asked.
+      launcher.#groups = await launcher.#await("0");
+      if (plan.mounts) {
+        launcher.#root = openSync(
+          `/proc/${launcher.#child.pid}/root`,
+          constants.O_RDONLY | constants.O_DIRECTORY,
+        );
+      }
+      return launcher;
+    } catch (error) {
+      await launcher.stop();
+      throw error;
+    }
+  }
+
+  private constructor(scratch: string, plan: LaunchPlan, firstSlot: number) {
     this.#scratch = scratch;
     this.#plan = plan;
     this.#nextSlot = firstSlot;
-    this.#child = spawn(bash, ["--norc", "--noprofile", "-c", launcherScript(scratch, plan), "launcher"], {
+    this.#child = spawn(LAUNCHER_PROGRAM, [plan.mounts ? "mounts" : "plain", scratch], {
       cwd: scratch,
       env: plan.env,
       stdio: ["pipe", "pipe", "ignore"],
       detached: true,
-      ...(plan.user ?? {}),
     });
-    this.#child.once("error", (cause) => this.#fail(cause));
-    this.#child.once("exit", () => this.#fail());
+    this.#exited = new Promise((resolve) => {
+      this.#child.once("exit", () => {
+        this.#fail();
+        resolve();
+      });
+      this.#child.once("error", (cause) => {
+        this.#fail(cause);
+        resolve();
+      });
+    });
     this.#child.stdin?.on("error", () => this.#fail());
     this.#child.stdout?.setEncoding("utf8").on("data", (text: string) => this.#read(text));
     // An idle launcher keeps nobody from ending; it ends itself when its input does.
@@ -111,43 +135,56 @@ export class Launcher {
     return this.#nextSlot;
   }
 
-  /** A slot whose pipes exist; its folders do not. */
-  async acquire(): Promise<Slot> {
-    while (this.#free.length === 0) {
-      this.#making ??= this.#makeSlots().finally(() => {
-        this.#making = undefined;
-      });
-      await this.#making;
-    }
-    return this.#free.pop() as Slot;
+  /** Whether control groups limit the memory of a sandbox as a whole, and the number of its processes. */
+  get groups(): { memory: boolean; processes: boolean } {
+    return { memory: this.#groups.includes("memory"), processes: this.#groups.includes("processes") };
   }
 
-  /** Gives back a slot in which no process is left. */
-  release(slot: Slot): void {
-    if (!this.#dead) this.#free.push(slot);
+  /** A free slot with empty folders `repo` and `tmp`; with `lower`, repo shows that folder of the host. */
+  async acquire(lower: string | null): Promise<Slot> {
+    const slot = this.#free.pop() ?? this.#newSlot();
+    // The limit holds from the start on: what the host copies is not the agent's.
+    const size = [2 ** 40, 2 ** 30];
+    await this.#ask("disk", slot.id, ...size, slot.owner?.uid ?? "-", lower ?? "-");
+    return slot;
   }
 
-  /** Starts a sandbox in `slot`; the host must hold both pipes open. Returns the host's id of its first process. */
-  start(slot: Slot, base: string, workdir: string): Promise<number> {
-    return this.#ask("start", slot.id, `${base} ${workdir}`);
+  /** Gives back a slot in which no process is left; its files go at once where they are mounted. */
+  async release(slot: Slot): Promise<void> {
+    if (this.#dead) return;
+    if (this.#plan.mounts) await this.#ask("drop", slot.id);
+    else for (const name of ["repo", "tmp"]) await removeTree(`${slot.files}/${name}`);
+    this.#free.push(slot);
   }
 
-  /** Kills what `pid`, started in `slot`, is and began. */
-  async kill(slot: Slot, pid: number): Promise<void> {
-    this.killNow(pid);
-    if (this.#plan.sweep !== null && !this.#dead) await this.#ask("sweep", slot.id, "");
+  /** Changes what the sandbox's files may take, where they lie on a file system of their own. */
+  async resize(slot: Slot, disk: TreeSize): Promise<void> {
+    await this.#ask("resize", slot.id, disk.bytes, disk.entries);
   }
 
-  /** As `kill`, as far as it goes at once. */
-  killNow(pid: number): void {
-    // The process itself as well: it may not have come to lead its group yet.
-    for (const target of this.#plan.group ? [-pid, pid] : [pid]) {
-      try {
-        process.kill(target, "SIGKILL");
-      } catch {
-        // Gone already.
-      }
-    }
+  /** Starts a sandbox in `slot`; the host must hold both pipes open. */
+  async start(slot: Slot, base: string, workdir: string, limits: StartLimits): Promise<void> {
+    const plan = this.#plan.start({ slot, base, workdir });
+    await this.#ask(
+      ...["start", slot.id, `bytes=${limits.disk.bytes}`, `inodes=${limits.disk.entries}`],
+      ...[`memory=${limits.memoryBytes + limits.disk.bytes}`],
+      ...[`processes=${limits.processes + OWN_PROCESSES}`, ...plan.options, "--", ...plan.arguments],
+    );
+  }
+
+  /** Kills what was started in `slot` and all that it began. */
+  async kill(slot: Slot): Promise<void> {
+    if (!this.#dead) await this.#ask("kill", slot.id);
+  }
+
+  /** As `kill`, without waiting. */
+  killNow(slot: Slot): void {
+    this.kill(slot).catch(() => undefined);
+  }
+
+  /** Bytes of files that the sandbox's processes hold open after their names have gone, as far as we may look. */
+  async heldBytes(slot: Slot): Promise<number> {
+    return Number(await this.#ask("held", slot.id));
   }
 
   /** The last line that a failed start left. */
@@ -159,43 +196,48 @@ export class Launcher {
     }
   }
 
-  stop(): void {
+  /** Ends it and all sandboxes, as far as that goes at once: it sees to the rest itself. */
+  abandon(): void {
     this.#fail();
-    this.#child.kill("SIGKILL");
     this.#child.stdin?.destroy();
     this.#child.stdout?.destroy();
+    if (this.#root >= 0) closeSync(this.#root);
+    this.#root = -1;
   }
 
-  async #makeSlots(): Promise<void> {
-    const first = this.#nextSlot;
-    this.#nextSlot += SLOT_BATCH;
-    const made: Slot[] = [];
-    for (let id = first; id < first + SLOT_BATCH; id++) {
-      const directory = `${this.#scratch}/slots/${id}`;
-      const owner = this.#plan.slotOwner(id);
-      mkdirSync(directory, 0o700);
-      // The launcher makes the pipes and opens them; with users of their own, sandboxes own only what lies below.
-      const keeper = this.#plan.user ?? (owner ? { uid: 0, gid: 0 } : undefined);
-      if (keeper) chownSync(directory, keeper.uid, keeper.gid);
-      if (owner && owner.uid !== keeper?.uid) chmodSync(directory, 0o711);
-      made.push({ id, directory, owner });
-    }
-    await this.#ask("pipes", first, "");
-    this.#free.push(...made.reverse());
+  async stop(): Promise<void> {
+    this.abandon();
+    const timer = setTimeout(() => this.#child.kill("SIGKILL"), STOP_MS);
+    await this.#exited;
+    clearTimeout(timer);
   }
 
-  #ask(verb: string, slot: number, rest: string): Promise<number> {
-    if (this.#dead) return Promise.reject(sandboxBroken("The shell that starts sandboxes has died."));
+  #newSlot(): Slot {
+    const id = this.#nextSlot++;
+    const directory = `${this.#scratch}/slots/${id}`;
+    // Not /proc/self: programs that we start read these paths as well.
+    const prefix = this.#plan.mounts ? `/proc/${process.pid}/fd/${this.#root}` : "";
+    return { id, directory, files: `${prefix}${directory}/fs`, owner: this.#plan.slotOwner(id) };
+  }
+
+  #ask(verb: string, ...fields: (string | number)[]): Promise<string> {
+    if (this.#dead) return Promise.reject(launcherDied());
+    const id = String(++this.#count);
+    const answer = this.#await(id, verb);
+    const request = [fields.length + 2, id, verb, ...fields];
+    this.#child.stdin?.write(`${request.join("\0")}\0`);
+    return answer;
+  }
+
+  #await(id: string, verb = "start"): Promise<string> {
     return new Promise((resolve, reject) => {
-      const key = `${verb} ${slot}`;
       const timer = setTimeout(() => {
-        this.#waiting.delete(key);
+        this.#waiting.delete(id);
         reject(
-          sandboxBroken(`No answer to "${verb}" from the shell that starts sandboxes in ${REPLY_MS} ms.`),
+          sandboxBroken(`No answer to "${verb}" from the program that starts sandboxes in ${REPLY_MS} ms.`),
         );
       }, REPLY_MS);
-      this.#waiting.set(key, { resolve, reject, timer });
-      this.#child.stdin?.write(`${key} ${rest}\n`);
+      this.#waiting.set(id, { resolve, reject, timer });
     });
   }
 
@@ -203,26 +245,28 @@ export class Launcher {
     const lines = (this.#reply + text).split("\n");
     this.#reply = lines.pop() ?? "";
     for (const line of lines) {
-      const [verb, slot, value] = line.split(" ");
-      const failed = verb === "failed";
-      const key = `${failed ? "pipes" : verb} ${slot}`;
-      const waiting = this.#waiting.get(key);
+      const space = line.indexOf(" ");
+      const waiting = this.#waiting.get(line.slice(0, space));
       if (!waiting) continue;
-      this.#waiting.delete(key);
+      this.#waiting.delete(line.slice(0, space));
       clearTimeout(waiting.timer);
-      if (failed) waiting.reject(sandboxBroken(`Cannot make pipes in ${this.#scratch}; is the disk full?`));
-      else waiting.resolve(Number(value));
+      const value = line.slice(space + 1);
+      if (value.startsWith("!")) waiting.reject(sandboxBroken(`${value.slice(1)}.`));
+      else waiting.resolve(value);
     }
   }
 
   #fail(cause?: Error): void {
     if (this.#dead) return;
     this.#dead = true;
-    const error = sandboxBroken("The shell that starts sandboxes has died.", { cause });
     for (const { reject, timer } of this.#waiting.values()) {
       clearTimeout(timer);
-      reject(error);
+      reject(launcherDied(cause));
     }
     this.#waiting.clear();
   }
+}
+
+function launcherDied(cause?: Error): Error {
+  return sandboxBroken("The program that starts sandboxes has died.", { cause });
 }

@@ -45,13 +45,12 @@ export function resolveLimits(...parts: readonly (Partial<SandboxLimits> | undef
 
 /**
  * The `ulimit` line. CPU time warns (SIGXCPU, exit code 152) before it kills, so that the limit can be told from other
- * deaths. `countProcesses` is false where the count would include processes that are not the sandbox's.
+ * deaths. `processes`: what the kernel's count for the user may come to; null leaves it.
  */
-export function limitCommand(limits: SandboxLimits, countProcesses: boolean): string {
+export function limitCommand(limits: SandboxLimits, processes: number | null): string {
   const kib = (bytes: number): number => Math.max(1, Math.ceil(bytes / 1024));
-  const processes = countProcesses ? ` -u ${limits.processes}` : "";
   return (
     `ulimit -S -t ${limits.cpuSeconds} && ulimit -H -t ${limits.cpuSeconds + 2} && ` +
-    `ulimit -c 0 -n 1024 -v ${kib(limits.memoryBytes)} -f ${kib(limits.fileBytes)}${processes}`
+    `ulimit -c 0 -n 1024 -v ${kib(limits.memoryBytes)} -f ${kib(limits.fileBytes)}${processes === null ? "" : ` -u ${processes}`}`
   );
 }

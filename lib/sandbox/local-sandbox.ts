@@ -1,36 +1,24 @@
 // One sandbox on this machine: a private copy of a repository and a resident shell over it.
-import { randomBytes } from "node:crypto";
-import {
-  chmodSync,
-  closeSync,
-  constants,
-  fchownSync,
-  fstatSync,
-  lchownSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  unlinkSync,
-  writeSync,
-} from "node:fs";
+import { chmodSync, lchownSync, mkdirSync, readFileSync, unlinkSync } from "node:fs";
 import { posix } from "node:path";
 import { StringDecoder } from "node:string_decoder";
 import { isTokenringError } from "../errors.ts";
-import type { Base, BaseStore } from "./base.ts";
+import type { Base, BaseStore, SharedTree } from "./base.ts";
 import { checkBaseCommand, diffCommand } from "./diff.ts";
 import { SandboxFileError, sandboxBroken, sandboxClosed } from "./errors.ts";
 import { quote } from "./host.ts";
 import type { Launcher, Slot } from "./launcher.ts";
 import { limitCommand, TREE_ENTRIES, TREE_FILES } from "./limits.ts";
+import type { PathMapping } from "./on-host.ts";
+import { readOwn, TEXT_BYTES, temporaryName, writeNew } from "./own-files.ts";
 import { ResidentShell, type ShellResult } from "./resident-shell.ts";
 import { copyTree, listFiles, measureTree, removeTree, type TreeSize } from "./tree.ts";
 import type { ExecOptions, ExecResult, Sandbox, SandboxLimits, Snapshot } from "./types.ts";
-import type { PathMapping } from "./unsafe-host.ts";
 
-/** Largest text that `read` gives and `write` takes, and largest diff. */
-export const TEXT_BYTES: number = 8 * 1024 * 1024;
 const INTERNAL_MS = 30_000;
 const DIFF_MS = 60_000;
+/** The index of the base twice, a text, and what else the host may put into a disk that is full. */
+const SLACK_BYTES = 64 * 1024 * 1024;
 /** SIGXCPU: the CPU limit's warning, which kills by default. */
 const STATUS_CPU_LIMIT = 128 + 24;
 
@@ -42,13 +30,18 @@ export interface SandboxParts {
   workdir: string;
   limits: SandboxLimits;
   env: Readonly<Record<string, string>>;
-  /** Size of the tree as copied. */
+  /** Size of the tree as it was opened. */
   start: TreeSize;
+  /** What the tree lies over, where it is not a copy of its own. */
+  shared: SharedTree | null;
+  /** Whether the kernel keeps the files to their limit; else we look now and then. */
+  ownDisk: boolean;
   git: string;
   /** Where programs inside see the tree, /tmp and the base. */
   inside: { workdir: string; tmp: string; base: string };
   mapping: PathMapping | null;
-  countProcesses: boolean;
+  /** What the kernel's count of the user's processes may come to; null leaves it. */
+  userProcesses: number | null;
   /** A fresh host directory for a snapshot. */
   snapshotDirectory(): string;
   onClose(sandbox: LocalSandbox): void;
@@ -65,11 +58,20 @@ export class LocalSandbox implements Sandbox {
   #used = false;
   /** Whether every shell so far is known to have gone with all its processes. */
   #clean = true;
+  /** Whether the disk has been made larger than the limit for what is ours. */
+  #slack = false;
+  readonly #disk: TreeSize;
 
   constructor(parts: SandboxParts) {
     this.#parts = parts;
     this.workdir = parts.workdir;
     this.#cwd = parts.inside.workdir;
+    // The start is doubled since a file system rounds up to its blocks.
+    const { bytes, entries } = parts.shared ? { bytes: 0, entries: 0 } : parts.start;
+    this.#disk = {
+      bytes: 2 * bytes + 4096 * entries + TREE_FILES * parts.limits.fileBytes,
+      entries: entries + TREE_ENTRIES,
+    };
   }
 
   /** Starts the shell; part of opening. */
@@ -85,6 +87,7 @@ export class LocalSandbox implements Sandbox {
         return { output, exitCode: 2, timedOut: false, droppedBytes: 0, cwd: this.#shown(this.#cwd) };
       }
       this.#used = true;
+      await this.#takeSlack();
       const result = await this.#run(mapping ? mapping.inward(command) : command, {
         timeoutMs: options.timeoutMs ?? limits.commandMs,
         keep: limits.outputBytes,
@@ -117,8 +120,9 @@ export class LocalSandbox implements Sandbox {
         const options = { timeoutMs: INTERNAL_MS, keep: 0 };
         let result = await this.#run(command, options);
         if (this.#used && result.status !== 0 && !FILE_FAULTS[result.status ?? -1]) {
-          // Nothing is wrong with the file: the agent has bent the shell.
+          // Nothing is wrong with the file: the agent has bent the shell, or filled the disk.
           await this.#dropShell();
+          await this.#giveSlack();
           result = await this.#run(command, options);
         }
         const fault = FILE_FAULTS[result.status ?? -1];
@@ -164,7 +168,7 @@ export class LocalSandbox implements Sandbox {
     return this.#inTurn(async () => {
       const { base, slot, inside, git } = this.#parts;
       const at = { git, base: inside.base, workdir: inside.workdir, commit: base.commit };
-      const repo = `${slot.directory}/repo`;
+      const repo = `${slot.files}/repo`;
       const files = base.tracked === null ? null : listFiles(repo, base.tracked.size + TREE_ENTRIES);
       const onlyTracked = files !== null && [...files].every((file) => base.tracked?.has(file));
       const attempt = async (attributes: string | null): Promise<ShellResult> => {
@@ -187,8 +191,9 @@ export class LocalSandbox implements Sandbox {
       if (this.#used) await this.#dropShell();
       let result = await attempt(null);
       if (result.end !== "done" || result.status !== 0) {
-        // Folders that the agent locked: the tree is opened up.
+        // Folders that the agent locked, or a disk that it filled: the tree is opened up.
         await this.#dropShell();
+        await this.#giveSlack();
         await this.#unlock();
         result = await attempt(null);
       }
@@ -214,8 +219,8 @@ export class LocalSandbox implements Sandbox {
     return this.#inTurn(async () => {
       const { base, bases, slot, start } = this.#parts;
       const repository = this.#parts.snapshotDirectory();
-      const copy = (): TreeSize =>
-        copyTree(`${slot.directory}/repo`, repository, { limit: this.#treeLimit(start) });
+      const limit = { bytes: this.#disk.bytes + start.bytes, entries: this.#disk.entries + start.entries };
+      const copy = (): TreeSize => copyTree(`${slot.files}/repo`, repository, { limit });
       try {
         copy();
       } catch (error) {
@@ -250,21 +255,15 @@ export class LocalSandbox implements Sandbox {
     return this.#closing;
   }
 
-  /** As `close`, as far as it goes at once; the directory is left to its owner. */
-  killNow(): void {
-    this.#shell?.killNow();
-  }
-
   async #close(): Promise<void> {
-    const { launcher, slot, base, bases } = this.#parts;
+    const { launcher, slot, base, bases, shared } = this.#parts;
     this.#shell?.killNow();
     // What was under way ends by that, and sees that the sandbox is closed.
     await this.#queue;
     await this.#dropShell();
-    await removeTree(`${slot.directory}/repo`);
-    await removeTree(`${slot.directory}/tmp`);
+    if (this.#clean) await launcher.release(slot).catch(() => undefined);
+    if (shared) bases.giveBack(shared);
     bases.release(base);
-    if (this.#clean) launcher.release(slot);
     this.#parts.onClose(this);
   }
 
@@ -282,18 +281,22 @@ export class LocalSandbox implements Sandbox {
     command: string,
     options: { timeoutMs: number; keep: number; signal?: AbortSignal | undefined },
   ): Promise<ShellResult> {
-    const { slot, start } = this.#parts;
+    const { slot, launcher, ownDisk } = this.#parts;
     if (!this.#shell?.alive) {
       await this.#dropShell();
       this.#shell = await this.#startShell(options.signal);
     }
-    const limit = this.#treeLimit(start);
-    const watch = (): boolean => {
-      const size = measureTree(`${slot.directory}/tmp`, limit, measureTree(`${slot.directory}/repo`, limit));
-      return size.bytes > limit.bytes || size.entries > limit.entries;
+    const watch = async (): Promise<boolean> => {
+      const size = measureTree(
+        `${slot.files}/tmp`,
+        this.#disk,
+        measureTree(`${slot.files}/repo`, this.#disk),
+      );
+      if (size.bytes > this.#disk.bytes || size.entries > this.#disk.entries) return true;
+      return size.bytes + (await launcher.heldBytes(slot)) > this.#disk.bytes;
     };
     try {
-      const result = await this.#shell.run(command, { ...options, watch });
+      const result = await this.#shell.run(command, { ...options, watch: ownDisk ? undefined : watch });
       if (this.#closing) throw sandboxClosed();
       if (result.end !== "done") await this.#dropShell();
       return result;
@@ -304,13 +307,13 @@ export class LocalSandbox implements Sandbox {
   }
 
   async #startShell(signal?: AbortSignal): Promise<ResidentShell> {
-    const { launcher, slot, base, inside, limits, env, countProcesses } = this.#parts;
+    const { launcher, slot, base, inside, limits, env, userProcesses } = this.#parts;
     if (this.#closing) throw sandboxClosed();
     // An agent may have locked even these; nothing can start in a folder that cannot be entered.
-    for (const name of ["repo", "tmp"]) chmodSync(`${slot.directory}/${name}`, 0o755);
+    for (const name of ["repo", "tmp"]) chmodSync(`${slot.files}/${name}`, 0o755);
     const exports = Object.entries(env).map(([name, value]) => `export ${name}=${quote(value)}`);
     const prelude = [
-      limitCommand(limits, countProcesses),
+      limitCommand(limits, userProcesses),
       ...exports,
       `{ cd -- ${quote(this.#cwd)} 2>/dev/null || cd -- ${quote(inside.workdir)}; }`,
     ].join(" && ");
@@ -319,6 +322,7 @@ export class LocalSandbox implements Sandbox {
       return await ResidentShell.start(launcher, slot, {
         base: base.name,
         workdir: this.workdir,
+        limits: { disk: this.#disk, memoryBytes: limits.memoryBytes, processes: limits.processes },
         prelude,
         signal,
       });
@@ -351,17 +355,8 @@ export class LocalSandbox implements Sandbox {
   ): Promise<T> {
     const { slot, inside } = this.#parts;
     const name = temporaryName();
-    const path = `${slot.directory}/tmp/${name}`;
-    if (bytes !== null) {
-      const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
-      const file = openSync(path, flags, 0o600);
-      try {
-        for (let offset = 0; offset < bytes.length; ) offset += writeSync(file, bytes, offset);
-        if (slot.owner) fchownSync(file, slot.owner.uid, slot.owner.gid);
-      } finally {
-        closeSync(file);
-      }
-    }
+    const path = `${slot.files}/tmp/${name}`;
+    if (bytes !== null) await this.#inRoom(() => writeNew(path, bytes, slot.owner));
     try {
       return await use(`${inside.tmp}/${name}`, path);
     } finally {
@@ -373,12 +368,23 @@ export class LocalSandbox implements Sandbox {
     }
   }
 
+  /** Does `work`, and again with more room where the agent has filled its disk. */
+  async #inRoom(work: () => void): Promise<void> {
+    try {
+      work();
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOSPC" || this.#slack) throw error;
+      await this.#giveSlack();
+      work();
+    }
+  }
+
   /** As `#withTemporary`, an empty folder. */
   async #withTemporaryFolder<T>(use: (inside: string) => Promise<T>): Promise<T> {
     const { slot, inside } = this.#parts;
     const name = temporaryName();
-    const path = `${slot.directory}/tmp/${name}`;
-    mkdirSync(path, 0o700);
+    const path = `${slot.files}/tmp/${name}`;
+    await this.#inRoom(() => mkdirSync(path, 0o700));
     if (slot.owner) lchownSync(path, slot.owner.uid, slot.owner.gid);
     try {
       return await use(`${inside.tmp}/${name}`);
@@ -387,12 +393,22 @@ export class LocalSandbox implements Sandbox {
     }
   }
 
-  #treeLimit(start: TreeSize): TreeSize {
-    // The start is doubled since a file system rounds up to its blocks.
-    return {
-      bytes: 2 * start.bytes + 4096 * start.entries + TREE_FILES * this.#parts.limits.fileBytes,
-      entries: start.entries + TREE_ENTRIES,
-    };
+  /** Room for what the host needs to put beside an agent's files, until the next command of the agent. */
+  async #giveSlack(): Promise<void> {
+    if (this.#slack || !this.#parts.ownDisk) return;
+    this.#slack = true;
+    const { bytes, entries } = this.#disk;
+    await this.#parts.launcher.resize(this.#parts.slot, {
+      bytes: bytes + SLACK_BYTES,
+      entries: entries + 100,
+    });
+  }
+
+  async #takeSlack(): Promise<void> {
+    if (!this.#slack) return;
+    // It stays where a file was written into it.
+    await this.#parts.launcher.resize(this.#parts.slot, this.#disk).catch(() => undefined);
+    this.#slack = false;
   }
 
   #resolve(path: string): string {
@@ -418,26 +434,6 @@ const FILE_FAULTS: Readonly<Record<number, string>> = {
 function cannotCopy(error: unknown): Error {
   if (isTokenringError(error)) return error;
   return sandboxBroken(`The sandbox's tree cannot be copied: ${String(error)}`, { cause: error });
-}
-
-function temporaryName(): string {
-  return `.${randomBytes(12).toString("hex")}`;
-}
-
-/** What the inside wrote to a temporary file; null where it is no file any more or holds over TEXT_BYTES. */
-function readOwn(path: string): Buffer | null {
-  let file: number;
-  try {
-    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-  } catch {
-    return null;
-  }
-  try {
-    const stat = fstatSync(file);
-    return stat.isFile() && stat.size <= TEXT_BYTES ? readFileSync(file) : null;
-  } finally {
-    closeSync(file);
-  }
 }
 
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });

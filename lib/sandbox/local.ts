@@ -1,23 +1,24 @@
-// The backend for this machine. bubblewrap where it works; where it does not, a plain shell, and a loud word about it.
-import { chmodSync, chownSync, existsSync, mkdirSync, realpathSync, rmSync } from "node:fs";
+// The backend for this machine: bubblewrap where it works, Landlock where namespaces are not to be had, and no isolation
+// only for those who ask for it.
+import { chmodSync, existsSync, mkdirSync, readFileSync, realpathSync, rmSync } from "node:fs";
 import { TokenringError } from "../errors.ts";
 import { type Base, BaseStore } from "./base.ts";
 import { BASE_INSIDE, bubblewrapPlan } from "./bubblewrap.ts";
 import { sandboxAborted, sandboxBroken } from "./errors.ts";
 import { findProgram, findPython, type Python } from "./host.ts";
-import { Launcher, type LaunchPlan, type Slot } from "./launcher.ts";
+import { Launcher, type LaunchPlan, landlockVersion, type Slot } from "./launcher.ts";
 import { limitCommand, resolveLimits } from "./limits.ts";
 import { LocalSandbox } from "./local-sandbox.ts";
+import { onHostPlan, PathMapping } from "./on-host.ts";
 import { RESIDENT_SCRIPT, ResidentShell } from "./resident-shell.ts";
 import { createScratch, defaultScratchParent, removeStaleScratch } from "./scratch.ts";
 import { type Owner, removeTree, type TreeSize } from "./tree.ts";
 import type { Sandbox, SandboxBackend, SandboxLimits, SandboxSpec } from "./types.ts";
-import { PathMapping, unsafeHostPlan } from "./unsafe-host.ts";
 
-export type LocalKind = "bubblewrap" | "unsafe-host";
+export type LocalKind = "bubblewrap" | "landlock" | "unsafe-host";
 
 export interface LocalBackendOptions {
-  /** Left out: bubblewrap, or unsafe-host where that does not work. Named: that kind or an error. */
+  /** Left out: bubblewrap, or landlock where that does not work. Named: that kind or an error. */
   kind?: LocalKind;
   /** Host directory below which sandboxes lie; default is memory (/dev/shm) where there is enough, else the temporary one. */
   directory?: string;
@@ -31,7 +32,8 @@ const SANDBOX_UID = 65_533;
 const DEFAULT_WORKDIR = "/repo";
 
 const CURE =
-  "install bubblewrap (`apt-get install bubblewrap`, 0.5 or newer) and allow unprivileged user namespaces";
+  "install bubblewrap (`apt-get install bubblewrap`, 0.5 or newer) and allow unprivileged user namespaces " +
+  "(in Docker: `--security-opt seccomp=unconfined --security-opt apparmor=unconfined`)";
 
 interface Tools {
   bash: string;
@@ -42,12 +44,20 @@ interface Tools {
 interface Way {
   kind: LocalKind;
   plan: LaunchPlan;
-  countProcesses: boolean;
+  /** What the kernel's count of processes of the sandbox's user may come to; null leaves it. */
+  userProcesses: (limits: SandboxLimits) => number | null;
+}
+
+interface Found {
+  way: Way;
+  launcher: Launcher;
+  /** Why a better way does not work here; "" where there is none. */
+  failure: string;
 }
 
 /**
  * Opens the local backend: finds out by really starting a sandbox what works here.
- * @throws ERR_TOKENRING_SANDBOX when nothing does, or the kind that was asked for does not.
+ * @throws ERR_TOKENRING_SANDBOX when nothing that isolates does, or the kind that was asked for does not.
  */
 export async function localBackend(options: LocalBackendOptions = {}): Promise<SandboxBackend> {
   const warn = options.onWarning ?? ((message) => process.emitWarning(message, "TokenringWarning"));
@@ -56,36 +66,62 @@ export async function localBackend(options: LocalBackendOptions = {}): Promise<S
   await removeStaleScratch(parent);
   const scratch = createScratch(parent);
   try {
-    for (const [name, mode] of [
-      ["slots", 0o711],
-      ["bases", 0o755],
-      ["bases/none", 0o755],
-      ["snapshots", 0o700],
-    ] as const) {
-      mkdirSync(`${scratch}/${name}`);
-      chmodSync(`${scratch}/${name}`, mode);
-    }
-    const tools: Tools = {
-      bash: requireProgram("bash"),
-      git: requireProgram("git"),
-      python: await findPython(),
-    };
-    requireProgram("mkfifo");
-    const { way, launcher, failure } = await findWay(options.kind, scratch, tools, limits);
-    const weaker = weaknesses(way, options.kind, failure);
+    const { tools, ...found } = await findBackend(options.kind, scratch, limits);
+    const weaker = weaknesses(found, options.kind);
     if (weaker) warn(weaker);
-    return new LocalBackend(scratch, way, launcher, tools, limits);
+    return new LocalBackend(scratch, found.way, found.launcher, tools, limits);
   } catch (error) {
     await removeTree(scratch);
     throw error;
   }
 }
 
+/**
+ * Which kind `localBackend` would take here, and what is weaker than in the best one (null: nothing).
+ * @throws ERR_TOKENRING_SANDBOX as `localBackend`.
+ */
+export async function probeSandboxes(): Promise<{
+  kind: LocalKind;
+  weaker: string | null;
+  groups: { memory: boolean; processes: boolean };
+}> {
+  const scratch = createScratch(defaultScratchParent());
+  try {
+    const found = await findBackend(undefined, scratch, resolveLimits());
+    const { groups } = found.launcher;
+    await found.launcher.stop();
+    return { kind: found.way.kind, weaker: weaknesses(found, undefined), groups };
+  } finally {
+    await removeTree(scratch);
+  }
+}
+
+async function findBackend(
+  kind: LocalKind | undefined,
+  scratch: string,
+  limits: SandboxLimits,
+): Promise<Found & { tools: Tools }> {
+  for (const [name, mode] of [
+    ["slots", 0o711],
+    ["bases", 0o755],
+    ["bases/none", 0o755],
+    ["snapshots", 0o700],
+  ] as const) {
+    mkdirSync(`${scratch}/${name}`);
+    chmodSync(`${scratch}/${name}`, mode);
+  }
+  const tools: Tools = {
+    bash: requireProgram("bash"),
+    git: requireProgram("git"),
+    python: await findPython(),
+  };
+  return { tools, ...(await findWay(kind, scratch, tools, limits)) };
+}
+
 function requireProgram(name: string): string {
   const path = findProgram(name);
   if (path) return path;
-  const source = name === "mkfifo" ? "coreutils" : name;
-  throw sandboxBroken(`Sandboxes need ${name} on the host: apt-get install ${source}.`);
+  throw sandboxBroken(`Sandboxes need ${name} on the host: apt-get install ${name}.`);
 }
 
 async function findWay(
@@ -93,33 +129,37 @@ async function findWay(
   scratch: string,
   tools: Tools,
   limits: SandboxLimits,
-): Promise<{ way: Way; launcher: Launcher; failure: string }> {
-  let failure = "";
+): Promise<Found> {
+  const failures: string[] = [];
   let firstSlot = 0;
   for (const way of ways(kind, scratch, tools)) {
     if (typeof way === "string") {
-      failure ||= way;
+      failures.push(way);
       continue;
     }
-    const launcher = new Launcher(scratch, way.plan, tools.bash, firstSlot);
+    let launcher: Launcher | undefined;
     try {
+      launcher = await Launcher.start(scratch, way.plan, firstSlot);
       await tryOut(launcher, way, limits);
-      return { way, launcher, failure };
+      return { way, launcher, failure: failures[0] ?? "" };
     } catch (error) {
-      failure ||= (error as Error).message;
-      firstSlot = launcher.nextSlot;
-      launcher.stop();
+      failures.push((error as Error).message);
+      firstSlot = launcher?.nextSlot ?? firstSlot;
+      await launcher?.stop();
     }
   }
-  const cure = kind === "unsafe-host" ? "apt-get install util-linux coreutils" : CURE;
-  throw sandboxBroken(`No sandbox works here: ${failure} To cure it: ${cure}.`);
+  const unsafe = kind === undefined ? "; or say sandbox kind unsafe-host to run without isolation" : "";
+  throw sandboxBroken(
+    `No sandbox works here: ${[...new Set(failures)].join(" ")} To cure it: ${CURE}${unsafe}.`,
+  );
 }
 
 /** What to try, best first; a string says why a way is not there. */
 function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Generator<Way | string> {
   const root = process.getuid?.() === 0;
   const common = { scratch, bash: tools.bash, python: tools.python, script: RESIDENT_SCRIPT };
-  if (kind !== "unsafe-host") {
+  const own = (limits: SandboxLimits): number => limits.processes;
+  if (kind === undefined || kind === "bubblewrap") {
     const bwrap = findProgram("bwrap");
     if (!bwrap) yield "bubblewrap (the program bwrap) is not installed.";
     else {
@@ -128,62 +168,81 @@ function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Gene
         : [undefined];
       for (const user of users) {
         const plan = bubblewrapPlan({ ...common, bwrap, user });
-        yield { kind: "bubblewrap", plan, countProcesses: true };
+        yield { kind: "bubblewrap", plan, userProcesses: own };
       }
       // Before Linux 5.14 the count is that of all the user's processes, which may be many.
       if (!root) {
         const plan = bubblewrapPlan({ ...common, bwrap, user: undefined });
-        yield { kind: "bubblewrap", plan, countProcesses: false };
+        yield { kind: "bubblewrap", plan, userProcesses: () => null };
       }
     }
   }
-  if (kind !== "bubblewrap") {
-    const setpriv = findProgram("setpriv");
-    const setsid = findProgram("setsid");
-    if (!setpriv || !setsid) yield "setpriv and setsid are not installed.";
-    else
-      yield {
-        kind: "unsafe-host",
-        plan: unsafeHostPlan({ ...common, setpriv, setsid, root }),
-        countProcesses: root,
-      };
+  if (kind === undefined || kind === "landlock") {
+    if (landlockVersion() < 1)
+      yield "The kernel's Landlock is missing or not switched on (`lsm=` of its command line).";
+    else {
+      const plan = onHostPlan({ ...common, confine: true, root });
+      yield { kind: "landlock", plan, userProcesses: root ? own : besideOthers };
+    }
   }
+  if (kind === "unsafe-host") {
+    const plan = onHostPlan({ ...common, confine: false, root });
+    yield { kind: "unsafe-host", plan, userProcesses: root ? own : besideOthers };
+  }
+}
+
+/** Where the kernel counts all processes of a user who runs more than sandboxes: a bound, if a wide one. */
+function besideOthers(limits: SandboxLimits): number {
+  const all = Number(readFileSync("/proc/loadavg", "utf8").split(/[ /]/)[4]);
+  return all + 64 * limits.processes;
 }
 
 async function tryOut(launcher: Launcher, way: Way, limits: SandboxLimits): Promise<void> {
-  const slot = await launcher.acquire();
-  makeFolder(slot, "repo");
-  makeFolder(slot, "tmp");
+  const slot = await launcher.acquire(null);
   // The subshell finds out whether the limits leave room to start a process at all; the rest, whether the folder can be
   // reached from above and written to.
-  const prelude = `${limitCommand(limits, way.countProcesses)} && ( : ) && cd -- "$PWD" && : >probe`;
+  const prelude = `${limitCommand(limits, way.userProcesses(limits))} && ( : ) && cd -- "$PWD" && : >probe`;
   const shell = await ResidentShell.start(launcher, slot, {
     base: "none",
     workdir: DEFAULT_WORKDIR,
+    limits: {
+      disk: { bytes: limits.fileBytes, entries: 100 },
+      memoryBytes: limits.memoryBytes,
+      processes: limits.processes,
+    },
     prelude,
   });
-  const clean = await shell.kill();
-  await removeTree(`${slot.directory}/repo`);
-  await removeTree(`${slot.directory}/tmp`);
-  if (clean) launcher.release(slot);
+  if (await shell.kill()) await launcher.release(slot);
 }
 
-function makeFolder(slot: Slot, name: string): void {
-  const path = `${slot.directory}/${name}`;
-  mkdirSync(path, 0o700);
-  if (slot.owner) chownSync(path, slot.owner.uid, slot.owner.gid);
-}
-
-function weaknesses(way: Way, asked: LocalKind | undefined, failure: string): string | null {
+/** In one line, what is weaker than it should be; null where nothing is. */
+function weaknesses({ way, launcher, failure }: Found, asked: LocalKind | undefined): string | null {
+  const root = process.getuid?.() === 0;
+  const why = asked === undefined ? ` because bubblewrap does not work here (${failure})` : "";
   if (way.kind === "unsafe-host") {
-    const why = asked === undefined ? ` because bubblewrap does not work here (${failure})` : "";
     return (
-      `Sandboxes run WITHOUT ISOLATION (unsafe-host)${why}: commands of the agent can read the host's files, use the ` +
-      `network${way.countProcesses ? "" : ", act with all rights of this user"} and see other processes. ` +
-      `To cure it, ${CURE}.`
+      "Sandboxes run WITHOUT ISOLATION (unsafe-host): commands of the agent can read the host's files, use the " +
+      `network${root ? "" : ", act with all rights of this user"} and see other processes. To cure it, ${CURE}.`
     );
   }
-  if (!way.countProcesses || (process.getuid?.() === 0 && way.plan.user === undefined)) {
+  if (way.kind === "landlock") {
+    const version = landlockVersion();
+    const weaker = [
+      "names, sizes and times of the host's files and the ids of its processes can be found out",
+      "the disk limit is looked after, not enforced",
+      ...(launcher.groups.memory ? [] : ["memory is limited by the process alone"]),
+      ...(root ? [] : ["the agent is this user, and chmod by path fails"]),
+      ...(root || launcher.groups.processes
+        ? []
+        : ["the number of processes is limited together with this user's"]),
+      ...(root || version >= 6 ? [] : ["this user's processes can be signalled (Linux 6.12 cures that)"]),
+      ...(root || version >= 3 ? [] : ["this user's files can be truncated (Linux 6.2 cures that)"]),
+    ];
+    return `Sandboxes are confined by Landlock and seccomp alone${why}: ${weaker.join("; ")}. To cure it, ${CURE}.`;
+  }
+  const counted =
+    way.userProcesses(resolveLimits()) !== null && !(root && way.plan.slotOwner(0) === undefined);
+  if (!counted && !launcher.groups.processes) {
     return (
       "Sandboxes run in bubblewrap, but the number of their processes is not limited: " +
       "use Linux 5.14 or newer, and a directory for sandboxes that other users may pass through."
@@ -208,6 +267,7 @@ class LocalBackend implements SandboxBackend {
   readonly #bases: BaseStore;
   readonly #sandboxes = new Set<LocalSandbox>();
   #launcher: Launcher;
+  #relaunching: Promise<Launcher> | undefined;
   #snapshots = 0;
   #disposing: Promise<void> | undefined;
 
@@ -249,8 +309,8 @@ class LocalBackend implements SandboxBackend {
     signal: AbortSignal | undefined,
     again = true,
   ): Promise<LocalSandbox> {
+    const launcher = await this.#liveLauncher();
     const base = this.#bases.acquire(repository);
-    const launcher = this.#liveLauncher();
     let sandbox: LocalSandbox | undefined;
     try {
       sandbox = await this.#make(launcher, repository, base, workdir, limits, env);
@@ -266,11 +326,20 @@ class LocalBackend implements SandboxBackend {
     return this.#open(repository, workdir, limits, env, signal, false);
   }
 
-  #liveLauncher(): Launcher {
-    if (this.#launcher.dead) {
-      const { nextSlot } = this.#launcher;
-      this.#launcher = new Launcher(this.#scratch, this.#way.plan, this.#tools.bash, nextSlot);
-    }
+  async #liveLauncher(): Promise<Launcher> {
+    if (!this.#launcher.dead) return this.#launcher;
+    this.#relaunching ??= this.#relaunch().finally(() => {
+      this.#relaunching = undefined;
+    });
+    return await this.#relaunching;
+  }
+
+  async #relaunch(): Promise<Launcher> {
+    const { nextSlot } = this.#launcher;
+    await this.#launcher.stop();
+    // Its predecessor's, which may not be written over.
+    rmSync(`${this.#scratch}/filter`, { force: true });
+    this.#launcher = await Launcher.start(this.#scratch, this.#way.plan, nextSlot);
     return this.#launcher;
   }
 
@@ -282,18 +351,21 @@ class LocalBackend implements SandboxBackend {
     limits: SandboxLimits,
     env: Readonly<Record<string, string>>,
   ): Promise<LocalSandbox> {
-    const slot = await launcher.acquire();
-    const host = this.name === "unsafe-host";
-    const inside = host
-      ? { workdir: `${slot.directory}/repo`, tmp: `${slot.directory}/tmp`, base: base.directory }
-      : { workdir, tmp: "/tmp", base: BASE_INSIDE };
+    const owner = this.#way.plan.slotOwner(0);
+    // Only one user can own what all share.
+    const shared = this.#way.plan.mounts ? this.#bases.share(repository, base, BASE_INSIDE, owner) : null;
+    let slot: Slot | undefined;
     let start: TreeSize;
+    let inside: { workdir: string; tmp: string; base: string };
     try {
-      start = this.#bases.copy(repository, `${slot.directory}/repo`, inside.base, slot.owner);
-      makeFolder(slot, "tmp");
+      slot = await launcher.acquire(shared?.directory ?? null);
+      inside = this.#way.plan.mounts
+        ? { workdir, tmp: "/tmp", base: BASE_INSIDE }
+        : { workdir: `${slot.files}/repo`, tmp: `${slot.files}/tmp`, base: base.directory };
+      start = shared?.size ?? this.#bases.copy(repository, `${slot.files}/repo`, inside.base, slot.owner);
     } catch (error) {
-      await removeTree(`${slot.directory}/repo`);
-      launcher.release(slot);
+      if (slot) await launcher.release(slot).catch(() => undefined);
+      if (shared) this.#bases.giveBack(shared);
       throw error;
     }
     const sandbox = new LocalSandbox({
@@ -305,10 +377,14 @@ class LocalBackend implements SandboxBackend {
       limits,
       env,
       start,
+      shared,
+      ownDisk: this.#way.plan.mounts,
       git: this.#tools.git,
       inside,
-      mapping: host ? new PathMapping(inside.workdir, workdir) : null,
-      countProcesses: this.#way.countProcesses,
+      mapping: this.#way.plan.mounts
+        ? null
+        : new PathMapping({ [workdir]: inside.workdir, "/tmp": inside.tmp }),
+      userProcesses: this.#way.userProcesses(limits),
       snapshotDirectory: () => `${this.#scratch}/snapshots/${this.#snapshots++}`,
       onClose: (closed) => this.#sandboxes.delete(closed),
     });
@@ -324,7 +400,7 @@ class LocalBackend implements SandboxBackend {
 
   async #dispose(): Promise<void> {
     await Promise.all([...this.#sandboxes].map((sandbox) => sandbox.close()));
-    this.#launcher.stop();
+    await this.#launcher.stop();
     await removeTree(this.#scratch);
     open.delete(this);
     if (open.size === 0) process.off("exit", onProcessExit);
@@ -332,8 +408,7 @@ class LocalBackend implements SandboxBackend {
 
   /** What can be done while the process is leaving. */
   abandon(): void {
-    for (const sandbox of this.#sandboxes) sandbox.killNow();
-    this.#launcher.stop();
+    this.#launcher.abandon();
     try {
       rmSync(this.#scratch, { recursive: true, force: true });
     } catch {

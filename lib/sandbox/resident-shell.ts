@@ -7,7 +7,7 @@ import { randomBytes } from "node:crypto";
 import { closeSync, constants, openSync, readSync } from "node:fs";
 import { Socket } from "node:net";
 import { sandboxAborted, sandboxBroken } from "./errors.ts";
-import type { Launcher, Slot } from "./launcher.ts";
+import type { Launcher, Slot, StartLimits } from "./launcher.ts";
 import { FLOOD_BYTES } from "./limits.ts";
 
 /**
@@ -47,7 +47,7 @@ export interface RunOptions {
   keep: number;
   signal?: AbortSignal | undefined;
   /** Asked now and then while the command runs; true kills it. */
-  watch?: (() => boolean) | undefined;
+  watch?: (() => Promise<boolean>) | undefined;
 }
 
 interface Running {
@@ -65,7 +65,6 @@ interface Running {
 export class ResidentShell {
   readonly #launcher: Launcher;
   readonly #slot: Slot;
-  readonly #pid: number;
   readonly #input: Socket;
   readonly #output: Socket;
   readonly #ended: Promise<void>;
@@ -80,23 +79,28 @@ export class ResidentShell {
   static async start(
     launcher: Launcher,
     slot: Slot,
-    options: { base: string; workdir: string; prelude: string; signal?: AbortSignal | undefined },
+    options: {
+      base: string;
+      workdir: string;
+      limits: StartLimits;
+      prelude: string;
+      signal?: AbortSignal | undefined;
+    },
   ): Promise<ResidentShell> {
     let input = -1;
     let output = -1;
-    let pid: number;
     try {
       // Reading and writing, since a pipe without a reader cannot be opened for writing alone.
       input = openSync(`${slot.directory}/in`, constants.O_RDWR | constants.O_NONBLOCK);
       drain(input);
       output = openSync(`${slot.directory}/out`, constants.O_RDONLY | constants.O_NONBLOCK);
-      pid = await launcher.start(slot, options.base, options.workdir);
+      await launcher.start(slot, options.base, options.workdir, options.limits);
     } catch (error) {
       if (input >= 0) closeSync(input);
       if (output >= 0) closeSync(output);
       throw error;
     }
-    const shell = new ResidentShell(launcher, slot, pid, input, output);
+    const shell = new ResidentShell(launcher, slot, input, output);
     try {
       shell.#input.write("0\0");
       // Not to be aborted: killed before it has said that it shall die with its parent, bubblewrap leaves an orphan.
@@ -113,10 +117,9 @@ export class ResidentShell {
     }
   }
 
-  private constructor(launcher: Launcher, slot: Slot, pid: number, input: number, output: number) {
+  private constructor(launcher: Launcher, slot: Slot, input: number, output: number) {
     this.#launcher = launcher;
     this.#slot = slot;
-    this.#pid = pid;
     this.#input = new Socket({ fd: input, readable: false, writable: true });
     this.#output = new Socket({ fd: output, readable: true, writable: false });
     this.#input.on("error", () => this.killNow());
@@ -187,13 +190,19 @@ export class ResidentShell {
   }
 
   /** Looks again after a pause that grows with what looking costs. */
-  #watch(watch: () => boolean, timers: NodeJS.Timeout[], stop: () => void): void {
-    const look = (): void => {
+  #watch(watch: () => Promise<boolean>, timers: NodeJS.Timeout[], stop: () => void): void {
+    const running = this.#running;
+    const look = async (): Promise<void> => {
       const begin = performance.now();
-      if (watch()) stop();
-      else timers.push(setTimeout(look, Math.max(WATCH_MS, 20 * (performance.now() - begin))));
+      const over = await watch().catch(() => false);
+      if (this.#running !== running) return;
+      if (over) stop();
+      else later(Math.max(WATCH_MS, 20 * (performance.now() - begin)));
     };
-    timers.push(setTimeout(look, WATCH_MS));
+    const later = (ms: number): void => {
+      timers.push(setTimeout(() => void look(), ms));
+    };
+    later(WATCH_MS);
   }
 
   /** Kills all that runs inside. Resolves to whether it is sure that nothing is left, so that the slot is free. */
@@ -204,13 +213,16 @@ export class ResidentShell {
   }
 
   async #kill(): Promise<boolean> {
-    await this.#launcher.kill(this.#slot, this.#pid).catch(() => undefined);
+    const killed = this.#launcher.kill(this.#slot).then(
+      () => true,
+      () => false,
+    );
     this.#output.resume();
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<boolean>((resolve) => {
       timer = setTimeout(resolve, KILL_MS, false);
     });
-    const over = await Promise.race([this.#ended.then(() => true), late]);
+    const over = await Promise.race([Promise.all([killed, this.#ended]).then(([sure]) => sure), late]);
     clearTimeout(timer);
     this.#end();
     this.#input.destroy();
@@ -220,7 +232,7 @@ export class ResidentShell {
 
   /** As `kill`, as far as it goes at once. */
   killNow(): void {
-    if (!this.#closing) this.#launcher.killNow(this.#pid);
+    if (!this.#closing) this.#launcher.killNow(this.#slot);
   }
 
   #end(): void {

@@ -9,7 +9,8 @@ export interface Source {
 
 /** A folder may import itself and those that stand after it. */
 const libOrder = "cli run report learn evaluate agent verify sandbox engine tasks policy ops".split(" ");
-const nativeOrder = "addon model parallel loss optim io cpu cuda comm core".split(" ");
+/** `sandbox` is a program of its own: nobody includes it. */
+const nativeOrder = "sandbox addon model parallel loss optim io cpu cuda comm core".split(" ");
 
 /** The source without its comments; strings stay, so that a "//" in one is none. */
 export function stripComments(text: string): string {

@@ -150,6 +150,7 @@ describe("a small checkout", () => {
         '  exports.Set("answer", Napi::Number::New(env, answer()));\n  return exports;\n}\n' +
         "NODE_API_MODULE(tokenring, init)\n",
     );
+    write("native/sandbox/main.cc", "int main() {}\n");
     write("lib/index.ts", "export const name: string = 'a';\n");
     write("lib/page/page.html", "<p>\n");
     write("bench/index.ts", "export const bench: number = 1;\n");

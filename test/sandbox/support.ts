@@ -4,11 +4,17 @@ import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, w
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { findProgram } from "../../lib/sandbox/host.ts";
+import { landlockVersion } from "../../lib/sandbox/launcher.ts";
 import { type LocalBackendOptions, type LocalKind, localBackend } from "../../lib/sandbox/local.ts";
 import type { SandboxBackend } from "../../lib/sandbox/types.ts";
 
-/** Where bubblewrap is installed it has to work; where it is not, the fallback is what there is to test. */
-export const KINDS: LocalKind[] = findProgram("bwrap") ? ["bubblewrap", "unsafe-host"] : ["unsafe-host"];
+/** The kinds that isolate: where bubblewrap is installed and Landlock switched on they have to work. */
+export const ISOLATED: LocalKind[] = [
+  ...(findProgram("bwrap") ? (["bubblewrap"] as const) : []),
+  ...(landlockVersion() > 0 ? (["landlock"] as const) : []),
+];
+
+export const KINDS: LocalKind[] = [...ISOLATED, "unsafe-host"];
 
 export const git = (directory: string, ...args: string[]): string =>
   execFileSync("git", ["-c", "user.name=t", "-c", "user.email=t@t", "-C", directory, ...args], {
