@@ -231,7 +231,7 @@ async function installPackages() {
 async function installBubblewrap() {
   if (machine.findCommand("bwrap") !== null) return;
   const cure = machine.installCommand(["bubblewrap"]);
-  const fallback = `Until then agents' commands run without a namespace of their own. To install it: ${cure}`;
+  const fallback = `Until then agents' commands are confined by Landlock, where the kernel has it, or refused. To install it: ${cure}`;
   const mayTry =
     machine.isRoot() && machine.findCommand("apt-get") !== null && readStamp("no-bubblewrap") === null;
   if (mayTry) {

@@ -105,6 +105,23 @@ function checkCuda(binding: Binding | null): Check {
   };
 }
 
+/** Opens a sandbox as a job would. */
+async function checkSandbox(): Promise<Check> {
+  const name = "sandbox";
+  const { probeSandboxes } = await import("../sandbox/local.ts");
+  try {
+    const { kind, weaker, groups } = await probeSandboxes();
+    const counted = Object.entries(groups).flatMap(([what, there]) => (there ? [what] : []));
+    const by =
+      counted.length > 0 ? `, ${counted.join(" and ")} limited by control groups` : ", limits by process";
+    if (weaker === null) return { name, status: "ok", found: kind + by, cure: null };
+    return { name, status: "limited", found: kind + by, cure: weaker };
+  } catch (error) {
+    if (!isTokenringError(error)) throw error;
+    return { name, status: "fail", found: "none that isolates works here", cure: error.message };
+  }
+}
+
 /** Looks at everything; takes about a second, because compiler and sandbox are really tried. */
 export async function examine(): Promise<Check[]> {
   // The same path from lib/cli and from dist/cli.
@@ -126,6 +143,7 @@ export async function examine(): Promise<Check[]> {
     addon.check,
     checkMemory(),
     check("bubblewrap", bubblewrap.fault, `${bwrap}, makes namespaces`, "limited"),
+    await checkSandbox(),
     await checkNvcc(machine),
     checkCuda(addon.binding),
   ];

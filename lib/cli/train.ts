@@ -4,11 +4,12 @@ import { existsSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import type { JobConfig } from "../run/config.ts";
 import { parseConfig, readConfig } from "../run/config-file.ts";
 import { RunDirectory, readManifest } from "../run/directory.ts";
 import type { JobResult } from "../run/job.ts";
+import { SANDBOX_KINDS } from "../sandbox/types.ts";
 import { givenPath, prepareJson, wholeNumber } from "./options.ts";
 import { duration, Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
@@ -24,6 +25,7 @@ interface ResultOptions {
 
 interface TrainOptions extends ResultOptions {
   seed?: number;
+  sandbox?: JobConfig["sandbox"]["kind"];
   out?: string;
 }
 
@@ -37,7 +39,11 @@ function freshDirectory(base: string): string {
 
 async function train(file: string, name: string, options: TrainOptions): Promise<void> {
   const { config: parsed, text: configText } = await readConfig(file);
-  const config = options.seed === undefined ? parsed : { ...parsed, seed: options.seed };
+  const config: JobConfig = {
+    ...parsed,
+    seed: options.seed ?? parsed.seed,
+    sandbox: { ...parsed.sandbox, kind: options.sandbox ?? parsed.sandbox.kind },
+  };
   const directory = options.out ?? freshDirectory(path.join("runs", `${name}-seed${config.seed}`));
   const { version } = JSON.parse(await readFile(PACKAGE, "utf8")) as { version: string };
   const manifest = { config, configText, seed: config.seed, version };
@@ -99,6 +105,11 @@ function addOptions(command: Command): Command {
   return addResultOptions(
     command
       .option("--seed <n>", "decides every random choice (default: the config's)", wholeNumber)
+      .addOption(
+        new Option("--sandbox <kind>", "where the agent's commands run (default: the config's)").choices([
+          ...SANDBOX_KINDS,
+        ]),
+      )
       .option(
         "--out <directory>",
         "the run directory; must be new or empty (default: a new one under runs/)",

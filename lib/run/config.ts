@@ -2,6 +2,7 @@
 // Key names are those of the recipe's paper (arXiv 2508.03501, Table 3) where it has one.
 import { z } from "zod";
 import { defaultAggregation, objectiveFaults } from "../learn/objective.ts";
+import { SANDBOX_KINDS } from "../sandbox/types.ts";
 
 const count = z.int().positive();
 const rate = z.number().positive().max(1);
@@ -180,7 +181,7 @@ const job = z.strictObject({
   }),
   sandbox: z
     .strictObject({
-      kind: z.enum(["auto", "bubblewrap", "landlock", "unsafe-host"]).default("auto"),
+      kind: z.enum(SANDBOX_KINDS).default("auto"),
     })
     .prefault({}),
   /** Episodes that sample at the same time. */

@@ -13,9 +13,9 @@ import { onHostPlan, PathMapping } from "./on-host.ts";
 import { RESIDENT_SCRIPT, ResidentShell } from "./resident-shell.ts";
 import { createScratch, defaultScratchParent, removeStaleScratch } from "./scratch.ts";
 import { type Owner, removeTree, type TreeSize } from "./tree.ts";
-import type { Sandbox, SandboxBackend, SandboxLimits, SandboxSpec } from "./types.ts";
+import type { SANDBOX_KINDS, Sandbox, SandboxBackend, SandboxLimits, SandboxSpec } from "./types.ts";
 
-export type LocalKind = "bubblewrap" | "landlock" | "unsafe-host";
+export type LocalKind = Exclude<(typeof SANDBOX_KINDS)[number], "auto">;
 
 export interface LocalBackendOptions {
   /** Left out: bubblewrap, or landlock where that does not work. Named: that kind or an error. */
@@ -148,7 +148,10 @@ async function findWay(
       await launcher?.stop();
     }
   }
-  const unsafe = kind === undefined ? "; or say sandbox kind unsafe-host to run without isolation" : "";
+  const unsafe =
+    kind === undefined
+      ? "; or run without isolation by `--sandbox unsafe-host` (sandbox.kind in a config)"
+      : "";
   throw sandboxBroken(
     `No sandbox works here: ${[...new Set(failures)].join(" ")} To cure it: ${CURE}${unsafe}.`,
   );
@@ -181,8 +184,11 @@ function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Gene
     if (landlockVersion() < 1)
       yield "The kernel's Landlock is missing or not switched on (`lsm=` of its command line).";
     else {
-      const plan = onHostPlan({ ...common, confine: true, root });
-      yield { kind: "landlock", plan, userProcesses: root ? own : besideOthers };
+      // Root of a container that has no other users to give away goes on as itself.
+      for (const change of root ? [true, false] : [false]) {
+        const plan = onHostPlan({ ...common, confine: true, root: change });
+        yield { kind: "landlock", plan, userProcesses: change ? own : besideOthers };
+      }
     }
   }
   if (kind === "unsafe-host") {
@@ -227,16 +233,17 @@ function weaknesses({ way, launcher, failure }: Found, asked: LocalKind | undefi
   }
   if (way.kind === "landlock") {
     const version = landlockVersion();
+    const apart = way.plan.slotOwner(0) !== undefined;
     const weaker = [
       "names, sizes and times of the host's files and the ids of its processes can be found out",
       "the disk limit is looked after, not enforced",
       ...(launcher.groups.memory ? [] : ["memory is limited by the process alone"]),
-      ...(root ? [] : ["the agent is this user, and chmod by path fails"]),
-      ...(root || launcher.groups.processes
+      ...(apart ? [] : ["the agent is this user, and chmod by path fails"]),
+      ...(apart || launcher.groups.processes
         ? []
         : ["the number of processes is limited together with this user's"]),
-      ...(root || version >= 6 ? [] : ["this user's processes can be signalled (Linux 6.12 cures that)"]),
-      ...(root || version >= 3 ? [] : ["this user's files can be truncated (Linux 6.2 cures that)"]),
+      ...(apart || version >= 6 ? [] : ["this user's processes can be signalled (Linux 6.12 cures that)"]),
+      ...(apart || version >= 3 ? [] : ["this user's files can be truncated (Linux 6.2 cures that)"]),
     ];
     return `Sandboxes are confined by Landlock and seccomp alone${why}: ${weaker.join("; ")}. To cure it, ${CURE}.`;
   }

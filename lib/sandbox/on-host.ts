@@ -1,7 +1,7 @@
 // The kinds that run on the host's own file system and processes, where namespaces are not to be had. "landlock" is
 // confined by the kernel's Landlock, a filter of system calls and, as root, a user of its own; "unsafe-host" by nothing
 // but that user: it keeps honest programs apart, not hostile ones.
-import { mkdirSync, readFileSync, symlinkSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { type Python, residentBash, SANDBOX_PATH, sandboxEnvironment } from "./host.ts";
 import type { LaunchPlan } from "./launcher.ts";
@@ -44,7 +44,8 @@ export function onHostPlan(options: {
   const { scratch, script, python, confine, root } = options;
   const first = root ? firstUid() : 0;
   const bin = join(scratch, "bin");
-  mkdirSync(bin, { recursive: true, mode: 0o755 });
+  rmSync(bin, { recursive: true, force: true });
+  mkdirSync(bin, { mode: 0o755 });
   for (const name of python ? ["python", ...(python.prefix ? ["python3"] : [])] : []) {
     symlinkSync(python?.executable as string, join(bin, name));
   }

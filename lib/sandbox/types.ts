@@ -1,5 +1,8 @@
 // Where commands run. A backend opens sandboxes; a sandbox holds one private copy of a repository.
 
+/** Where commands can run on this machine; "auto" is the strongest that works and isolates. */
+export const SANDBOX_KINDS = ["auto", "bubblewrap", "landlock", "unsafe-host"] as const;
+
 export interface SandboxLimits {
   /** Wall time of one command. */
   commandMs: number;
@@ -62,7 +65,7 @@ export interface Sandbox {
 }
 
 export interface SandboxBackend {
-  /** "bubblewrap", "container", "kubernetes", "unsafe-host". */
+  /** "bubblewrap", "landlock", "container", "kubernetes", "unsafe-host". */
   readonly name: string;
   open(spec: SandboxSpec, options?: { signal?: AbortSignal }): Promise<Sandbox>;
   /** Closes every sandbox that is still open. */

@@ -174,6 +174,9 @@ describe("doctor", () => {
     const { ok, checks } = JSON.parse(stdout) as { ok: boolean; checks: Check[] };
     expect({ status, stderr, ok }).toEqual({ status: 0, stderr: "", ok: true });
     expect(checks.map(({ name }) => name)).toContain("addon");
+    const sandbox = checks.find(({ name }) => name === "sandbox");
+    expect(sandbox?.found).toMatch(/^(bubblewrap|landlock), /);
+    expect(sandbox?.cure === null).toBe(sandbox?.status === "ok");
   });
 
   test("without the addon it says so, how to build it, and ends with 1", () => {

@@ -126,7 +126,7 @@ describe.each(ISOLATED)("a program in a %s sandbox", (kind: LocalKind) => {
     chmodSync(socket, 0o777);
     udp.on("message", (_, from) => udp.send("ESCAPED\n", from.port, from.address));
     await new Promise<void>((resolve) => udp.bind(0, "127.0.0.1", resolve));
-    const [{ port }] = servers.map((server) => server.address()) as [{ port: number }];
+    const { port } = (servers[0] as Server).address() as { port: number };
     ground = { open, port, udpPort: udp.address().port, name, socket };
     sleeper = spawn("sleep", [MARK], { stdio: "ignore" });
     repository = makeRepository({ "a.txt": "a\n" });
