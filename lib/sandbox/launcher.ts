@@ -65,6 +65,7 @@ export class Launcher {
   readonly #child: ChildProcess;
   readonly #waiting = new Map<string, Waiting>();
   readonly #free: Slot[] = [];
+  readonly #overlaid = new Set<Slot>();
   readonly #exited: Promise<void>;
   #nextSlot: number;
   #count = 0;
@@ -146,13 +147,14 @@ export class Launcher {
     // The limit holds from the start on: what the host copies is not the agent's.
     const size = [2 ** 40, 2 ** 30];
     await this.#ask("disk", slot.id, ...size, slot.owner?.uid ?? "-", lower ?? "-");
+    if (lower !== null) this.#overlaid.add(slot);
     return slot;
   }
 
-  /** Gives back a slot in which no process is left; its files go at once where they are mounted. */
+  /** Gives back a slot in which no process is left; its files go. */
   async release(slot: Slot): Promise<void> {
     if (this.#dead) return;
-    if (this.#plan.mounts) await this.#ask("drop", slot.id);
+    if (this.#overlaid.delete(slot)) await this.#ask("drop", slot.id);
     else for (const name of ["repo", "tmp"]) await removeTree(`${slot.files}/${name}`);
     this.#free.push(slot);
   }

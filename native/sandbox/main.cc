@@ -4,7 +4,7 @@
 // A request on stdin: the number of fields, then the fields (id, verb, arguments), each ended by NUL. A reply on
 // stdout: "id value" or "id !what went wrong", a line. The end of stdin ends all sandboxes.
 //   disk SLOT BYTES INODES USER LOWER   USER and LOWER may be "-"; makes the slot where it is new
-//   drop SLOT                           the sandbox's files, where they are mounted
+//   drop SLOT                           its files, where they are mounted; else the next `disk` finds them as they are
 //   resize SLOT BYTES INODES            where it is mounted
 //   held SLOT                           bytes of files that its processes hold open and that have no name any more
 //   start SLOT [KEY=VALUE...] -- ARGV   replies when both pipes are open
@@ -95,6 +95,7 @@ class Launcher {
   ControlGroups groups_;
   std::map<pid_t, Child> children_;
   std::vector<sock_filter> filter_;
+  std::set<std::string> mounted_;
 };
 
 uint64_t number(const std::string& text) {
@@ -128,7 +129,12 @@ void Launcher::disk(const Fields& fields) {
     fail(folder);
   }
   std::string lower = fields[6] == "-" ? "" : fields[6];
-  make_disk(folder + "/fs", mounts_, number(fields[3]), number(fields[4]), lower, user_of(fields[5]));
+  uint64_t bytes = number(fields[3]), inodes = number(fields[4]);
+  // Unmounting waits for the whole machine, so what can be used again is kept.
+  bool kept = mounted_.count(fields[2]) > 0;
+  if (kept) resize_disk(folder + "/fs", bytes, inodes);
+  make_disk(folder + "/fs", mounts_ && !kept, bytes, inodes, lower, user_of(fields[5]));
+  if (mounts_) mounted_.insert(fields[2]);
 }
 
 void Launcher::start(const Fields& fields) {
@@ -207,7 +213,7 @@ void Launcher::handle(const Fields& fields) {
     if (verb == "disk") {
       disk(fields);
     } else if (verb == "drop") {
-      if (mounts_) drop_disk(slot_folder(slot) + "/fs");
+      if (mounted_.erase(slot) > 0) drop_disk(slot_folder(slot) + "/fs");
     } else if (verb == "resize") {
       if (mounts_) resize_disk(slot_folder(slot) + "/fs", number(fields.at(3)), number(fields.at(4)));
     } else if (verb == "held") {
