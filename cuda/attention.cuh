@@ -1,8 +1,8 @@
 // What the attention kernels share: spans on the device, masks, the softmax of a tile, stores of accumulators.
 #pragma once
 
-#include "attention.h"
 #include "core/failure.h"
+#include "cuda/attention.h"
 #include "wgmma.cuh"
 
 namespace tokenring::cuda {

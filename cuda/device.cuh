@@ -2,7 +2,7 @@
 // eight elements, sums over a block, launch shapes.
 #pragma once
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

@@ -1,86 +1,24 @@
 // The loss head: statistics of rows of logits, the scalar stage of the policy loss, the gradient of the logits.
 #include "core/ops.h"
-#include "device.cuh"
+#include "softmax.cuh"
 
 namespace tokenring::cuda {
 namespace {
 
-// Softmax of the numbers seen so far: their maximum, sum of exp(z - max), sum of exp(z - max) (z - max).
-struct Online {
-  float max = -INFINITY, sum = 0.0f, mean = 0.0f;
-};
-
-// Moves to a maximum at least as high. What then weighs 0 is dropped; a NaN in the sum stays.
-__device__ __forceinline__ void raise_to(Online& o, float high) {
-  if (!(high > o.max)) return;
-  const float d = o.max - high, weight = __expf(d);
-  o.mean = weight > 0.0f ? weight * (o.mean + o.sum * d) : 0.0f;
-  o.sum *= weight;
-  o.max = high;
-}
-
-__device__ __forceinline__ void merge(Online& o, Online other) {
-  raise_to(o, other.max);
-  raise_to(other, o.max);
-  o.sum += other.sum;
-  o.mean += other.mean;
-}
-
-// One block a row: threads stride over packs, then lanes are merged by a butterfly and warps in order.
+// One block a row.
 __global__ void __launch_bounds__(kMaxThreads)
     logits_statistics_kernel(int64_t r, int64_t v, const float* logits, const int32_t* targets, float inv_temperature,
                              float* lse, float* logprob, float* entropy) {
   constexpr int kWarps = kMaxThreads / kWarp;
   __shared__ float maxima[kWarps], sums[kWarps], means[kWarps];
-  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   for (int64_t row = blockIdx.x; row < r; row += gridDim.x) {
     const float* z = logits + row * v;
-    Online o;
-    for (int64_t j = static_cast<int64_t>(threadIdx.x) * kPack; j < v; j += static_cast<int64_t>(blockDim.x) * kPack) {
-      Pack a = load_pack(z + j, v - j, -INFINITY);
-      float high = -INFINITY;
-      TOKENRING_UNROLL
-      for (int i = 0; i < kPack; ++i) {
-        a.v[i] *= inv_temperature;
-        high = fmaxf(high, a.v[i]);  // passes over a NaN, which the sum meets below
-      }
-      raise_to(o, high);
-      TOKENRING_UNROLL
-      for (int i = 0; i < kPack; ++i) {
-        if (a.v[i] == -INFINITY) continue;
-        const float d = a.v[i] - o.max, weight = __expf(d);
-        o.sum += weight;
-        o.mean += weight * d;
-      }
-    }
-    TOKENRING_UNROLL
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-      Online other;
-      other.max = __shfl_xor_sync(0xffffffffu, o.max, lanes);
-      other.sum = __shfl_xor_sync(0xffffffffu, o.sum, lanes);
-      other.mean = __shfl_xor_sync(0xffffffffu, o.mean, lanes);
-      merge(o, other);
-    }
-    if (lane == 0) {
-      store(maxima + warp, o.max);
-      store(sums + warp, o.sum);
-      store(means + warp, o.mean);
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      for (unsigned i = 1; i < blockDim.x / kWarp; ++i) {
-        Online other;
-        other.max = load(maxima + i);
-        other.sum = load(sums + i);
-        other.mean = load(means + i);
-        merge(o, other);
-      }
-      const float log_sum = logf(o.sum), row_lse = o.max + log_sum;
-      store(lse + row, row_lse);
-      store(logprob + row, load(z + load(targets + row)) * inv_temperature - row_lse);
-      store(entropy + row, log_sum - o.mean / o.sum);
-    }
-    __syncthreads();
+    const Online o = softmax_of_row(z, v, inv_temperature, {maxima, sums, means});
+    if (threadIdx.x != 0) continue;
+    const float log_sum = logf(o.sum), row_lse = o.max + log_sum;
+    store(lse + row, row_lse);
+    store(logprob + row, load(z + load(targets + row)) * inv_temperature - row_lse);
+    store(entropy + row, log_sum - o.mean / o.sum);
   }
 }
 

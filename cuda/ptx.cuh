@@ -5,8 +5,8 @@
 // proxy). What a thread stored is seen by the latter only after that thread's fence_async().
 #pragma once
 
+#include "cuda/tensor_map.h"
 #include "device.cuh"
-#include "tensor_map.h"
 
 #if defined(__CUDACC__)
 #include <cuda.h>

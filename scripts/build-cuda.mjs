@@ -89,7 +89,11 @@ async function main() {
     return false;
   }
   const version = spawnSync(nvcc, ["--version"], { encoding: "utf8", timeout: 30_000 }).stdout;
-  const headers = [...list("cuda", /\.(cuh|h)$/), ...list("native/core", /\.h$/)];
+  const headers = [
+    ...list("cuda", /\.cuh$/),
+    ...list("native/cuda", /^(attention\w*|launch|tensor_map)\.h$/),
+    ...list("native/core", /^(check|device|failure|ops|tensor)\.h$/),
+  ];
   const stamp = (source) =>
     JSON.stringify([
       version,

@@ -99,7 +99,7 @@ DeviceTensorObject::DeviceTensorObject(const Napi::CallbackInfo& info) : Napi::O
       return;
     }
     const std::shared_ptr<Device> device = Engine::of(info.Env()).device();
-    tensor_.data = device->allocate(bytes > 0 ? bytes : 1);
+    tensor_.data = device->allocate(bytes > 0 ? bytes : 1, "tensors");
     storage_ = std::make_shared<Storage>(tensor_.data, bytes, [device, data = tensor_.data] { device->free(data); });
     std::memset(tensor_.data, 0, bytes);
   });

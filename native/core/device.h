@@ -83,8 +83,9 @@ class Device {
   virtual std::unique_ptr<Stream> lane() { return stream(); }
   virtual int lanes() const { return 1; }
   virtual const Ops& ops() const = 0;
-  // 256-byte aligned. Throws Failure OUT_OF_MEMORY with the size asked for. Never called in the steady state.
-  virtual void* allocate(size_t bytes) = 0;
+  // 256-byte aligned. Throws Failure OUT_OF_MEMORY with the size asked for and `purpose`, a name that lives for ever,
+  // by which a device may tell what holds its memory. Never called in the steady state.
+  virtual void* allocate(size_t bytes, const char* purpose) = 0;
   virtual void free(void* data) noexcept = 0;
 };
 
@@ -92,8 +93,8 @@ class Device {
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Device& device, size_t bytes)
-      : device_(&device), bytes_(bytes), data_(bytes ? device.allocate(bytes) : nullptr) {}
+  Buffer(Device& device, size_t bytes, const char* purpose = "buffers")
+      : device_(&device), bytes_(bytes), data_(bytes ? device.allocate(bytes, purpose) : nullptr) {}
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(device_, other.device_);

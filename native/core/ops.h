@@ -159,7 +159,9 @@ class Ops {
 
   // --- attention on packed documents ---------------------------------------------------------------
   // qkv as above after rope; out [m, heads*head_dim]; lse f32 [m, heads]. scale multiplies q.k.
-  virtual size_t attention_workspace(int64_t rows, int heads, int kv_heads, int head_dim) const = 0;
+  // Bytes of workspace for both passes over these tiles. Failure INVALID_ARGUMENT for heads that the backend cannot do.
+  virtual size_t attention_workspace(const std::vector<AttentionTile>& tiles, int64_t rows, int heads, int kv_heads,
+                                     int head_dim) const = 0;
   virtual void attention_forward(Stream&, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads, int kv_heads,
                                  int head_dim, float scale, Tensor out, Tensor lse,
                                  Tensor workspace /* u8 */) const = 0;

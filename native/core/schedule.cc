@@ -98,7 +98,7 @@ Frame Executor::frame(const Schedule& schedule) {
   if (schedule.arena_bytes() > arena_.bytes()) {
     stream_.synchronize();  // queued work may still read the old arena
     arena_ = Buffer();      // give it back first: the two need not fit side by side
-    arena_ = Buffer(device_, schedule.arena_bytes());
+    arena_ = Buffer(device_, schedule.arena_bytes(), "activations");
   }
   return Frame{static_cast<std::byte*>(arena_.data()), stream_};
 }

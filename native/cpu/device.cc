@@ -44,14 +44,14 @@ class CpuDevice final : public Device {
   int lanes() const override { return pool_.threads(); }
   const Ops& ops() const override { return *ops_; }
 
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes, const char* purpose) override {
     // Large buffers start on a huge page and ask for such pages: caches and arenas are walked from end to end.
     const size_t alignment = bytes >= kLarge ? kHugePage : 256;
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     void* data = rounded >= bytes ? std::aligned_alloc(alignment, rounded) : nullptr;
     if (!data)
-      fail("OUT_OF_MEMORY", "the CPU backend could not allocate ", bytes,
-           " bytes; make the model, the batch or the cache smaller");
+      fail("OUT_OF_MEMORY", "the CPU backend could not allocate ", bytes, " bytes for ", purpose,
+           "; make the model, the batch or the cache smaller");
     if (bytes >= kLarge) madvise(data, rounded, MADV_HUGEPAGE);  // a wish: without it all works too
     return data;
   }

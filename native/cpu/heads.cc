@@ -1,6 +1,6 @@
 #include "cpu/heads.h"
 
-#include "cpu/check.h"
+#include "core/check.h"
 #include "cpu/kernels.h"
 
 namespace tokenring::cpu {

@@ -35,7 +35,8 @@ class CpuOps : public Ops {
   void rope(Stream&, Tensor qkv, Tensor positions, RopeTable table, int heads, int kv_heads, int head_dim,
             bool backward) const override;
 
-  size_t attention_workspace(int64_t rows, int heads, int kv_heads, int head_dim) const override;
+  size_t attention_workspace(const std::vector<AttentionTile>& tiles, int64_t rows, int heads, int kv_heads,
+                             int head_dim) const override;
   void attention_forward(Stream&, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads, int kv_heads,
                          int head_dim, float scale, Tensor out, Tensor lse, Tensor workspace) const override;
   void attention_backward(Stream&, Tensor dout, Tensor qkv, Tensor out, Tensor lse,

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <memory>
 
+#include "core/check.h"
 #include "cpu/attention_plan.h"
-#include "cpu/check.h"
 #include "cpu/heads.h"
 #include "cpu/ops.h"
 #include "cpu/stream.h"
@@ -86,7 +86,8 @@ struct CpuOps::AttentionGradient {
   HeadRows dq, dk, dv;
 };
 
-size_t CpuOps::attention_workspace(int64_t rows, int heads, int kv_heads, int head_dim) const {
+size_t CpuOps::attention_workspace(const std::vector<AttentionTile>&, int64_t rows, int heads, int kv_heads,
+                                   int head_dim) const {
   check_heads("attention_workspace", heads, kv_heads, head_dim);
   require(rows >= 0, "attention_workspace: rows is ", rows);
   return static_cast<size_t>(rows) * heads * sizeof(float);  // delta of the backward pass
@@ -99,7 +100,7 @@ void CpuOps::attention_forward(Stream& stream, Tensor qkv, const std::vector<Att
   const int64_t m = qkv.shape[0];
   check("attention_forward", "out", out, DType::f32, {m, h.width()});
   check("attention_forward", "lse", lse, DType::f32, {m, heads});
-  check_bytes("attention_forward", "workspace", workspace, attention_workspace(m, heads, kv_heads, head_dim));
+  check_bytes("attention_forward", "workspace", workspace, attention_workspace(tiles, m, heads, kv_heads, head_dim));
   const Parts at(h, qkv);
   auto work = std::make_shared<const Attention>(
       Attention{plan_attention("attention_forward", tiles, m, m), h, scale, at.q, at.k, at.v});
@@ -175,7 +176,7 @@ void CpuOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor 
   check("attention_backward", "out", out, DType::f32, {m, width});
   check("attention_backward", "lse", lse, DType::f32, {m, heads});
   check("attention_backward", "dqkv", dqkv, DType::f32, {m, h.ld()});
-  check_bytes("attention_backward", "workspace", workspace, attention_workspace(m, heads, kv_heads, head_dim));
+  check_bytes("attention_backward", "workspace", workspace, attention_workspace(tiles, m, heads, kv_heads, head_dim));
   const Parts at(h, qkv), to(h, dqkv);
   auto work = std::make_shared<const Attention>(
       Attention{plan_attention("attention_backward", tiles, m, m), h, scale, at.q, at.k, at.v});

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/check.h"
+#include "core/check.h"
 #include "cpu/ops.h"
 #include "cpu/stream.h"
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <memory>
 
-#include "cpu/check.h"
+#include "core/check.h"
 #include "cpu/heads.h"
 #include "cpu/ops.h"
 #include "cpu/stream.h"

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/check.h"
+#include "core/check.h"
 #include "cpu/ops.h"
 #include "cpu/stream.h"
 

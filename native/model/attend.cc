@@ -16,7 +16,8 @@ PackedAttend::PackedAttend(const DecoderConfig& config, const Ops& ops, const st
 }
 
 void PackedAttend::forward(Schedule& schedule, int layer, Slot qkv, Slot out, Slot lse) {
-  const int64_t room = static_cast<int64_t>(ops_.attention_workspace(qkv.shape[0], heads_, kv_heads_, head_dim_));
+  const int64_t room =
+      static_cast<int64_t>(ops_.attention_workspace(tiles_, qkv.shape[0], heads_, kv_heads_, head_dim_));
   const Slot workspace = schedule.slot(DType::u8, {room});
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
   schedule.add("attention_forward", layer, static_cast<int64_t>(qkv.bytes() + out.bytes() + lse.bytes()),
@@ -30,7 +31,8 @@ void PackedAttend::forward(Schedule& schedule, int layer, Slot qkv, Slot out, Sl
 }
 
 void PackedAttend::backward(Schedule& schedule, int layer, Slot dout, Slot qkv, Slot out, Slot lse, Slot dqkv) {
-  const int64_t room = static_cast<int64_t>(ops_.attention_workspace(qkv.shape[0], heads_, kv_heads_, head_dim_));
+  const int64_t room =
+      static_cast<int64_t>(ops_.attention_workspace(tiles_, qkv.shape[0], heads_, kv_heads_, head_dim_));
   const Slot workspace = schedule.slot(DType::u8, {room});
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
   schedule.add("attention_backward", layer, static_cast<int64_t>(2 * qkv.bytes() + 2 * out.bytes() + lse.bytes()),

@@ -39,7 +39,8 @@ bool PagePool::grow() {
   if (wanted <= held) return false;
   std::vector<Buffer> larger;
   try {
-    for (size_t i = 0; i < layers_.size(); ++i) larger.emplace_back(device_, static_cast<size_t>(wanted) * page_bytes_);
+    for (size_t i = 0; i < layers_.size(); ++i)
+      larger.emplace_back(device_, static_cast<size_t>(wanted) * page_bytes_, "cache");
   } catch (const Failure& failure) {
     if (failure.code() != "OUT_OF_MEMORY" || held == 0) throw;
     limit_ = held;  // from here on sessions give way to each other

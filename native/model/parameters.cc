@@ -69,9 +69,9 @@ struct Parameters::Impl {
   Impl(Device& device, const DecoderConfig& config) : device(device), ops(device.ops()), config(config) {
     config.check();
     // Heads that the backend's attention does not take are refused here, before any memory is.
-    ops.attention_workspace(1, config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    ops.attention_workspace({}, 1, config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     lay_out();
-    master = Buffer(device, flat_bytes());
+    master = Buffer(device, flat_bytes(), "weights");
     make_copies();
 
     const std::unique_ptr<Stream> stream = device.stream();
@@ -87,16 +87,16 @@ struct Parameters::Impl {
     std::vector<int32_t> rows;
     if (config.tie_word_embeddings) {
       rows.resize(config.vocab_size);
-      tied_head_gradient = Buffer(device, sizeof(float) * config.vocab_size * config.hidden_size);
+      tied_head_gradient = Buffer(device, sizeof(float) * config.vocab_size * config.hidden_size, "gradients");
       tied_rows = Buffer(device, sizeof(int32_t) * rows.size());
       std::iota(rows.begin(), rows.end(), 0);
       stream->copy_to_device(tied_rows.data(), rows.data(), tied_rows.bytes());
       ops.zero(*stream, head_gradient());
     }
-    first_moment = Buffer(device, flat_bytes());
-    second_moment = Buffer(device, flat_bytes());
+    first_moment = Buffer(device, flat_bytes(), "moments");
+    second_moment = Buffer(device, flat_bytes(), "moments");
     // Last, because it says that all is there.
-    gradient = Buffer(device, flat_bytes());
+    gradient = Buffer(device, flat_bytes(), "gradients");
     for (const Buffer* buffer : {&gradient, &first_moment, &second_moment}) ops.zero(*stream, flat(*buffer));
     stream->synchronize();
   }
@@ -144,7 +144,7 @@ struct Parameters::Impl {
       reserve(layer.down, h, ff);
     }
     reserve(head_weight, config.vocab_size, h);
-    copies = Buffer(device, bytes);
+    copies = Buffer(device, bytes, "weights");
     std::byte* next = static_cast<std::byte*>(copies.data());
     each_weight([&](Weight& weight, int64_t) {
       weight.data = next;

@@ -34,7 +34,8 @@ RingAttention::RingAttention(const Ops& ops, Communicator& communicator, Attenti
       size_(communicator.size()) {
   require(static_cast<int>(shards_.size()) == size_, "shards: there are ", shards_.size(), " for ", size_, " ranks");
   check_shards(shards_);
-  ops.attention_workspace(0, heads.heads, heads.kv_heads, heads.head_dim);  // refuses heads that the device cannot do
+  ops.attention_workspace({}, 0, heads.heads, heads.kv_heads,
+                          heads.head_dim);  // refuses heads that the device cannot do
   for (const Shard& shard : shards_) most_ = std::max(most_, rows_of(shard));
   if (schedule == ContextSchedule::ring) {
     for (int step = 0; step < size_; ++step)

@@ -47,10 +47,10 @@ class CountingDevice : public Device {
   std::string name() const override { return inner_.name(); }
   std::unique_ptr<Stream> stream() override { return inner_.stream(); }
   const Ops& ops() const override { return inner_.ops(); }
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes, const char* purpose) override {
     ++allocations;
     this->bytes += static_cast<int64_t>(bytes);
-    return inner_.allocate(bytes);
+    return inner_.allocate(bytes, purpose);
   }
   void free(void* data) noexcept override { inner_.free(data); }
 

@@ -101,7 +101,7 @@ struct Forward {
 Forward forward(Bench& b, const Shape& s, const std::vector<AttentionTile>& tiles, int64_t m,
                 const std::vector<float>& qkv) {
   Forward f{b.f32({m, s.ld()}, qkv), b.f32({m, int64_t{s.heads} * s.head_dim}), b.f32({m, s.heads}),
-            b.bytes(b.ops().attention_workspace(m, s.heads, s.kv_heads, s.head_dim))};
+            b.bytes(b.ops().attention_workspace({}, m, s.heads, s.kv_heads, s.head_dim))};
   b.ops().attention_forward(b.stream(), f.qkv, tiles, s.heads, s.kv_heads, s.head_dim, s.scale(), f.out, f.lse,
                             f.workspace);
   return f;
@@ -310,7 +310,7 @@ TEST(attention_refuses_wrong_shapes) {
   Bench b;
   const Shape s{4, 2, 64};
   const Tensor qkv = b.f32({10, s.ld()}), out = b.f32({10, 256}), lse = b.f32({10, 4}), pool = b.bytes(1 << 20);
-  const Tensor work = b.bytes(b.ops().attention_workspace(10, 4, 2, 64));
+  const Tensor work = b.bytes(b.ops().attention_workspace({}, 10, 4, 2, 64));
   const auto run = [&](std::vector<AttentionTile> tiles, int heads, int kv_heads, int head_dim, Tensor to, Tensor w) {
     b.ops().attention_forward(b.stream(), qkv, tiles, heads, kv_heads, head_dim, 1.0f, to, lse, w);
   };

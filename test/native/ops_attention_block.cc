@@ -72,7 +72,7 @@ Whole packed(Bench& b, const std::vector<float>& qkv, const std::vector<float>& 
   const Tensor x = b.f32({kTokens, kLd}, qkv), d = b.f32({kTokens, kWidth}, dout);
   const Tensor out = b.f32({kTokens, kWidth}), lse = b.f32({kTokens, kHeads}), dx = b.f32({kTokens, kLd});
   const Tensor delta = b.f32({kTokens, kHeads});
-  const Tensor work = b.bytes(b.ops().attention_workspace(kTokens, kHeads, kKvHeads, kHeadDim));
+  const Tensor work = b.bytes(b.ops().attention_workspace({}, kTokens, kHeads, kKvHeads, kHeadDim));
   b.ops().attention_forward(b.stream(), x, list, kHeads, kKvHeads, kHeadDim, kShape.scale, out, lse, work);
   b.ops().attention_backward(b.stream(), d, x, out, lse, list, kHeads, kKvHeads, kHeadDim, kShape.scale, dx, work);
   b.ops().attention_delta(b.stream(), d, out, kHeads, delta);

@@ -180,8 +180,8 @@ TEST(device_says_what_it_is_and_refuses_what_it_cannot) {
   CHECK_FAILS("INVALID_ARGUMENT", tokenring::make_cpu_device(-1));
   CHECK_FAILS("INVALID_ARGUMENT", fixture::device("sse9", 1));
   Bench b;
-  CHECK_FAILS("OUT_OF_MEMORY", b.dev().allocate(size_t{1} << 60));
-  void* data = b.dev().allocate(1);
+  CHECK_FAILS("OUT_OF_MEMORY", b.dev().allocate(size_t{1} << 60, "a test"));
+  void* data = b.dev().allocate(1, "a test");
   CHECK(reinterpret_cast<uintptr_t>(data) % 256 == 0);
   b.dev().free(data);
 }

@@ -423,9 +423,9 @@ TEST(sampler_refuses_misuse) {
 class FullDevice : public CountingDevice {
  public:
   using CountingDevice::CountingDevice;
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes, const char* purpose) override {
     if (bytes > largest) fail("OUT_OF_MEMORY", "no memory for ", bytes, " bytes");
-    return CountingDevice::allocate(bytes);
+    return CountingDevice::allocate(bytes, purpose);
   }
   size_t largest = SIZE_MAX;
 };

@@ -1,7 +1,7 @@
 // What the tests of the attention kernels share: packed documents, random inputs, the results in float64.
 #pragma once
 
-#include "../../../cuda/attention.h"
+#include "cuda/attention.h"
 #include "ptx.h"
 #include "rig.h"
 

@@ -159,6 +159,16 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by, std::source_location whe
   return emulator::exchange_value(value, lane + by < 32 ? lane + by : lane, mask, where);
 }
 
+// Bit i: the predicate of lane i.
+inline unsigned __ballot_sync(unsigned mask, bool mine, std::source_location where = std::source_location::current()) {
+  unsigned bits = static_cast<unsigned>(mine) << emulator::this_lane();
+  for (unsigned lanes = 16; lanes > 0; lanes /= 2)
+    bits |= emulator::exchange_value(bits, emulator::this_lane() ^ lanes, mask, where);
+  return bits;
+}
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
 using std::max;
 using std::min;
 

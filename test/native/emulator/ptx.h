@@ -23,8 +23,8 @@
 
 #include <bit>
 
-#include "../../../cuda/tensor_map.h"
 #include "cuda.h"
+#include "cuda/tensor_map.h"
 
 #define __grid_constant__
 #define TOKENRING_DYNAMIC_SHARED(Type, name) Type& name = *static_cast<Type*>(emulator::dynamic_shared(sizeof(Type)))

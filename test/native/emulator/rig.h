@@ -4,7 +4,7 @@
 #include "../harness.h"
 #include "cuda.h"
 // After the emulator.
-#include "../../../cuda/launch.h"
+#include "cuda/launch.h"
 
 namespace rig {
 

@@ -90,6 +90,26 @@ void gather_rows(CudaStream stream, int64_t r, int64_t h, const Bf16* x, const i
 
 // x[index[i]] += y[i]. y: bf16 [r, h]; index: i32 [r], distinct; x: bf16 [m, h].
 void scatter_rows_add(CudaStream stream, int64_t r, int64_t h, const Bf16* y, const int32_t* index, Bf16* x);
+// The same of float32.
+void scatter_rows_add_f32(CudaStream stream, int64_t r, int64_t h, const float* y, const int32_t* index, float* x);
+
+// dtable[tokens[i]] += dy[i], in the order of the rows. tokens: i32 [m]; dy: bf16 [m, h]; dtable: f32 [v, h].
+void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable);
+
+// --- linear.cu: what a linear layer takes beside its products ----------------------------------------------------
+// to[i] = bf16(from[i]): f32 [rows, columns] into rows that are `stride` elements apart.
+void round_rows(CudaStream stream, int64_t rows, int64_t columns, const float* from, Bf16* to, int64_t stride);
+
+// y[i] = bias: the bias, f32 [n], in each row of y, bf16 or f32 [m, n].
+void spread_bias(CudaStream stream, int64_t m, int64_t n, const float* bias, Bf16* y);
+void spread_bias_f32(CudaStream stream, int64_t m, int64_t n, const float* bias, float* y);
+
+// Bytes of workspace for sum_of_rows.
+size_t sum_of_rows_workspace(int64_t m, int64_t n);
+
+// db += sum of the rows of dy, bf16 [m, n]; db: f32 [n]. In two passes, as dw of rmsnorm_backward; the workspace is
+// 16-byte aligned.
+void sum_of_rows(CudaStream stream, int64_t m, int64_t n, const Bf16* dy, float* db, void* workspace);
 
 // --- loss.cu: the loss head --------------------------------------------------------------------------------------
 // With z = logits * inv_temperature, per row: lse = log sum exp z, logprob = z[target] - lse, entropy = lse - E_p[z].
@@ -125,6 +145,15 @@ void logits_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, con
 void logits_gradient_bf16(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets,
                           const float* lse, const float* g, const float* entropy, const float* entropy_g,
                           float inv_temperature);
+
+// --- sample.cu ---------------------------------------------------------------------------------------------------
+// Draws a token a row from softmax(logits * inv_temperature) by the inverse of its distribution, in the order of the
+// ids: the first whose cumulated probability exceeds the row's uniform, a number in [0, 1). inv_temperature 0 takes the
+// highest logit, of equals the lowest id, and its logprob at temperature 1. logprob has the bits of logits_statistics.
+// Of a row with a NaN, token 0 and logprob NaN. logits: f32 [r, v]; inv_temperature, uniforms, logprob: f32 [r];
+// tokens: i32 [r].
+void sample(CudaStream stream, int64_t r, int64_t v, const float* logits, const float* inv_temperature,
+            const float* uniforms, int32_t* tokens, float* logprob);
 
 // --- adamw.cu: parameters ----------------------------------------------------------------------------------------
 // torch.optim.AdamW on n elements, w, g, m, v: f32 [n]. With g' = g * gradient_scale:

@@ -7,9 +7,9 @@
 // fix.
 #pragma once
 
-#include "attention_plan.h"
-#include "launch.h"
-#include "tensor_map.h"
+#include "cuda/attention_plan.h"
+#include "cuda/launch.h"
+#include "cuda/tensor_map.h"
 
 namespace tokenring::cuda {
 

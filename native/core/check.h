@@ -6,7 +6,7 @@
 
 #include "core/tensor.h"
 
-namespace tokenring::cpu {
+namespace tokenring {
 
 // Failure INVALID_ARGUMENT unless `t` has data (or no elements), this dtype and this shape.
 void check(const char* op, const char* name, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape);
@@ -19,4 +19,4 @@ void check_range(const char* op, const char* name, const int32_t* ids, int64_t b
 
 std::string shape_text(const Tensor& t);
 
-}  // namespace tokenring::cpu
+}  // namespace tokenring

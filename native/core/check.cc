@@ -1,8 +1,8 @@
-#include "cpu/check.h"
+#include "core/check.h"
 
 #include <sstream>
 
-namespace tokenring::cpu {
+namespace tokenring {
 
 std::string shape_text(const Tensor& t) {
   std::ostringstream text;
@@ -43,4 +43,4 @@ void check_range(const char* op, const char* name, const int32_t* ids, int64_t b
     require(ids[i] >= 0 && ids[i] < bound, op, ": ", name, "[", i, "] is ", ids[i], ", must be in [0, ", bound, ")");
 }
 
-}  // namespace tokenring::cpu
+}  // namespace tokenring

@@ -1,0 +1,88 @@
+// Launch functions of the plain attention kernels: any head dimension up to 256, float32 or bf16, no tensor cores. They
+// serve heads that the kernels of attention.h do not take, attention of parts in float32, and keys in pages.
+// State: compiled for sm_90a, run in the emulator (test/native/emulator), not yet run on a GPU.
+//
+// Rules as in launch.h. A query sees the keys of its spans up to its own position. A row of a result depends on its own
+// query and keys alone: spans in the order of the plan, their keys in order. No atomics: the same inputs give the same
+// bits, and a sequence in pages has the bits of the same document in one span.
+#pragma once
+
+#include "cuda/attention_plan.h"
+#include "cuda/launch.h"
+
+namespace tokenring::cuda {
+
+// Query head h uses key head h / (heads / kv_heads). Head h of a row is head_dim elements from row * stride + h *
+// head_dim on.
+struct PlainHeads {
+  int heads, kv_heads, head_dim;  // head_dim at most 256
+  float scale;                    // multiplies q.k
+  bool is_float;                  // q, k, v: f32, or else bf16
+  const void *q, *k, *v;
+  int64_t q_stride, kv_stride;  // elements from a row to the next
+};
+
+// Queries of a tile of the plans, keys of a tile.
+constexpr int kPlainRows = 32;
+
+struct PlainForward {
+  PlainHeads at;
+  // A ForwardPlan by kPlainRows, causal, on the device.
+  const QueryTile* tiles;
+  int tile_count;
+  const Span* keys;
+  // [rows, heads * head_dim]: one of the two. The rows of the plan's queries are written, others left.
+  Bf16* out;
+  float* out_f32;
+  // `out_f32` and `lse` hold the attention on other keys, and receive the attention on all.
+  bool merge;
+  float* lse;  // f32 [rows, heads]; of a row that sees no key -infinity, and its out is 0
+};
+void attention_plain_forward(CudaStream stream, const PlainForward& work);
+
+// delta[row, head] = sum of dout * out over the head: bf16 or f32 [m, heads * head_dim], delta f32 [m, heads].
+void attention_delta(CudaStream stream, int64_t m, int heads, int head_dim, const Bf16* dout, const Bf16* out,
+                     float* delta);
+void attention_delta_f32(CudaStream stream, int64_t m, int heads, int head_dim, const float* dout, const float* out,
+                         float* delta);
+
+struct PlainBackward {
+  PlainHeads at;
+  const void* dout;  // of the dtype of q, [rows, heads * head_dim]
+  const float *lse, *delta;
+  // For dq, a ForwardPlan by kPlainRows; for dk and dv a BackwardPlan of tiles of kPlainRows queries and keys.
+  const QueryTile* query_tiles;
+  int query_tile_count;
+  const Span* keys;
+  const KeyTile* key_tiles;
+  int key_tile_count;
+  const QueryRange* ranges;
+  // Laid out as q, k and v. bf16 ones are overwritten, to f32 ones is added; rows that no tile names are left.
+  void *dq, *dk, *dv;
+};
+void attention_plain_backward(CudaStream stream, const PlainBackward& work);
+
+// --- keys in pages -------------------------------------------------------------------------------------------------
+// A page of one layer: bf16 [2][kPageTokens][kv_heads * head_dim], keys, then values.
+
+// A row of qkv, bf16 [m, (heads + 2 kv_heads) * head_dim], at a position of its sequence, whose pages are
+// pages[first], pages[first + 1], ...
+struct PagedRow {
+  int32_t row, position, first;
+};
+
+struct PagedHeads {
+  int heads, kv_heads, head_dim;
+  const PagedRow* rows;
+  int row_count;
+  const int32_t* pages;
+};
+
+// Writes the keys and values of the rows into their places.
+void kv_append(CudaStream stream, const PagedHeads& at, const Bf16* qkv, Bf16* pool);
+
+// out, bf16 [m, heads * head_dim]: each row's query on the keys at positions up to its own.
+void attention_paged(CudaStream stream, const PagedHeads& at, float scale, const Bf16* qkv, const Bf16* pool,
+                     Bf16* out);
+
+}  // namespace tokenring::cuda
