@@ -10,6 +10,7 @@ import type { Instance, PromptTemplate } from "../tasks/types.ts";
 import type { Verification } from "../verify/types.ts";
 import { withDeadline, withSandboxDeadline } from "./deadline.ts";
 import { openRoot, promptTokens, runEpisode } from "./episode.ts";
+import { Places } from "./places.ts";
 import { unanswered } from "./stream.ts";
 import type { Budget, Episode, EpisodeLimits, Group, RolloutSource, Trajectory } from "./types.ts";
 import { type Judgement, VerdictCache } from "./verdicts.ts";
@@ -58,6 +59,12 @@ interface Collection {
   verifications: LimitFunction;
 }
 
+/** A group of one `collect` call: its own signal, prompt and places. */
+interface GroupRun extends Collection {
+  prompts: GroupPrompt;
+  places: Places;
+}
+
 export class Rollouts implements RolloutSource {
   readonly #options: RolloutOptions;
   readonly #verdicts: VerdictCache;
@@ -86,6 +93,14 @@ export class Rollouts implements RolloutSource {
    */
   async collect(request: CollectRequest): Promise<Group[]> {
     checkBudgets(request.alsoAt ?? [], this.#options.limits);
+    for (const [name, value] of Object.entries({
+      spare: request.spare ?? 0,
+      groupMs: request.groupMs ?? 1,
+    })) {
+      if ((name === "groupMs" || Number.isInteger(value)) && value >= (name === "spare" ? 0 : 1)) continue;
+      const message = `${name} is ${value}; give a whole number of at least ${name === "spare" ? 0 : 1}`;
+      throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message);
+    }
     const { episodes, openSandboxes, verifications } = this.#options;
     const stop = new AbortController();
     // Every episode under way listens: that is no leak.
@@ -102,16 +117,32 @@ export class Rollouts implements RolloutSource {
     };
     let fault: unknown = null;
     // Rollouts of an instance start side by side: they share the prompt's keys and values.
-    const groups = request.instances.map((instance, index) => {
-      const prompts = new GroupPrompt(this.#options, instance);
-      const rollouts = Array.from({ length: request.rollouts }, (_, rollout) =>
-        this.#rollout(collection, prompts, instance, index, rollout).catch((error: unknown) => {
+    const groups = request.instances.map(async (instance, index) => {
+      const decided = new AbortController();
+      const signal = AbortSignal.any([stop.signal, decided.signal]);
+      setMaxListeners(0, signal);
+      const total = request.rollouts + (request.spare ?? 0);
+      const places = new Places(request.rollouts, total);
+      const group: GroupRun = {
+        ...collection,
+        signal,
+        places,
+        prompts: new GroupPrompt(this.#options, instance),
+      };
+      const rollouts = Array.from({ length: total }, async (_, rollout) => {
+        try {
+          places.finish(rollout, await this.#rollout(group, instance, index, rollout));
+          if (total > request.rollouts && places.decided) decided.abort();
+        } catch (error) {
+          // Nobody waits for the spare ones of a group that is complete.
+          if (decided.signal.aborted) return;
           fault ??= error;
           stop.abort(error);
-          return null;
-        }),
-      );
-      return Promise.all(rollouts).finally(() => prompts.dispose());
+        }
+      });
+      await Promise.all(rollouts);
+      group.prompts.dispose();
+      return { instance, ...places.assign() };
     });
     const finished = await Promise.all(groups);
     request.signal?.removeEventListener("abort", follow);
@@ -121,29 +152,16 @@ export class Rollouts implements RolloutSource {
       throw new TokenringError("ERR_TOKENRING_ABORTED", message, { cause });
     }
     if (fault !== null) throw fault;
-    return finished.map((trajectories, index) => {
-      const all = trajectories as Trajectory[];
-      return {
-        instance: request.instances[index] as Instance,
-        trajectories: all.filter((trajectory) => trajectory.exit !== "infra_failed"),
-        dropped: all.filter((trajectory) => trajectory.exit === "infra_failed"),
-      };
-    });
+    return finished.map(({ spared, ...group }) => (request.spare ? { ...group, spared } : group));
   }
 
-  async #rollout(
-    collection: Collection,
-    prompts: GroupPrompt,
-    instance: Instance,
-    index: number,
-    rollout: number,
-  ): Promise<Trajectory> {
-    const { request } = collection;
+  async #rollout(group: GroupRun, instance: Instance, index: number, rollout: number): Promise<Trajectory> {
+    const { request } = group;
     const retries = this.#options.retries ?? 2;
     for (let attempt = 0; ; attempt++) {
       const run = (budget?: Budget): Promise<Episode> =>
-        this.#episode(collection, prompts, instance, index, rollout, budget);
-      const trajectory = await this.#judgeAll(collection, instance, await run(), run);
+        this.#episode(group, instance, index, rollout, budget);
+      const trajectory = await this.#judgeAll(group, instance, await run(), run);
       if (trajectory.exit !== "infra_failed" || attempt >= retries) {
         request.onTrajectory?.(trajectory);
         return trajectory;
@@ -153,24 +171,24 @@ export class Rollouts implements RolloutSource {
 
   /** Opens a sandbox before it waits for its turn to sample, so that the engine need not wait for the sandbox. */
   async #episode(
-    collection: Collection,
-    prompts: GroupPrompt,
+    group: GroupRun,
     instance: Instance,
     index: number,
     rollout: number,
     budget: Budget | undefined,
   ): Promise<Episode> {
-    const { request, signal } = collection;
+    const { request, signal, prompts, places } = group;
     const open = (snapshot: Snapshot): Promise<Sandbox> => this.#open(instance, signal, snapshot);
     const { purpose, iteration } = request;
+    const { limits } = this.#options;
     const who = { id: `${purpose}-${iteration}/${index}/${instance.instance_id}/${rollout}`, rollout };
-    return await collection.openSandboxes(async () => {
+    return await group.openSandboxes(async () => {
       signal.throwIfAborted();
       let sandbox: Sandbox | null = null;
       try {
         const opened = await this.#open(instance, signal);
         sandbox = opened;
-        return await collection.episodes(async () => {
+        return await group.episodes(async () => {
           using session = prompts.fork();
           return await runEpisode({
             ...this.#options,
@@ -181,7 +199,11 @@ export class Rollouts implements RolloutSource {
             contextLimit: this.#options.engine.contextLimit,
             key: streamKey(this.#options.seed, purpose, iteration, index, rollout),
             temperature: request.temperature,
-            limits: { ...this.#options.limits, ...budget },
+            limits: {
+              ...limits,
+              ...budget,
+              episodeMs: Math.min(limits.episodeMs, places.left(request.groupMs)),
+            },
             ...(request.alsoAt && !budget ? { alsoAt: { budgets: request.alsoAt, open } } : {}),
             signal,
           });

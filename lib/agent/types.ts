@@ -85,6 +85,8 @@ export interface Group {
   instance: Instance;
   trajectories: Trajectory[];
   dropped: Trajectory[];
+  /** Rollouts beyond G that were not needed, or ran out of time when others did not. */
+  spared?: number;
 }
 
 /** How learning and evaluation get trajectories. `iteration` and the run's seed decide every draw. */
@@ -98,6 +100,13 @@ export interface RolloutSource {
     purpose: string;
     iteration: number;
     temperature: number;
+    /**
+     * Rollouts beyond `rollouts`, for the places of those that break or run out of time. Default 0. The group keeps by
+     * number, not by who finished first; but late ones give way, which favours short episodes.
+     */
+    spare?: number;
+    /** Wall milliseconds of a group, from its first episode on; who still runs then ends as one out of time does. */
+    groupMs?: number;
     /** Smaller budgets at which every episode is judged as well; see `Trajectory.alsoAt`. */
     alsoAt?: readonly Budget[];
     signal?: AbortSignal;

@@ -26,6 +26,10 @@ export interface DapoConfig extends AdamWOptions, ObjectiveOptions {
   instances: number;
   /** Rollouts per instance, G: 10. */
   rollouts: number;
+  /** Rollouts beyond G for the places of those that break or run out of time; favours short episodes: 0. */
+  spareRollouts: number;
+  /** Wall seconds of a group, from its first episode on; null (default): each episode has its own time alone. */
+  groupSeconds: number | null;
   /** Largest number of trajectories in one optimiser step: 128. */
   batchSize: number;
   /** T_max of the length penalty; the agent's own limit must be the same: 40. */
@@ -50,6 +54,8 @@ export const DAPO_STAGE1: Readonly<DapoConfig> = {
   iterations: 24,
   instances: 300,
   rollouts: 10,
+  spareRollouts: 0,
+  groupSeconds: null,
   batchSize: 128,
   objective: "ppo_clip",
   clipLow: 0.2,
@@ -99,6 +105,8 @@ export interface DapoSummary extends EpisodeStatistics {
   groupsEmpty: number;
   /** Trajectories that infrastructure broke. */
   dropped: number;
+  /** Rollouts beyond G that their group did not need, or that ran out of time where others did not. */
+  spared?: number;
   /** Trajectories that were learnt from. */
   trained: number;
   /** Over the trajectories that were learnt from; with oldLogprobs "engine" over those of the first step. */
@@ -238,6 +246,9 @@ function summarise(
     groupsDeadFailed: inState("failed"),
     groupsEmpty: inState("empty"),
     dropped: sampled - episodes.length,
+    ...(groups.some(({ group }) => group.spared !== undefined) && {
+      spared: groups.reduce((sum, { group }) => sum + (group.spared ?? 0), 0),
+    }),
     sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
   };
 }
@@ -330,6 +341,8 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
       purpose,
       iteration,
       temperature: config.temperature,
+      ...(config.spareRollouts > 0 ? { spare: config.spareRollouts } : {}),
+      ...(config.groupSeconds === null ? {} : { groupMs: 1000 * config.groupSeconds }),
       ...(signal ? { signal } : {}),
       ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
     });

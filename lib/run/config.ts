@@ -119,6 +119,10 @@ const stage = z.strictObject({
   iterations: count,
   instances: count,
   rollouts: count.min(2),
+  /** Rollouts more than that, for the places of those that break or run out of time; docs/runs.md says the bias. */
+  spareRollouts: z.int().min(0).default(0),
+  /** Wall seconds of a group; an episode that is then under way ends as one out of time does. */
+  groupSeconds: seconds.nullable().default(null),
   batchSize: count,
   ...objective,
   lengthThreshold: count,

@@ -4,7 +4,7 @@ import type { Group, Trajectory } from "../../lib/agent/types.ts";
 import { scriptedEngine } from "../../lib/engine/scripted.ts";
 import type { Engine, SampleOptions, Session } from "../../lib/engine/types.ts";
 import { isTokenringError, TokenringError } from "../../lib/errors.ts";
-import { Random } from "../../lib/random.ts";
+import { Random, streamKey } from "../../lib/random.ts";
 import type { Verification } from "../../lib/verify/types.ts";
 import { MemoryBackend, MemorySandbox } from "../support/memory-sandbox.ts";
 import { act, chat, instance, limits, template, tokenizer } from "../support/tiny-agent.ts";
@@ -304,4 +304,72 @@ test("scripts run through the same rollouts, one a session", async () => {
 test("counts that make no sense are refused", () => {
   expect(() => new Rollouts(options({ episodes: 0 }))).toThrow(/episodes must be 1 or more, got 0/);
   expect(() => new Rollouts(options({ verifications: 1.5 }))).toThrow(/verifications must be/);
+});
+
+test("spare rollouts take the places of those that break, by number, and the rest of them is not waited for", async () => {
+  const reference = await new Rollouts(options()).collect({ ...request, rollouts: 7 });
+  for (const seed of [1, 2, 3]) {
+    const random = Random.of(seed, "pauses");
+    const hanging = new MemoryBackend((_, { repository }) => {
+      if (repository.endsWith("/b")) throw broken("no sandbox");
+      return new MemorySandbox({ "gebo.py": "x\n" });
+    });
+    const groups = await new Rollouts(
+      options({ engine: keyedEngine(() => random.below(50)), sandboxes: hanging, episodes: 30, retries: 0 }),
+    ).collect({ ...request, spare: 2 });
+    expect(hanging.stillOpen).toBe(0);
+    const ids = (list: readonly Trajectory[]): string[] => list.map(({ id }) => id);
+    expect(ids(groups[0]?.trajectories ?? [])).toEqual(ids(reference[0]?.trajectories ?? []).slice(0, 5));
+    expect(
+      groups.map(({ trajectories, dropped, spared }) => [trajectories.length, dropped.length, spared]),
+    ).toEqual([
+      [5, 0, 2],
+      [0, 7, 0],
+      [5, 0, 2],
+    ]);
+  }
+});
+
+test("an episode that outlasts its group's time is cut, and gives way to a spare one", async () => {
+  const engine = keyedEngine();
+  const { open } = engine;
+  const stuck = streamKey(3, "stage1", 2, 0, 1);
+  const wrap = (session: Session): Session =>
+    Object.assign(Object.create(session) as Session, {
+      extend: (tokens: ArrayLike<number>) => session.extend(tokens),
+      fork: () => wrap(session.fork()),
+      sample: (how: SampleOptions) =>
+        how.seed === stuck
+          ? new Promise((_, reject) =>
+              how.signal?.addEventListener("abort", () => reject(how.signal?.reason)),
+            )
+          : session.sample(how),
+    });
+  Object.assign(engine, { open: () => wrap(open()) });
+  const of = async (changes: object): Promise<[number, string][] | undefined> =>
+    (
+      await new Rollouts(options({ engine, episodes: 30 })).collect({
+        ...request,
+        instances: instances.slice(0, 1),
+        rollouts: 3,
+        groupMs: 200,
+        ...changes,
+      })
+    )[0]?.trajectories.map(({ rollout, exit }) => [rollout, exit]);
+  expect(await of({})).toEqual([
+    [0, "submitted"],
+    [1, "timeout"],
+    [2, "submitted"],
+  ]);
+  expect(await of({ spare: 1 })).toEqual([
+    [0, "submitted"],
+    [2, "submitted"],
+    [3, "submitted"],
+  ]);
+});
+
+test.each([{ spare: -1 }, { spare: 0.5 }, { groupMs: 0 }])("%j is refused", async (changes) => {
+  await expect(new Rollouts(options()).collect({ ...request, ...changes })).rejects.toMatchObject({
+    code: "ERR_TOKENRING_INVALID_ARGUMENT",
+  });
 });

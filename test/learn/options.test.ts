@@ -97,6 +97,8 @@ describe("dapo", () => {
       entropyCoef: 0,
       oldLogprobs: "engine",
       tisCap: 0,
+      spareRollouts: 0,
+      groupSeconds: null,
     };
     expect(DAPO_STAGE1).toEqual({
       ...common,
