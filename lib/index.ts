@@ -50,6 +50,8 @@ export { RunDirectory } from "./run/directory.ts";
 export { type JobOptions, type JobResult, runJob } from "./run/job.ts";
 export { localBackend } from "./sandbox/local.ts";
 export type { ExecResult, Sandbox, SandboxBackend, SandboxSpec } from "./sandbox/types.ts";
+export { pristineRepository } from "./tasks/pristine.ts";
+export { parseRow, type Row, readRows, rowTasks } from "./tasks/rows.ts";
 export { tinyswe } from "./tasks/tinyswe/tinyswe.ts";
 export type { Instance, PromptTemplate, TaskSet } from "./tasks/types.ts";
 export type { Verdict, Verification } from "./verify/types.ts";

@@ -159,3 +159,11 @@ export function interactiveProgram(command: string): string | null {
   }
   return null;
 }
+
+/** The first of `names` that a shell command calls behind another command of its first line, or null. */
+export function toolInside(command: string, names: ReadonlyMap<string, unknown>): string | null {
+  const line = /^[^\n]*/.exec(command.trimStart())?.[0] ?? "";
+  const bare = line.replace(/'[^']*'|"(?:[^"\\]|\\.)*"/g, "x");
+  const [, ...later] = bare.split(/\|\||&&|[|;&]/).map((segment) => segment.trim().split(/\s+/)[0] ?? "");
+  return later.find((word) => names.has(word)) ?? null;
+}

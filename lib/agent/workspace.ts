@@ -1,6 +1,6 @@
 // One agent's shell: sends a command to a tool or to the sandbox, and makes the observation of what came back.
 import type { ExecResult, Sandbox } from "../sandbox/types.ts";
-import { firstWord, interactiveProgram, parseCall } from "./command-line.ts";
+import { firstWord, interactiveProgram, parseCall, toolInside } from "./command-line.ts";
 import { type EditorState, shortPath } from "./editor.ts";
 import { printable, shellPrompt, truncateMiddle } from "./observation.ts";
 import { type Style, type Tool, type ToolContext, ToolError } from "./tool.ts";
@@ -90,6 +90,11 @@ export class Workspace {
     const program = interactiveProgram(command);
     if (program !== null) {
       return `Error: ${program} waits for a person to type, which nobody does here; use a command that ends by itself.`;
+    }
+    const tool = toolInside(command, this.#tools);
+    if (tool !== null) {
+      // The shell would look for a program of that name, and may find one.
+      return `Error: ${tool} is a tool, not a program: nothing was run. Send it as a command of its own.`;
     }
     const result = await this.#sandbox.exec(command, signal ? { signal } : {});
     this.#state.cwd = result.cwd;

@@ -71,6 +71,69 @@ export function parseLogPytestV2(log: string): Record<string, TestStatus> {
   });
 }
 
+/** As `parseLogPytest`, with matplotlib's mouse buttons by their numbers, as the lists have them. */
+export function parseLogMatplotlib(log: string): Record<string, TestStatus> {
+  return parseLogPytest(log.replaceAll("MouseButton.LEFT", "1").replaceAll("MouseButton.RIGHT", "3"));
+}
+
+/** Lines `STATUS id`, and `id PASSED ...` of a verbose run. */
+export function parseLogSeaborn(log: string): Record<string, TestStatus> {
+  return collect(log, (line) => {
+    const first = statusFirst(line);
+    if (first) return first;
+    const [id, status] = words(line);
+    return id !== undefined && status === "PASSED" ? [id, status] : null;
+  });
+}
+
+const DJANGO: readonly (readonly [RegExp, TestStatus])[] = [
+  [/^(.*?) \.\.\. +(?:ok|OK)$/, "PASSED"],
+  [/^(.*?) \.\.\. skipped/, "SKIPPED"],
+  [/^(.*?) \.\.\. expected failure$/, "XFAIL"],
+  [/^(.*?) \.\.\. FAIL$/, "FAILED"],
+  [/^(.*?) \.\.\. ERROR$/, "ERROR"],
+  [/^FAIL: (\S+(?: \([^)]*\))?)/, "FAILED"],
+  [/^ERROR: (\S+(?: \([^)]*\))?)/, "ERROR"],
+];
+
+/**
+ * Lines `test_name (module.Class) ... ok` of Django's runner. A result may stand on a later line, when the test printed
+ * something; a test with a docstring goes by the docstring, as in the lists.
+ */
+export function parseLogDjango(log: string): Record<string, TestStatus> {
+  let pending: string | null = null;
+  return collect(log, (line) => {
+    const text = line.trimEnd();
+    for (const [pattern, status] of DJANGO) {
+      const id = pattern.exec(text)?.[1];
+      if (id === undefined) continue;
+      pending = null;
+      return [id.trim(), status];
+    }
+    if (pending !== null && /(?:^|\s)ok$/.test(text)) {
+      const id = pending;
+      pending = null;
+      return [id, "PASSED"];
+    }
+    const begun = / \.\.\. ?/.exec(text);
+    if (begun && begun.index > 0) pending = text.slice(0, begun.index);
+    return null;
+  });
+}
+
+/** Lines `test_name ok|F|E` of SymPy's runner, and its headings `____ path.py:test_name ____` of failures. */
+export function parseLogSympy(log: string): Record<string, TestStatus> {
+  const letters: Readonly<Record<string, TestStatus>> = { ok: "PASSED", F: "FAILED", E: "ERROR" };
+  return collect(log, (line) => {
+    const heading = /^_+ (.*\.py):(\S+) _+$/.exec(line);
+    if (heading) return [`${heading[1]}:${heading[2]}`, "FAILED"];
+    if (!line.startsWith("test_")) return null;
+    const parts = words(line);
+    const status = letters[parts.at(-1) as string];
+    return status && parts.length > 1 ? [parts[0] as string, status] : null;
+  });
+}
+
 /** By the names that SWE-rebench rows use (`install_config.log_parser`). */
 export const LOG_PARSERS: Readonly<Record<string, LogParser>> = {
   parse_log_pytest: parseLogPytest,

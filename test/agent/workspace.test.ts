@@ -134,3 +134,25 @@ test("the line that ends observations can be another, or none", async () => {
   await own.run("open a.py");
   expect((await own.run("ls")).observation).toBe("seen\n/repo /repo/a.py>");
 });
+
+test("a tool behind another command is refused before anything runs: the shell has no such program, or another one", async () => {
+  for (const command of [
+    "cd src && open a.py",
+    "python t.py; submit",
+    "cat x | edit 1:1",
+    "true || goto 3",
+  ]) {
+    const said = await observe(command, () => {
+      throw new Error("nothing is to run");
+    });
+    expect(said, command).toMatch(/^Error: \w+ is a tool, not a program: nothing was run\./);
+  }
+  for (const command of [
+    "grep open a.py",
+    "echo 'x && submit'",
+    "xdg-open x; opening y",
+    "cat << 'E'\n; submit\nE",
+  ]) {
+    expect(await observe(command, () => ({ output: "ran" })), command).toMatch(/^ran/);
+  }
+});
