@@ -45,6 +45,8 @@ const limits = z.strictObject({
   maxActionTokens: count.default(48),
   observationChars: count.default(1_000),
   episodeSeconds: seconds.default(60),
+  /** Wall time of one command. */
+  commandSeconds: seconds.default(30),
   autoSubmit: z.boolean().default(true),
 });
 

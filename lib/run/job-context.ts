@@ -88,6 +88,7 @@ export async function openJob(
           template: tasks.template,
           repository: (instance) => tasks.repository(instance),
           sandboxes: world.sandboxes,
+          sandbox: { limits: { commandMs: limits.commandSeconds * 1000 } },
           verify: (instance, patch, how) => world.verify(instance, patch, how),
           verdicts,
           limits: episodeLimits(limits),

@@ -62,7 +62,7 @@ const small: JobInput = {
       limits,
     },
   ],
-  evaluate: { runs: 2, limits, alsoAt: [{ maxTurns: 3, maxContext: 230 }] },
+  evaluate: { runs: 2, limits, alsoAt: [{ maxTurns: 1, maxContext: 230 }] },
 };
 
 describe("a job", () => {
@@ -144,7 +144,7 @@ describe("a job", () => {
     const { path: checkpoint } = await findCheckpoint(directory("first"), "stage1");
     await using context = await openJob(config, { progress: silent, checkpoint });
     const { groups, ...at } = await evaluate({
-      rollouts: context.rollouts({ ...config.evaluate.limits, maxTurns: 3, maxContext: 230 }),
+      rollouts: context.rollouts({ ...config.evaluate.limits, maxTurns: 1, maxContext: 230 }),
       instances: context.tasks.heldOut,
       runs: 2,
       purpose: "evaluate/stage1",

@@ -38,6 +38,7 @@ test("an abort comes through while a batch of demonstrations is made", async () 
       maxActionTokens: 48,
       observationChars: 1_000,
       episodeSeconds: 60,
+      commandSeconds: 30,
       autoSubmit: true,
     },
     microBatchTokens: 4096,
