@@ -41,7 +41,8 @@ interface Claim {
 
 /**
  * Judges the patches of the run in `directory` again. `sample` takes that many of them, drawn by `seed`.
- * @throws ERR_TOKENRING_TASK when the run holds an instance that its config's tasks do not; ERR_TOKENRING_ABORTED.
+ * @throws ERR_TOKENRING_TASK when the run holds an instance that its config's tasks do not;
+ * ERR_TOKENRING_RUN_DIRECTORY when it holds no trajectories; ERR_TOKENRING_ABORTED.
  */
 export async function recheck(
   directory: string,
@@ -70,6 +71,12 @@ export async function recheck(
       claim.stored.push({ stage, id, verdict });
       claims.set(key, claim);
     }
+  }
+  if (trajectories === 0) {
+    throw new TokenringError(
+      "ERR_TOKENRING_RUN_DIRECTORY",
+      `${directory}: holds no trajectories yet, so there is no verdict to reach again; let the run go on first`,
+    );
   }
   const all = [...claims.values()];
   const { sample = all.length, seed = 0, signal } = options;

@@ -76,6 +76,24 @@ test("a run gives arc, report and JSON; resumed when it is whole, the same arc a
     stderr: expect.stringMatching(/the report cannot be written \((ENOTDIR|EEXIST)\); give a path/),
   });
 
+  // One patch of the run is called a solution.
+  const verified = call("evaluate", run, "--verify");
+  expect(verified).toMatchObject({
+    status: 0,
+    stdout: expect.stringMatching(/ 2 verdicts agree, \d .* 0 differ$/m),
+  });
+  const index = path.join(run, "trajectories", "index.jsonl");
+  writeFileSync(index, readFileSync(index, "utf8").replace(/"verdict":"\w+"/, '"verdict":"resolved"'));
+  expect(call("evaluate", run, "--verify", "--json", json)).toMatchObject({
+    status: 1,
+    stdout: expect.stringMatching(/ 1 differ\n {2}base-evaluation \S+: stored resolved, found \w+ \(\w+\)$/m),
+  });
+  expect(JSON.parse(readFileSync(json, "utf8"))).toMatchObject({ trajectories: 2, agreed: 1, broken: 0 });
+  expect(call("evaluate", run, "--sample", "3")).toMatchObject({
+    status: 1,
+    stderr: expect.stringContaining("nothing to sample without --verify"),
+  });
+
   // A path through a file: said before the evaluation, which would have been reported on stderr.
   const evaluated = call("evaluate", run, "--json", path.join(config, "numbers.json"));
   expect(evaluated).toMatchObject({ status: 1, stdout: "" });
