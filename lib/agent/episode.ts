@@ -1,7 +1,7 @@
 // One episode: the policy reads and samples tokens, its command runs, what came back is appended, and so on.
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
 import type { Engine, Session } from "../engine/types.ts";
-import { isTokenringError, TokenringError } from "../errors.ts";
+import { isTokenringError, TokenringError, whoAborted } from "../errors.ts";
 import type { Sandbox, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
 import { turn } from "../turns.ts";
@@ -88,7 +88,7 @@ export async function runEpisode(request: EpisodeRequest): Promise<Episode> {
     const judged = exit === "submitted" || limits.autoSubmit;
     return ended(stream.lanes(), exit, judged ? await takeDiff(sandbox, request) : "");
   } catch (error) {
-    if (request.signal?.aborted) throw aborted(instance, error);
+    if (request.signal?.aborted) throw aborted(instance, request.signal, error);
     if (!isTokenringError(error, "ERR_TOKENRING_SANDBOX")) throw error;
     return ended(stream.lanes(), "infra_failed", "", error);
   } finally {
@@ -199,7 +199,7 @@ async function react(
   }
 }
 
-function aborted(instance: Instance, cause: unknown): TokenringError {
-  const message = `the episode of ${instance.instance_id} was aborted by its caller`;
+function aborted(instance: Instance, signal: AbortSignal, cause: unknown): TokenringError {
+  const message = `the episode of ${instance.instance_id}: ${whoAborted(signal.reason)}`;
   return new TokenringError("ERR_TOKENRING_ABORTED", message, { cause });
 }

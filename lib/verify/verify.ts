@@ -1,6 +1,6 @@
 // Patch and tests in, verdict out: the patch is applied to a fresh copy, the tests are put in place and run.
 import { randomBytes } from "node:crypto";
-import { isTokenringError, TokenringError } from "../errors.ts";
+import { isTokenringError, TokenringError, whoAborted } from "../errors.ts";
 import { SandboxFileError } from "../sandbox/errors.ts";
 import { quote } from "../sandbox/host.ts";
 import type { Sandbox, SandboxBackend } from "../sandbox/types.ts";
@@ -48,7 +48,7 @@ export async function verify(options: VerifyOptions): Promise<Verification> {
   let broken = "";
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     if (signal?.aborted) {
-      throw new TokenringError("ERR_TOKENRING_ABORTED", "Verification was aborted by its caller.", {
+      throw new TokenringError("ERR_TOKENRING_ABORTED", `verification: ${whoAborted(signal.reason)}`, {
         cause: signal.reason,
       });
     }

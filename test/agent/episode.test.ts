@@ -220,7 +220,11 @@ test("an abort by the caller is thrown, from whatever is being waited for", asyn
     (error) => isTokenringError(error, "ERR_TOKENRING_ABORTED") && error.message.includes("gebo"),
   );
   const early = request(scripted(says()), { signal: AbortSignal.abort() });
-  await expect(runEpisode(early)).rejects.toThrow(/aborted by its caller/);
+  await expect(runEpisode(early)).rejects.toThrow("the episode of gebo: stopped by the caller");
+  const named = AbortSignal.abort(new TokenringError("ERR_TOKENRING_ABORTED", "stopped by SIGTERM"));
+  await expect(runEpisode(request(scripted(says()), { signal: named }))).rejects.toThrow(
+    "the episode of gebo: stopped by SIGTERM",
+  );
 });
 
 test("an engine whose session is not our stream is caught", async () => {
