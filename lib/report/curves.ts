@@ -48,13 +48,14 @@ function charts<T>(
       name,
       values: data.rows.map((row) => value(row) ?? null),
     }));
-    // A chart of nothing says nothing.
-    if (series.every(({ values }) => values.every((value) => value === null))) return [];
+    // A line of nothing says nothing.
+    const drawn = series.filter(({ values }) => values.some((value) => value !== null));
+    if (drawn.length === 0) return [];
     const chart: LineChart = {
       title: spec.title,
       unit,
       labels: data.labels,
-      series,
+      series: drawn,
       stages: data.begins,
       format: spec.format ?? compact,
       ...(spec.fromZero === undefined ? {} : { fromZero: spec.fromZero }),
@@ -66,13 +67,15 @@ function charts<T>(
 const perSecond = (tokens: number, ms: number): number | null => (ms > 0 ? (1000 * tokens) / ms : null);
 
 /** Curves of the stages that sample and learn in iterations. */
-export function reinforcementCurves(all: readonly StageData[]): Html | null {
+export function reinforcementCurves(all: readonly StageData[], id: string): Html | null {
   const stages = all.filter((stage) => stage.iterations.length > 0);
   if (stages.length === 0) return null;
   const iterations = joined(stages, (stage) => stage.iterations);
   const steps = joined(stages, (stage) => stage.steps);
   const ratio = (part: (row: DapoSummary) => number) => (row: DapoSummary) =>
     row.groups === 0 ? null : part(row) / row.groups;
+  const ofEpisodes = (part: (row: DapoSummary) => number) => (row: DapoSummary) =>
+    row.episodes === 0 ? null : part(row) / row.episodes;
   const byIteration = charts<DapoSummary>(iterations, "iteration", [
     {
       title: "Pass rate on sampled instances",
@@ -92,10 +95,43 @@ export function reinforcementCurves(all: readonly StageData[]): Html | null {
     },
     { title: "Turns per episode", series: [["turns", (row) => row.turns]] },
     {
+      title: "Tokens per episode",
+      series: [
+        ["all", (row) => row.tokens],
+        ["sampled", (row) => row.actionTokens],
+      ],
+    },
+    {
+      title: "How episodes ended",
+      format: axisPercent,
+      series: [
+        ["submitted", ofEpisodes((row) => row.exits.submitted)],
+        ["turn limit", ofEpisodes((row) => row.exits.turn_limit)],
+        ["context limit", ofEpisodes((row) => row.exits.context_limit)],
+        ["timeout", ofEpisodes((row) => row.exits.timeout)],
+        ["infrastructure", (row) => (row.dropped === 0 ? null : row.dropped / (row.episodes + row.dropped))],
+      ],
+    },
+    {
+      title: "Seconds by station",
+      series: [
+        ["rollouts", (row) => row.rolloutMs / 1000],
+        ["learning", (row) => row.learnMs / 1000],
+        ["old and reference logprobs", (row) => (row.scoredTokens ? row.scoreMs / 1000 : null)],
+      ],
+    },
+    {
+      title: "Seconds of an episode",
+      series: [
+        ["sampling", ofEpisodes((row) => row.sampleMs / 1000)],
+        ["tools", ofEpisodes((row) => row.toolMs / 1000)],
+        ["verification", ofEpisodes((row) => row.verifyMs / 1000)],
+      ],
+    },
+    {
       title: "Behaviour",
       format: axisPercent,
       series: [
-        ["submitted", (row) => (row.episodes === 0 ? null : row.exits.submitted / row.episodes)],
         ["ran tests", (row) => row.testsRunRate],
         ["format errors", (row) => row.formatErrorRate],
       ],
@@ -133,17 +169,18 @@ export function reinforcementCurves(all: readonly StageData[]): Html | null {
         ["largest", (row) => row.mismatch?.max],
       ],
     },
+    { title: "Approximate KL of trainer to engine", series: [["kl", (row) => row.mismatch?.k3]] },
     {
       title: "Ratios trainer / engine outside 0.9 to 1.1",
       format: axisPercent,
       series: [["outside", (row) => row.mismatch?.outside]],
     },
   ]);
-  return html`<section><h2>Reinforcement learning</h2><div class="charts">${byIteration}${byStep}</div></section>`;
+  return html`<section id="${id}"><h2>Reinforcement learning</h2><div class="charts">${byIteration}${byStep}</div></section>`;
 }
 
 /** Curves of the stages that imitate: warm start and RFT. */
-export function supervisedCurves(all: readonly StageData[]): Html | null {
+export function supervisedCurves(all: readonly StageData[], id: string): Html | null {
   const stages = all.filter((stage) => stage.iterations.length === 0 && stage.steps.length > 0);
   if (stages.length === 0) return null;
   const drawn = stages.map((stage) =>
@@ -157,5 +194,50 @@ export function supervisedCurves(all: readonly StageData[]): Html | null {
       ],
     ),
   );
-  return html`<section><h2>Supervised stages</h2><div class="charts">${drawn}</div></section>`;
+  return html`<section id="${id}"><h2>Supervised stages</h2><div class="charts">${drawn}</div></section>`;
+}
+
+/** Several runs in the same charts, a line each, over the iterations of all their stages. */
+export function comparedCurves(runs: readonly { name: string; stages: readonly StageData[] }[]): Html | null {
+  const specs: [
+    title: string,
+    value: (row: DapoSummary) => number | null | undefined,
+    format?: typeof compact,
+  ][] = [
+    ["Pass rate on sampled instances", (row) => row.passRate, axisPercent],
+    ["Final reward", (row) => row.reward],
+    ["Entropy", (row) => row.learning?.entropy],
+    ["Clipped tokens", (row) => row.learning && row.learning.clipLow + row.learning.clipHigh, axisPercent],
+    ["Gradient norm", (row) => row.learning?.gradientNorm],
+    ["Approximate KL to the sampling policy", (row) => row.learning?.approximateKl],
+    ["Largest |trainer − engine| logprob", (row) => row.mismatch?.max],
+    ["Groups with a signal", (row) => (row.groups === 0 ? null : row.groupsKept / row.groups), axisPercent],
+    ["Turns per episode", (row) => row.turns],
+    ["Tokens per episode", (row) => row.tokens],
+    ["Format errors", (row) => row.formatErrorRate, axisPercent],
+    ["Seconds an iteration", (row) => (row.rolloutMs + row.scoreMs + row.learnMs) / 1000],
+  ];
+  const all = runs.map((run) =>
+    run.stages.flatMap((stage) => stage.iterations.map((row) => ({ stage, row }))),
+  );
+  const longest = all.reduce((most, one) => (one.length > most.length ? one : most), all[0] ?? []);
+  if (longest.length === 0) return null;
+  // Names of stages stand where they begin only if they begin there in all runs.
+  const sameStages = all.every((one) => one.every(({ stage }, i) => stage.name === longest[i]?.stage.name));
+  const stages = longest.flatMap(({ stage }, at) =>
+    sameStages && stage !== longest[at - 1]?.stage ? [{ at, name: stage.name }] : [],
+  );
+  const drawn = specs.flatMap(([title, value, format = compact]) => {
+    const series = runs.map(({ name }, i) => ({
+      name,
+      values: longest.map((_, at) => {
+        const one = all[i]?.[at];
+        return one === undefined ? null : (value(one.row) ?? null);
+      }),
+    }));
+    if (series.every(({ values }) => values.every((one) => one === null))) return [];
+    const labels = longest.map((_, at) => String(at));
+    return [lineChart({ title, unit: "iteration of all stages", labels, series, stages, format })];
+  });
+  return html`<section><h2>Curves of all runs</h2><div class="charts">${drawn}</div></section>`;
 }

@@ -1,16 +1,44 @@
 // What a report is made of, free of files.
-import type { Trajectory } from "../agent/types.ts";
+import type { Exit, Trajectory } from "../agent/types.ts";
+import type { Tokenizer } from "../engine/tokenizer-types.ts";
 import type { DapoSummary } from "../learn/dapo.ts";
 import type { LoggedEvent, RunEvent, StageSeconds } from "../learn/events.ts";
-import type { StepMetrics } from "../learn/types.ts";
+import type { LearntTokens, StepMetrics } from "../learn/types.ts";
+import type { Verdict } from "../verify/types.ts";
 
-export interface SampleEpisode {
+/** One episode as the list of episodes shows it. */
+export interface EpisodeRow {
   stage: string;
   iteration: number;
-  trajectory: Trajectory;
-  reward?: number;
-  advantage?: number;
+  instanceId: string;
+  rollout: number;
+  verdict: Verdict;
+  exit: Exit;
+  reason: string | null;
+  /** Infrastructure broke it: it counted nowhere. */
+  infra: boolean;
+  reward: number | null;
+  advantage: number | null;
+  turns: number;
+  tokens: number;
+  /** Tokens that the policy sampled. */
+  actionTokens: number;
+  /** Turns whose action could not be read. */
+  formatErrors: number;
+  /** Action tokens that were clipped in the step that learnt from it; null where none did. */
+  clipped: number | null;
+  /** Milliseconds of sampling, tools and verification together. */
+  ms: number;
 }
+
+/** An episode whole, with what learning saw of it where it did. */
+export interface StoredEpisode {
+  trajectory: Trajectory;
+  learnt: LearntTokens | null;
+}
+
+/** What texts of tokens are made from. */
+export type TokenTexts = Pick<Tokenizer, "bytes" | "decode" | "specials">;
 
 export interface RunData {
   name: string;
@@ -20,10 +48,14 @@ export interface RunData {
   createdAt: string;
   /** The config as text, YAML or JSON. */
   config: string;
+  /** The config as values, for comparison. */
+  settings: unknown;
   events: readonly LoggedEvent[];
-  samples: readonly SampleEpisode[];
-  /** The text of one token as people see it, where the run's tokenizer is at hand. */
-  piece?: (token: number) => string;
+  episodes: readonly EpisodeRow[];
+  /** Reads the episode of a row. */
+  load: (row: number) => Promise<StoredEpisode>;
+  /** undefined where the run's tokenizer is not at hand. */
+  tokenizer: TokenTexts | undefined;
 }
 
 export interface StageData {

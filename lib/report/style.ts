@@ -4,16 +4,16 @@ export const STYLE = `
 :root {
   color-scheme: light dark;
   --ground: #f7f7f5; --card: #ffffff; --ink: #1b1f24; --soft: #5c6570; --faint: #e4e6e8; --edge: #dfe1e4;
-  --k0: #2563c9; --k1: #c2620a; --k2: #7b8794; --k3: #1d8a5f; --k4: #9a4fb0;
+  --k0: #2563c9; --k1: #c2620a; --k2: #7b8794; --k3: #1d8a5f; --k4: #9a4fb0; --k5: #b0316b;
   --pale: #b9cdf0; --good: #1a7f4b; --good-ground: #e2f3e9; --bad: #b3361f; --bad-ground: #fae7e3;
-  --action: #fff0d6; --action1: #ffdda6; --action2: #ffc06b; --action3: #f99746; --observation: #e1ecfa; --code: #f3f4f5;
+  --code: #f3f4f5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #101317; --card: #171b20; --ink: #e4e7ea; --soft: #98a2ad; --faint: #262c33; --edge: #2a3038;
-    --k0: #6ea3f7; --k1: #f0a050; --k2: #8b97a5; --k3: #56c596; --k4: #cf94e0;
+    --k0: #6ea3f7; --k1: #f0a050; --k2: #8b97a5; --k3: #56c596; --k4: #cf94e0; --k5: #ee7fae;
     --pale: #2f4a78; --good: #67d19b; --good-ground: #14301f; --bad: #f28b74; --bad-ground: #3a1d17;
-    --action: #3a2f18; --action1: #56411a; --action2: #7a541a; --action3: #a5601c; --observation: #1b2c44; --code: #12161a;
+    --code: #12161a;
   }
 }
 * { box-sizing: border-box; }
@@ -22,7 +22,6 @@ body { margin: 0; background: var(--ground); color: var(--ink);
 main, header, footer { max-width: 1180px; margin: 0 auto; padding: 0 20px; }
 header { padding-top: 32px; }
 main header { padding: 14px 0 0; }
-header .brand { margin: 0; font-size: 13px; letter-spacing: .06em; color: var(--soft); }
 h1 { margin: 2px 0 0; font-size: 26px; line-height: 1.25; letter-spacing: -.01em; overflow-wrap: anywhere; }
 h2 { margin: 0 0 14px; font-size: 17px; letter-spacing: -.005em; }
 h3 { margin: 18px 0 8px; font-size: 14px; color: var(--soft); font-weight: 600; }
@@ -61,13 +60,13 @@ svg text { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-num
 .chart .keys { display: flex; flex-wrap: wrap; gap: 0 12px; }
 .key i { display: inline-block; width: 9px; height: 3px; border-radius: 2px; vertical-align: middle; margin-right: 4px; }
 .key b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
-.key.k0 i { background: var(--k0); } .key.k1 i { background: var(--k1); } .key.k2 i { background: var(--k2); } .key.k3 i { background: var(--k3); } .key.k4 i { background: var(--k4); }
+.key.k0 i { background: var(--k0); } .key.k1 i { background: var(--k1); } .key.k2 i { background: var(--k2); } .key.k3 i { background: var(--k3); } .key.k4 i { background: var(--k4); } .key.k5 i { background: var(--k5); }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
-.line.k0 { stroke: var(--k0); } .line.k1 { stroke: var(--k1); } .line.k2 { stroke: var(--k2); } .line.k3 { stroke: var(--k3); }
-.fill.k0 { fill: var(--k0); } .fill.k1 { fill: var(--k1); } .fill.k2 { fill: var(--k2); } .fill.k3 { fill: var(--k3); } .fill.k4 { fill: var(--k4); }
+.line.k0 { stroke: var(--k0); } .line.k1 { stroke: var(--k1); } .line.k2 { stroke: var(--k2); } .line.k3 { stroke: var(--k3); } .line.k4 { stroke: var(--k4); }
+.fill.k0 { fill: var(--k0); } .fill.k1 { fill: var(--k1); } .fill.k2 { fill: var(--k2); } .fill.k3 { fill: var(--k3); } .fill.k4 { fill: var(--k4); } .fill.k5 { fill: var(--k5); }
 .stage { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; }
 .cursor { stroke: var(--soft); stroke-width: 1; }
-.dot.k0 { fill: var(--k0); } .dot.k1 { fill: var(--k1); } .dot.k2 { fill: var(--k2); } .dot.k3 { fill: var(--k3); }
+.dot.k0 { fill: var(--k0); } .dot.k1 { fill: var(--k1); } .dot.k2 { fill: var(--k2); } .dot.k3 { fill: var(--k3); } .dot.k4 { fill: var(--k4); }
 .tip { position: absolute; z-index: 2; pointer-events: none; padding: 5px 9px; border-radius: 6px; background: var(--ink);
   color: var(--card); font-size: 12px; line-height: 1.45; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .tip[hidden] { display: none; }
@@ -83,24 +82,10 @@ pre { margin: 0; font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas,
   overflow-wrap: anywhere; }
 summary { cursor: pointer; overflow-wrap: anywhere; }
 details > summary { padding: 4px 0; }
-.sample { border-top: 1px solid var(--faint); padding: 4px 0; }
-.sample .facts { color: var(--soft); font-size: 13px; }
 .badge { display: inline-block; padding: 0 8px; border-radius: 10px; font-size: 12px; line-height: 20px; font-weight: 600; }
 .badge.good { color: var(--good); background: var(--good-ground); }
 .badge.bad { color: var(--bad); background: var(--bad-ground); }
-.turns { list-style: none; margin: 8px 0; padding: 0; }
-.who { margin: 12px 0 4px; font-size: 12.5px; color: var(--soft); }
-.action, .observation, .patch, .config { padding: 9px 12px; border-radius: 6px; background: var(--code); }
-.action { border-left: 3px solid var(--k1); }
-.observation { border-left: 3px solid var(--k0); margin-top: 6px; color: var(--soft); }
-.tokens { margin: 10px 0; }
-.tokens summary { font-size: 13px; color: var(--soft); }
-.tokens pre { line-height: 1.75; }
-.legend { margin: 6px 0; font-size: 12px; }
-.legend span, .tokens pre span { padding: 1px 0; border-radius: 3px; }
-.legend span { padding: 1px 7px; }
-.p { color: var(--soft); background: var(--code); } .o { background: var(--observation); }
-.a { background: var(--action); } .a.s1 { background: var(--action1); } .a.s2 { background: var(--action2); } .a.s3 { background: var(--action3); }
+.config { padding: 9px 12px; border-radius: 6px; background: var(--code); }
 .note { color: var(--soft); }
 @media (max-width: 780px) {
   .hero { grid-template-columns: minmax(0, 1fr); gap: 18px; }

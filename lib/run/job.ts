@@ -20,7 +20,7 @@ import { type JobContext, openJob } from "./job-context.ts";
 import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.ts";
 import type { ProgressSink } from "./progress.ts";
 import { Stations } from "./stations.ts";
-import { loadTrajectory, readIndex, type StoredTrajectory } from "./trajectories.ts";
+import { readIndex, type StoredTrajectory, TrajectoryReader } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
 
 export interface JobResult {
@@ -289,9 +289,10 @@ class Job {
         { instance, trajectories: [] as Trajectory[], dropped: [] as Trajectory[] },
       ]),
     );
+    const reader = new TrajectoryReader(this.#run.path);
     for await (const entry of readIndex(this.#run.path)) {
       if (entry.stage !== stage || entry.dropped) continue;
-      groups.get(entry.instanceId)?.trajectories.push(await loadTrajectory(this.#run.path, entry));
+      groups.get(entry.instanceId)?.trajectories.push((await reader.read(entry)).trajectory);
     }
     return [...groups.values()];
   }

@@ -1,56 +1,12 @@
-// Reads a run directory for the report; a run may be under way, finished or broken off.
+// Reads a run directory for the report and the live page; a run may be under way, finished or broken off.
 import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { loadTokenizer } from "../engine/tokenizer.ts";
-import type { RunData, SampleEpisode } from "../report/data.ts";
-import { readManifest } from "./directory.ts";
-import { readEvents } from "./metrics.ts";
-import { loadTrajectory, readIndex, type TrajectoryEntry } from "./trajectories.ts";
-
-/** Candidates of one stage's newest iteration; few are kept, whatever the length of the index. */
-interface Candidates {
-  iteration: number;
-  solved: TrajectoryEntry[];
-  failed: TrajectoryEntry[];
-}
-
-const MOST_CANDIDATES = 64;
-
-/** The solved episode with the most turns, the solved one with the fewest, and a failed one, as far as there are. */
-function choose(candidates: Candidates, count: number): TrajectoryEntry[] {
-  const byTurns = [...candidates.solved].sort((a, b) => b.turns.length - a.turns.length);
-  const [longest, shortest] = [byTurns[0], byTurns.at(-1)];
-  const wanted = [longest, candidates.failed[0], shortest, ...candidates.failed.slice(1), ...byTurns];
-  return [...new Set(wanted)].filter((entry) => entry !== undefined).slice(0, count);
-}
-
-async function sampleEpisodes(directory: string, perStage: number): Promise<SampleEpisode[]> {
-  const stages = new Map<string, Candidates>();
-  try {
-    for await (const entry of readIndex(directory)) {
-      if (entry.dropped) continue;
-      let stage = stages.get(entry.stage);
-      if (stage === undefined || entry.iteration > stage.iteration) {
-        stage = { iteration: entry.iteration, solved: [], failed: [] };
-        stages.set(entry.stage, stage);
-      }
-      const list = entry.verdict === "resolved" ? stage.solved : stage.failed;
-      if (list.length < MOST_CANDIDATES) list.push(entry);
-    }
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-  }
-  const chosen = [...stages.values()].flatMap((stage) => choose(stage, perStage));
-  return Promise.all(
-    chosen.map(async (entry) => ({
-      stage: entry.stage,
-      iteration: entry.iteration,
-      trajectory: await loadTrajectory(directory, entry),
-      ...(entry.reward === undefined ? {} : { reward: entry.reward }),
-      ...(entry.advantage === undefined ? {} : { advantage: entry.advantage }),
-    })),
-  );
-}
+import type { LoggedEvent } from "../learn/events.ts";
+import type { EpisodeRow, RunData, StoredEpisode, TokenTexts } from "../report/data.ts";
+import { type RunManifest, readManifest } from "./directory.ts";
+import { type LinePlace, LogFollower } from "./follow.ts";
+import { type TrajectoryEntry, TrajectoryReader } from "./trajectories.ts";
 
 async function textOr<T>(file: string, otherwise: T): Promise<string | T> {
   try {
@@ -61,25 +17,122 @@ async function textOr<T>(file: string, otherwise: T): Promise<string | T> {
   }
 }
 
-/**
- * Everything that the report shows of the run in `directory`: its events, and up to `samples` episodes of each stage
- * (default 3), with the tokens' text where a checkpoint has a tokenizer. Takes no lock and writes nothing. Throws
- * ERR_TOKENRING_RUN_DIRECTORY when there is no run or its files are damaged.
- */
-export async function readRun(directory: string, options: { samples?: number } = {}): Promise<RunData> {
-  const at = path.resolve(directory);
-  const manifest = await readManifest(at);
-  const checkpoint = path.join(at, "checkpoints", "latest");
-  const tokenizer = (await textOr(path.join(checkpoint, "tokenizer.json"), null)) !== null;
-  const pieces = tokenizer ? await loadTokenizer(checkpoint) : null;
+function rowOf(entry: TrajectoryEntry): EpisodeRow {
+  const { turns } = entry;
+  const sum = (value: (turn: (typeof turns)[0]) => number): number =>
+    turns.reduce((total, turn) => total + value(turn), 0);
   return {
-    name: path.basename(at),
-    version: manifest.version,
-    seed: manifest.seed,
-    createdAt: manifest.createdAt,
-    config: (await textOr(path.join(at, "config.yaml"), null)) ?? JSON.stringify(manifest.config, null, 2),
-    events: await readEvents(path.join(at, "metrics.jsonl")),
-    samples: await sampleEpisodes(at, options.samples ?? 3),
-    ...(pieces === null ? {} : { piece: (token: number) => pieces.piece(token) }),
+    stage: entry.stage,
+    iteration: entry.iteration,
+    instanceId: entry.instanceId,
+    rollout: entry.rollout,
+    verdict: entry.verdict,
+    exit: entry.exit,
+    reason: entry.reason,
+    infra: entry.dropped === true || entry.exit === "infra_failed" || entry.reason === "infra_failed",
+    reward: entry.reward ?? null,
+    advantage: entry.advantage ?? null,
+    turns: turns.length,
+    tokens: entry.length,
+    actionTokens: sum((turn) => turn.end - turn.start),
+    formatErrors: sum((turn) => (turn.formatError === null ? 0 : 1)),
+    clipped: entry.learnt ? entry.learnt.clipped.reduce((a, b) => a + b, 0) : null,
+    ms: sum((turn) => turn.sampleMs + turn.toolMs) + entry.verifyMs,
   };
+}
+
+/** What changed since the last look. */
+export interface RunChanges {
+  events: boolean;
+  /** Number of the first new episode. */
+  rows: number;
+  /** The logs were cut: everything was read anew. */
+  reset: boolean;
+}
+
+/** A run directory that is read and never written; takes no lock. */
+export class RunReader implements RunData {
+  readonly name: string;
+  readonly version: string;
+  readonly seed: number;
+  readonly createdAt: string;
+  readonly config: string;
+  readonly settings: unknown;
+  events: LoggedEvent[] = [];
+  episodes: EpisodeRow[] = [];
+  readonly #directory: string;
+  readonly load: (row: number) => Promise<StoredEpisode>;
+  #places: LinePlace[] = [];
+  #metrics: LogFollower;
+  #index: LogFollower;
+  #trajectories: TrajectoryReader;
+  #tokenizer: TokenTexts | undefined;
+
+  private constructor(directory: string, manifest: RunManifest, config: string) {
+    this.#directory = directory;
+    this.name = path.basename(directory);
+    this.version = manifest.version;
+    this.seed = manifest.seed;
+    this.createdAt = manifest.createdAt;
+    this.settings = manifest.config;
+    this.config = config;
+    this.#metrics = new LogFollower(path.join(directory, "metrics.jsonl"));
+    this.#index = new LogFollower(path.join(directory, "trajectories", "index.jsonl"));
+    this.#trajectories = new TrajectoryReader(directory);
+    this.load = async (row) => {
+      const entry = (await this.#index.again(this.#places[row] as LinePlace)) as TrajectoryEntry;
+      return this.#trajectories.read(entry);
+    };
+  }
+
+  /** Throws ERR_TOKENRING_RUN_DIRECTORY when there is no run or its files are damaged. */
+  static async open(directory: string): Promise<RunReader> {
+    const at = path.resolve(directory);
+    const manifest = await readManifest(at);
+    const config =
+      (await textOr(path.join(at, "config.yaml"), null)) ?? JSON.stringify(manifest.config, null, 2);
+    const reader = new RunReader(at, manifest, config);
+    await reader.poll();
+    return reader;
+  }
+
+  get tokenizer(): TokenTexts | undefined {
+    return this.#tokenizer;
+  }
+
+  /** Reads what was written since. */
+  async poll(): Promise<RunChanges> {
+    const rows = this.episodes.length;
+    const events = this.events.length;
+    const reads = [
+      await this.#metrics.poll((value) => this.events.push(value as LoggedEvent)),
+      await this.#index.poll((value, place) => {
+        this.episodes.push(rowOf(value as TrajectoryEntry));
+        this.#places.push(place);
+      }),
+    ];
+    if (reads.includes("cut")) {
+      this.events = [];
+      this.episodes = [];
+      this.#places = [];
+      this.#metrics = new LogFollower(path.join(this.#directory, "metrics.jsonl"));
+      this.#index = new LogFollower(path.join(this.#directory, "trajectories", "index.jsonl"));
+      this.#trajectories = new TrajectoryReader(this.#directory);
+      await this.poll();
+      return { events: true, rows: 0, reset: true };
+    }
+    // The first checkpoint brings the tokenizer.
+    const checkpoint = path.join(this.#directory, "checkpoints", "latest");
+    if (!this.#tokenizer && (await textOr(path.join(checkpoint, "tokenizer.json"), null)) !== null)
+      this.#tokenizer = await loadTokenizer(checkpoint);
+    return { events: this.events.length > events, rows, reset: false };
+  }
+}
+
+/**
+ * Everything that the report shows of the run in `directory`. Writes nothing. Throws ERR_TOKENRING_RUN_DIRECTORY when
+ * there is no run or its files are damaged.
+ */
+export function readRun(directory: string): Promise<RunData> {
+  return RunReader.open(directory);
 }

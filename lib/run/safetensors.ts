@@ -101,8 +101,9 @@ export class SafetensorsFile {
     return new SafetensorsFile(path, entries, 8 + length);
   }
 
-  has(name: string): boolean {
-    return this.#entries.has(name);
+  /** Elements of tensor `name`; null where there is none. */
+  length(name: string): number | null {
+    return this.#entries.get(name)?.shape[0] ?? null;
   }
 
   /** Elements [start, end) of tensor `name`. */

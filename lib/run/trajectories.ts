@@ -178,39 +178,72 @@ export async function* readIndex(directory: string): AsyncGenerator<TrajectoryEn
     yield line as TrajectoryEntry;
 }
 
-/** The whole trajectory of an entry, its lanes read from the shard. */
-export async function loadTrajectory(directory: string, entry: TrajectoryEntry): Promise<Trajectory> {
-  const file = await SafetensorsFile.open(path.join(directory, "trajectories", entry.shard));
-  const end = entry.offset + entry.length;
-  return {
-    id: entry.id,
-    instanceId: entry.instanceId,
-    rollout: entry.rollout,
-    tokens: (await file.read("tokens", entry.offset, end)) as Int32Array,
-    provenance: (await file.read("provenance", entry.offset, end)) as Uint8Array,
-    logprobs: (await file.read("logprobs", entry.offset, end)) as Float32Array,
-    turns: entry.turns,
-    exit: entry.exit,
-    verdict: entry.verdict,
-    reason: entry.reason,
-    patch: entry.patch,
-    verifyMs: entry.verifyMs,
+type LaneReader = (name: string, start: number, end: number) => Promise<Lane>;
+
+/** Shards up to so many tokens are read whole; of longer ones only what is asked for. */
+const WHOLE_SHARD_TOKENS = 2_000_000;
+/** Shards that stay open: neighbours share their reading. */
+const KEPT_SHARDS = 4;
+
+async function openShard(file: string): Promise<{ read: LaneReader; has: (name: string) => boolean }> {
+  const shard = await SafetensorsFile.open(file);
+  const has = (name: string): boolean => shard.length(name) !== null;
+  if ((shard.length("tokens") ?? 0) > WHOLE_SHARD_TOKENS)
+    return { read: (...range) => shard.read(...range), has };
+  const lanes = new Map<string, Promise<Lane>>();
+  const read: LaneReader = async (name, start, end) => {
+    const lane = lanes.get(name) ?? shard.read(name, 0, shard.length(name) ?? 0);
+    lanes.set(name, lane);
+    return (await lane).slice(start, end);
   };
+  return { read, has };
 }
 
-/** What learning saw of an entry's action tokens, read from the shard; null where it was not learnt from. */
-export async function loadLearnt(directory: string, entry: TrajectoryEntry): Promise<LearntTokens | null> {
-  if (!entry.learnt) return null;
-  const file = await SafetensorsFile.open(path.join(directory, "trajectories", entry.shard));
-  const { step, offset, length } = entry.learnt;
-  const lane = (name: string): Promise<Lane> => file.read(name, offset, offset + length);
-  return {
-    step,
-    logprob: (await lane("learnt_logprobs")) as Float32Array,
-    entropy: (await lane("learnt_entropies")) as Float32Array,
-    flags: (await lane("learnt_flags")) as Uint8Array,
-    ...(file.has("learnt_old_logprobs") && {
-      oldLogprob: (await lane("learnt_old_logprobs")) as Float32Array,
-    }),
-  };
+/** Reads the trajectories of a run, with what learning saw of them, from their entries in its index. */
+export class TrajectoryReader {
+  readonly #directory: string;
+  readonly #shards = new Map<string, ReturnType<typeof openShard>>();
+
+  /** `directory` is the run's. */
+  constructor(directory: string) {
+    this.#directory = path.join(directory, "trajectories");
+  }
+
+  /** Throws ERR_TOKENRING_RUN_DIRECTORY when the shard is not what the entry says. */
+  async read(entry: TrajectoryEntry): Promise<{ trajectory: Trajectory; learnt: LearntTokens | null }> {
+    const opening = this.#shards.get(entry.shard) ?? openShard(path.join(this.#directory, entry.shard));
+    this.#shards.delete(entry.shard);
+    this.#shards.set(entry.shard, opening);
+    for (const old of this.#shards.keys()) {
+      if (this.#shards.size <= KEPT_SHARDS) break;
+      this.#shards.delete(old);
+    }
+    const { read, has } = await opening;
+    const end = entry.offset + entry.length;
+    const trajectory: Trajectory = {
+      id: entry.id,
+      instanceId: entry.instanceId,
+      rollout: entry.rollout,
+      tokens: (await read("tokens", entry.offset, end)) as Int32Array,
+      provenance: (await read("provenance", entry.offset, end)) as Uint8Array,
+      logprobs: (await read("logprobs", entry.offset, end)) as Float32Array,
+      turns: entry.turns,
+      exit: entry.exit,
+      verdict: entry.verdict,
+      reason: entry.reason,
+      patch: entry.patch,
+      verifyMs: entry.verifyMs,
+    };
+    if (!entry.learnt) return { trajectory, learnt: null };
+    const { step, offset, length } = entry.learnt;
+    const lane = (name: string): Promise<Lane> => read(name, offset, offset + length);
+    const learnt: LearntTokens = {
+      step,
+      logprob: (await lane("learnt_logprobs")) as Float32Array,
+      entropy: (await lane("learnt_entropies")) as Float32Array,
+      flags: (await lane("learnt_flags")) as Uint8Array,
+      ...(has("learnt_old_logprobs") && { oldLogprob: (await lane("learnt_old_logprobs")) as Float32Array }),
+    };
+    return { trajectory, learnt };
+  }
 }

@@ -1,43 +1,22 @@
 // The report in a real browser: nothing asked of the network, nothing on the console, the numbers of the files.
-import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
-import { type Browser, chromium, type Page } from "playwright-core";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Page } from "playwright-core";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { LoggedEvent } from "../../lib/learn/events.ts";
 import { writeReport } from "../../lib/report/report.ts";
 import { readRun } from "../../lib/run/read.ts";
+import { CHROMIUM, Pages, type Window } from "./chromium.ts";
 import { HOSTILE, writeRun } from "./fixture.ts";
 
-const EXECUTABLE = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(
-  existsSync,
-);
-
-describe.runIf(EXECUTABLE !== undefined)("the report in a browser", () => {
+describe.runIf(CHROMIUM !== undefined)("the report in a browser", () => {
   let folder: string;
-  let browser: Browser;
-  const opened: Page[] = [];
-  /** Console messages, errors, refusals and requests of every page, but for the page itself. */
-  const noise: string[] = [];
+  let pages: Pages;
 
-  async function open(file: string, options: { width?: number; dark?: boolean } = {}): Promise<Page> {
-    const page = await browser.newPage({
-      viewport: { width: options.width ?? 1280, height: 800 },
-      colorScheme: options.dark ? "dark" : "light",
-    });
-    opened.push(page);
-    const url = pathToFileURL(path.join(folder, file)).href;
-    page.on("console", (message) => noise.push(`console: ${message.text()}`));
-    page.on("pageerror", (error) => noise.push(`error: ${error.message}`));
-    page.on("dialog", (dialog) => noise.push(`dialog: ${dialog.message()}`));
-    page.on("request", (request) => {
-      if (request.url() !== url && request.url() !== "data:,") noise.push(`request: ${request.url()}`);
-    });
-    await page.goto(url);
-    return page;
-  }
+  const open = (file: string, window: Window = {}): Promise<Page> =>
+    pages.open(pathToFileURL(path.join(folder, file)).href, window);
 
   beforeAll(async () => {
     folder = await mkdtemp(path.join(tmpdir(), "tokenring-report-"));
@@ -46,35 +25,23 @@ describe.runIf(EXECUTABLE !== undefined)("the report in a browser", () => {
     const runs = await Promise.all(["one", "two"].map((name) => readRun(path.join(folder, name))));
     await writeReport(runs.slice(0, 1), path.join(folder, "one.html"));
     await writeReport(runs, path.join(folder, "both.html"));
-    browser = await chromium.launch({
-      executablePath: EXECUTABLE as string,
-      args: [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-      ],
-    });
+    pages = await Pages.start();
   });
+  afterEach(() => pages.close());
   afterAll(async () => {
-    await browser.close();
+    await pages[Symbol.asyncDispose]();
     await rm(folder, { recursive: true });
   });
 
   test("hostile text stays text, and every page is silent", async () => {
     const page = await open("one.html");
-    for (const summary of await page.locator("details.sample > summary").all()) await summary.click();
     expect(await page.title()).toBe("one – tokenring");
     expect(await page.locator("img").count()).toBe(0);
-    expect(await page.locator("script").count()).toBe(1);
-    expect(await page.locator("pre.patch").first().textContent()).toBe(HOSTILE);
-    expect(await page.locator("pre.observation").nth(2).textContent()).toBe(HOSTILE);
+    expect(await page.locator("script:not([type])").count()).toBe(1);
+    await page.locator("summary", { hasText: "Config" }).click();
+    expect(await page.locator("pre.config").textContent()).toContain(HOSTILE);
     await open("both.html", { dark: true, width: 400 });
-    expect(noise).toEqual([]);
+    expect(pages.noise).toEqual([]);
   });
 
   test("the numbers are those of metrics.jsonl", async () => {
@@ -116,7 +83,7 @@ describe.runIf(EXECUTABLE !== undefined)("the report in a browser", () => {
 
   test("the pointer shows the values below it", async () => {
     const page = await open("one.html");
-    const figure = page.locator("figure").first();
+    const figure = page.locator("#run0-rl figure").first();
     expect(await figure.locator(".tip").isVisible()).toBe(false);
     await figure.scrollIntoViewIfNeeded();
     const box = await figure.locator("svg").boundingBox();
@@ -141,6 +108,23 @@ describe.runIf(EXECUTABLE !== undefined)("the report in a browser", () => {
     expect(await page.locator("svg.arc").count()).toBe(3);
     expect(await page.locator("svg.arc").first().locator("circle.run").count()).toBe(8);
     expect(await page.locator("h1").allTextContents()).toEqual(["2 runs", "one", "two"]);
-    expect(noise).toEqual([]);
+    // The same chart holds a line of each run, with its last value beside its name.
+    const entropy = page
+      .locator("section", { hasText: "Curves of all runs" })
+      .locator("figure", { hasText: "Entropy" });
+    expect(await entropy.locator("path.line").count()).toBe(2);
+    for (const [i, name] of ["one", "two"].entries()) {
+      const lines = (await readFile(path.join(folder, name, "metrics.jsonl"), "utf8")).trim().split("\n");
+      const last = lines
+        .map((line) => JSON.parse(line) as LoggedEvent)
+        .findLast(({ type }) => type === "iteration");
+      const value = last?.type === "iteration" ? last.summary.learning?.entropy : undefined;
+      expect(await entropy.locator(`.key.k${i}`).textContent()).toBe(
+        ` ${name} ${Number(value?.toPrecision(3))}`.trimStart(),
+      );
+    }
+    const differences = page.locator("section", { hasText: "Differences of the configs" });
+    expect(await differences.locator("tbody tr").allTextContents()).toEqual(["seed12"]);
+    expect(pages.noise).toEqual([]);
   });
 });

@@ -8,12 +8,15 @@ import { tokenizerFromJson } from "../../lib/engine/tokenizer.ts";
 import { buildByteTokenizer } from "../../lib/engine/tokenizer-build.ts";
 import { type Evaluation, summariseEvaluation } from "../../lib/evaluate/evaluate.ts";
 import type { DapoSummary } from "../../lib/learn/dapo.ts";
-import type { StepMetrics } from "../../lib/learn/types.ts";
+import type { LearntTokens, StepMetrics } from "../../lib/learn/types.ts";
 import { Random } from "../../lib/random.ts";
 import { RunDirectory } from "../../lib/run/directory.ts";
 import { episode, instance } from "../learn/doubles.ts";
 
 export const HOSTILE = `</pre></script><script>document.title="owned"</script><img src=x onerror="document.title='owned'">&amp;"'`;
+
+/** What a terminal or a reader of right-to-left text would obey: escapes, a bell, an override, nothing seen. */
+export const CONTROLS = "\u001b[2J\u001b]0;owned\u0007 \u202egnp.exe\u2066 a\u200bb";
 
 const STAGES = [
   { name: "base", rate: 0.055 },
@@ -122,7 +125,7 @@ function readable(random: Random, id: string, resolved: boolean, hostile: boolea
       "[File: gebo.py (4 lines total)]\n1:def tepa(a, b):\n2:    c = a\n3:    c = c - b\n4:    return c",
     ],
     ["The operator is wrong.", "edit 3:3\n    c = c + b", "File updated. Please review the changes."],
-    ["Run the tests.", "python test.py", hostile ? HOSTILE : "OK"],
+    ["Run the tests.", "python test.py", hostile ? `${HOSTILE}\n${CONTROLS}` : "OK — é 試"],
     ["Done.", "submit", ""],
   ];
   const turns = script.map(([thought, command, observation], i): Turn => {
@@ -158,6 +161,24 @@ function readable(random: Random, id: string, resolved: boolean, hostile: boolea
     reason: resolved ? null : "tests_failed",
     patch: hostile ? HOSTILE : "--- a/gebo.py\n+++ b/gebo.py\n@@ -3 +3 @@\n-    c = c - b\n+    c = c + b\n",
     verifyMs: 8,
+  };
+}
+
+/** What a step may have seen of it: numbers that are no one else's. */
+function learntFrom(
+  random: Random,
+  { provenance, logprobs }: Trajectory,
+  step: number,
+  old: boolean,
+): LearntTokens {
+  const at = [...provenance.keys()].filter((i) => provenance[i] === ACTION);
+  const behind = at.map((i) => (logprobs[i] as number) + (old ? 0.01 * random.uniform() : 0));
+  return {
+    step,
+    logprob: Float32Array.from(behind, (value) => value + (step === 0 ? 0 : 0.6 * (random.uniform() - 0.5))),
+    entropy: Float32Array.from(at, () => 3 * random.uniform() ** 4),
+    flags: Uint8Array.from(at, () => (step === 0 || random.chance(0.9) ? 0 : 1 + random.below(3))),
+    ...(old && { oldLogprob: Float32Array.from(behind) }),
   };
 }
 
@@ -200,6 +221,20 @@ export async function writeRun(
         await run.record({ type: "step", stage: stage.name, step: step++, iteration, metrics: made });
       }
       const progress = rate - 0.15 + 0.012 * iteration + 0.02 * random.uniform();
+      await run.trajectories.write(
+        stage.name,
+        iteration,
+        [true, false, false].map((resolved, rollout) => {
+          const made = { ...readable(random, `${stage.name}-${iteration}`, resolved, hostile), rollout };
+          const infra = iteration === 3 && rollout === 2;
+          const trajectory: Trajectory = infra
+            ? { ...made, exit: "infra_failed", verdict: "not_run", reason: "infra_failed" }
+            : made;
+          if (infra) return { trajectory, dropped: true };
+          const learnt = learntFrom(random, made, rollout, stage.name === "stage2");
+          return { trajectory, reward: resolved ? 1 : 0, advantage: resolved ? 1.41 : -0.7, learnt };
+        }),
+      );
       await run.record({
         type: "iteration",
         stage: stage.name,
@@ -207,14 +242,11 @@ export async function writeRun(
         summary: summary(random, progress, iteration),
       });
     }
-    await run.saveCheckpoint(stage.name, async (to) => {
-      await writeFile(path.join(to, "tokenizer.json"), JSON.stringify(files.tokenizerJson));
-      await writeFile(path.join(to, "tokenizer_config.json"), JSON.stringify(files.tokenizerConfig));
-    });
+    await run.saveCheckpoint(stage.name, saveTokenizer);
     await run.record({ type: "evaluation", stage: stage.name, evaluation: evaluation(rate, random) });
     await run.trajectories.write(`${stage.name}-evaluation`, 0, [
-      { trajectory: readable(random, `${stage.name}-0`, true, hostile), reward: 1, advantage: 0.65 },
-      { trajectory: readable(random, `${stage.name}-1`, false, hostile), reward: 0, advantage: -1.2 },
+      { trajectory: readable(random, `${stage.name}-0`, true, hostile) },
+      { trajectory: { ...readable(random, `${stage.name}-1`, false, hostile), rollout: 1 } },
     ]);
     const all = seconds[stage.name] as number;
     await run.record({
@@ -227,4 +259,63 @@ export async function writeRun(
     });
   }
   await run.record({ type: "end", seconds: 291.4, peakRssMiB: 412.7 });
+}
+
+/** The tokenizer of the made-up episodes, as a checkpoint holds it. */
+export async function saveTokenizer(directory: string): Promise<void> {
+  await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(files.tokenizerJson));
+  await writeFile(path.join(directory, "tokenizer_config.json"), JSON.stringify(files.tokenizerConfig));
+}
+
+/** An episode of exactly `length` tokens in 60 turns, with code in its observations. */
+export function longEpisode(length: number): Trajectory {
+  const random = Random.of(7, "long episode");
+  const newline = tokenizer.encode("\n")[0] as number;
+  const letters = Array.from(
+    { length: 96 },
+    (_, i) => tokenizer.encode(String.fromCharCode(32 + (i % 95)))[0] as number,
+  );
+  const tokens = new Int32Array(length);
+  const provenance = new Uint8Array(length).fill(OBSERVATION);
+  const logprobs = new Float32Array(length);
+  for (let i = 0, column = 0; i < length; i++, column++) {
+    const ends = column > 20 && random.chance(0.02);
+    tokens[i] = ends ? newline : (letters[random.below(letters.length)] as number);
+    if (ends) column = 0;
+  }
+  provenance.fill(PROMPT, 0, 1000);
+  const stride = Math.floor((length - 1000) / 60);
+  const turns = Array.from({ length: 60 }, (_, n): Turn => {
+    const start = 1000 + n * stride;
+    const end = start + Math.floor(stride / 5);
+    provenance.fill(ACTION, start, end);
+    for (let i = start; i < end; i++) logprobs[i] = -(random.uniform() ** 6) * 4;
+    const text = tokenizer.decode(tokens.subarray(start, end));
+    return {
+      start,
+      end,
+      text,
+      command: null,
+      formatError: null,
+      observation: "",
+      finish: "stop",
+      version: 1,
+      sampleMs: 900 * random.uniform(),
+      toolMs: 400 * random.uniform(),
+    };
+  });
+  return {
+    id: "long",
+    instanceId: "long",
+    rollout: 0,
+    tokens,
+    provenance,
+    logprobs,
+    turns,
+    exit: "submitted",
+    verdict: "resolved",
+    reason: null,
+    patch: "",
+    verifyMs: 2000,
+  };
 }

@@ -14,7 +14,7 @@ import { openJob } from "../../lib/run/job-context.ts";
 import { readEvents } from "../../lib/run/metrics.ts";
 import { silent } from "../../lib/run/progress.ts";
 import { recheck } from "../../lib/run/recheck.ts";
-import { loadTrajectory, readIndex } from "../../lib/run/trajectories.ts";
+import { readIndex, TrajectoryReader } from "../../lib/run/trajectories.ts";
 import { openWorld } from "../../lib/run/world.ts";
 import { timeless } from "../support/timeless.ts";
 
@@ -125,8 +125,9 @@ describe("a job", () => {
 
   it("keeps every trajectory with the lanes it was trained on", async () => {
     let actions = 0;
+    const reader = new TrajectoryReader(directory("first"));
     for await (const entry of readIndex(directory("first"))) {
-      const trajectory = await loadTrajectory(directory("first"), entry);
+      const { trajectory } = await reader.read(entry);
       expect(trajectory.tokens.length).toBe(entry.length);
       for (const turn of trajectory.turns) {
         actions++;

@@ -8,7 +8,7 @@ import type { Trajectory } from "../../lib/agent/types.ts";
 import type { LearntTokens } from "../../lib/learn/types.ts";
 import { RunDirectory } from "../../lib/run/directory.ts";
 import { type Lane, SafetensorsFile, safetensorsPieces } from "../../lib/run/safetensors.ts";
-import { loadLearnt, loadTrajectory, readIndex, type TrajectoryEntry } from "../../lib/run/trajectories.ts";
+import { readIndex, type TrajectoryEntry, TrajectoryReader } from "../../lib/run/trajectories.ts";
 import { trajectory } from "../learn/doubles.ts";
 
 const encodeSafetensors = (lanes: Record<string, Lane>): Buffer =>
@@ -52,8 +52,9 @@ describe("trajectories on disk", () => {
     ]);
     expect(index[1]).toMatchObject({ stage: "stage1", iteration: 0, reward: 0.5, advantage: -1 });
     expect(index.map((one) => one.dropped)).toEqual([undefined, undefined, true, undefined]);
+    const reader = new TrajectoryReader(at);
     for (const [i, one] of [...first, ...second].entries()) {
-      expect(await loadTrajectory(at, index[i] as TrajectoryEntry)).toEqual(one);
+      expect(await reader.read(index[i] as TrajectoryEntry)).toEqual({ trajectory: one, learnt: null });
     }
   });
 
@@ -78,10 +79,11 @@ describe("trajectories on disk", () => {
       await run.trajectories.write("s", 1, [{ trajectory: a, learnt: lanes(2, true) }]);
     }
     const index = await entries(at);
-    const read = await Promise.all(index.map((entry) => loadLearnt(at, entry)));
-    expect(read).toEqual([lanes(1, false), null, lanes(0, false), lanes(2, true)]);
+    const reader = new TrajectoryReader(at);
+    const read = await Promise.all(index.map((entry) => reader.read(entry)));
+    expect(read.map((one) => one.learnt)).toEqual([lanes(1, false), null, lanes(0, false), lanes(2, true)]);
     expect(index.map((entry) => entry.learnt?.clipped)).toEqual([[1, 2, 1], undefined, [1, 2, 1], [1, 2, 1]]);
-    expect(await loadTrajectory(at, index[2] as TrajectoryEntry)).toEqual(made[2]);
+    expect(read[2]?.trajectory).toEqual(made[2]);
   });
 
   test("index lines of work that is done again are cut on open", async () => {
