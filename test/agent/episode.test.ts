@@ -170,7 +170,7 @@ test("wall time: a sampler that hangs and hears no signal ends the episode, and 
   const hanging = spy(scripted(says(act("edit --file gebo.py 1:1 y"))), (_, turn) =>
     turn === 0 ? undefined : new Promise(() => {}),
   );
-  const episode = await runEpisode(request(hanging, { limits: { ...limits, episodeMs: 30 } }));
+  const episode = await runEpisode(request(hanging, { limits: { ...limits, episodeMs: 500 } }));
   checkLanes(episode);
   expect([episode.exit, episode.turns.length, episode.patch]).toEqual(["timeout", 1, "/repo/gebo.py\ny\n"]);
 });
