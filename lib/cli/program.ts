@@ -8,12 +8,14 @@ import { register as registerReport } from "./report.ts";
 import { interruptedExitCode } from "./signals.ts";
 import { register as registerTasks } from "./tasks.ts";
 import { register as registerTrain } from "./train.ts";
+import { register as registerWatch } from "./watch.ts";
 
 /** Each command's module exports `register`, which adds it to the program. In the order of the help. */
 const commands: readonly ((program: Command) => void)[] = [
   registerTrain,
   registerEvaluate,
   registerReport,
+  registerWatch,
   registerTasks,
   registerDoctor,
 ];

@@ -7,7 +7,7 @@ import { blocksOf, type ReportOptions } from "./blocks.ts";
 import type { RunData } from "./data.ts";
 import { Html, html } from "./html.ts";
 import { overview, runFacts } from "./overview.ts";
-import type { PageSettings } from "./page/types.ts";
+import type { LiveState, PageSettings } from "./page/types.ts";
 import { SCRIPT } from "./script.ts";
 import { STYLE } from "./style.ts";
 import { VIEWER_STYLE } from "./viewer-style.ts";
@@ -40,7 +40,7 @@ function opening(runs: readonly RunData[], settings: PageSettings): string {
   const title = alone ? (runs[0] as RunData).name : `${runs.length} runs`;
   return html`<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="${contentSecurityPolicy(settings.live)}">
+<meta http-equiv="Content-Security-Policy" content="${contentSecurityPolicy(settings.live !== null)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>${title} – tokenring</title>
 <link rel="icon" href="data:,">
@@ -72,7 +72,7 @@ export async function* renderReport(
   options: ReportOptions = {},
 ): AsyncGenerator<string, void, undefined> {
   const episodes = runs.reduce((sum, run) => sum + run.episodes.length, 0);
-  const page = (held: number): string => opening(runs, { episodes, held, live: false });
+  const page = (held: number): string => opening(runs, { episodes, held, live: null });
   const limit = options.all ? Number.POSITIVE_INFINITY : (options.budget ?? BUDGET);
   const { rows, vocabularies, blocks, held } = await blocksOf(
     runs,
@@ -85,10 +85,10 @@ export async function* renderReport(
   yield CLOSING;
 }
 
-/** The live page of a run: it asks its server for the list, for episodes and for what changes. */
-export function renderLivePage(run: RunData): string {
-  const episodes = run.episodes.length;
-  return opening([run], { episodes, held: episodes, live: true }) + CLOSING;
+/** The live page of a run in `state`: it asks its server for the list, for episodes and for what changes. */
+export function renderLivePage(run: RunData, state: LiveState): string {
+  const { episodes } = state;
+  return opening([run], { episodes, held: episodes, live: state }) + CLOSING;
 }
 
 /**

@@ -7,6 +7,7 @@ export const VIEWER_STYLE = `
   --violet1: #ebe2fb; --violet2: #d5c0f7; --violet3: #b48cf0; --violet4: #9160e6;
   --pos1: #ddf1e4; --pos2: #b5e3c7; --pos3: #82cfa2; --pos4: #4bb37a;
   --neg1: #fbe4df; --neg2: #f7c3b9; --neg3: #f09a89; --neg4: #e56b54;
+  --cool1: #e0ecfc; --cool2: #bcd7f9; --cool3: #8dbaf4; --cool4: #5b98ea;
   --low: #7fb2f5; --high: #f99746; --dual: #c08af0;
   --sampling: #e9a13b; --tools: #4c8be6; --verifying: #8a95a3; --odd: #7a5a00; --odd-ground: #fdf1cf;
   --keyword: #8b2fa8; --string: #1c6f43; --number: #9a5b00; --comment: #7b8591; --call: #1f5fb8;
@@ -19,6 +20,7 @@ export const VIEWER_STYLE = `
     --violet1: #2c2541; --violet2: #41326a; --violet3: #5d4396; --violet4: #7a55c4;
     --pos1: #1a3025; --pos2: #1f4a34; --pos3: #266b48; --pos4: #2f8f5e;
     --neg1: #3a211d; --neg2: #5b2b24; --neg3: #83382c; --neg4: #ad4634;
+    --cool1: #1a2a42; --cool2: #213d66; --cool3: #29528e; --cool4: #336bbb;
     --low: #2f62ab; --high: #a5601c; --dual: #6e45a3;
     --sampling: #b97a22; --tools: #3b73c4; --verifying: #5f6a77; --odd: #e8c869; --odd-ground: #372d10;
     --keyword: #d59af0; --string: #86d3a4; --number: #e5b567; --comment: #7d8894; --call: #83b7f7;
@@ -125,7 +127,7 @@ export const VIEWER_STYLE = `
 .t.special { opacity: .7; font-size: .86em; }
 ${[
   "prompt observation action loss sure amber1 amber2 amber3 amber4 violet1 violet2 violet3 violet4 pos1 pos2 pos3 pos4",
-  "neg1 neg2 neg3 neg4 low high dual",
+  "neg1 neg2 neg3 neg4 cool1 cool2 cool3 cool4 low high dual",
 ]
   .join(" ")
   .split(" ")

@@ -150,17 +150,17 @@ export function createLanes() {
         name: "Ratio",
         hint: `Policy over ${learntOldLogprobs === undefined ? "engine" : "old policy"}, when the step learnt from it: 1 at the first step of an iteration unless engine and trainer disagree, and off it as steps move the policy.`,
         legend: [
-          ["neg4", "< .8"],
-          ["neg2", "< .95"],
+          ["cool4", "< .8"],
+          ["cool2", "< .95"],
           ["sure", "1"],
-          ["pos2", "> 1.05"],
-          ["pos4", "> 1.2"],
+          ["amber2", "> 1.05"],
+          ["amber4", "> 1.2"],
         ],
         colour: (i) => {
           const value = drift(i);
           if (value === null) return "";
           const n = step(Math.abs(value), [0.005, 0.05, 0.1, 0.2]);
-          return n === 0 ? "sure" : `${value > 0 ? "pos" : "neg"}${n}`;
+          return n === 0 ? "sure" : `${value > 0 ? "amber" : "cool"}${n}`;
         },
         notable: (i) => Math.abs(drift(i) ?? 0) >= 0.1,
         missing: unlearnt,

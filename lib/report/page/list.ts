@@ -59,10 +59,14 @@ export function createList(
     spacer.replaceChildren(...made);
   }
 
-  function show(order: Int32Array): void {
+  /** Shows these rows; with `still` the row at the upper edge stays there. */
+  function show(order: Int32Array, still = false): void {
+    const top = Math.floor(element.scrollTop / HEIGHT);
+    const place = still && top > 0 ? order.indexOf(shown[top] as number) : -1;
     shown = order;
     spacer.style.height = `${Math.max(1, order.length) * HEIGHT}px`;
-    if (element.scrollTop > order.length * HEIGHT) element.scrollTop = 0;
+    if (place >= 0) element.scrollTop += (place - top) * HEIGHT;
+    else if (element.scrollTop > order.length * HEIGHT) element.scrollTop = 0;
     draw(true);
   }
 

@@ -139,22 +139,20 @@ export function main(parts: PageParts): void {
   });
   void route();
 
-  if (settings.live) {
+  if (settings.live !== null) {
     parts.createLive({
       overview,
       charts,
-      rows: async (more) => {
-        settings.episodes += more.run.length;
-        tabs.hidden = settings.episodes === 0;
-        const count = document.getElementById("episode-count");
-        if (count) count.textContent = dom.whole(settings.episodes);
+      state: settings.live,
+      episodes: async (count) => {
+        settings.episodes = count;
+        tabs.hidden = count === 0;
+        const shown = document.getElementById("episode-count");
+        if (shown) shown.textContent = dom.whole(count);
         if (viewer === null) return;
         const { viewer: made, rows } = await viewer;
-        // What was fetched with the list is not taken twice.
-        const known = rows.count();
-        const first = settings.episodes - more.run.length;
-        if (known !== first) return;
-        rows.append(more);
+        if (rows.count() >= count) return;
+        rows.append((await (await fetch(`/rows?from=${rows.count()}`)).json()) as RowColumns);
         made.refresh();
       },
     });

@@ -95,11 +95,22 @@ export interface PackHeader {
   vocabulary?: PageVocabulary;
 }
 
+/** What the live page's server says whenever something changed. */
+export interface LiveState {
+  /** Grows when what was read is not true any more. */
+  epoch: number;
+  /** ended: the job is done; stopped: nobody works on it, it can be resumed. */
+  status: "running" | "ended" | "stopped";
+  episodes: number;
+  /** Hashes of the overview's sections by their ids. */
+  sections: Record<string, string>;
+}
+
 /** How the page is set up: the only JSON that it reads at once. */
 export interface PageSettings {
   /** Episodes in all, and how many of them the page holds. */
   episodes: number;
   held: number;
-  /** Set on the live page: where events and episodes come from. */
-  live: boolean;
+  /** The state that the live page was made from; null in a report. */
+  live: LiveState | null;
 }

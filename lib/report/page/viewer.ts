@@ -164,7 +164,7 @@ export function createViewer(root: HTMLElement, parts: Parts) {
     if (stage.selectedIndex < 0) stage.value = "";
   }
 
-  function filter(): void {
+  function filter(still = false): void {
     const chosen: RowFilter = {
       outcome: outcome.value,
       stage: stage.value,
@@ -172,15 +172,15 @@ export function createViewer(root: HTMLElement, parts: Parts) {
       words: words.value,
     };
     const selected = rows.select(chosen);
-    list.show(selected);
+    list.show(selected, still);
     const away =
-      settings.live || settings.held >= settings.episodes
+      settings.live !== null || settings.held >= settings.episodes
         ? ""
         : ` · ${dom.whole(settings.held)} of them in this file (--all for every one)`;
     total.textContent = `${dom.whole(selected.length)} of ${dom.whole(rows.count())} episodes${away}`;
   }
-  for (const control of [stage, outcome, order]) control.addEventListener("change", filter);
-  words.addEventListener("input", filter);
+  for (const control of [stage, outcome, order]) control.addEventListener("change", () => filter());
+  words.addEventListener("input", () => filter());
 
   // --- one episode ---
   const laneNow = (): PageLane => {
@@ -473,11 +473,8 @@ export function createViewer(root: HTMLElement, parts: Parts) {
     /** New rows came: the list is drawn anew where it stands. */
     refresh(): void {
       fillStages();
-      filter();
-      if (current >= 0) {
-        list.mark(current);
-        drawGroup();
-      }
+      filter(true);
+      if (current >= 0) drawGroup();
     },
   };
 }
