@@ -1,9 +1,10 @@
-// `npm run build:cuda`: compiles cuda/*.cu for Hopper (sm_90a) into build/cuda/*.o. Needs nvcc, not a GPU.
+// `npm run build:cuda`: compiles cuda/*.cu for Hopper (sm_90a) into build/cuda/tokenring_cuda.so, the module that the
+// addon loads for device "cuda" (native/cuda/module.h). Needs nvcc, not a GPU. The CUDA runtime is linked into it.
 // A file is compiled again when it, a header of cuda/ or native/core/, or the compiler changed. It fails where the
 // assembler spills registers, needs a stack frame or serialises products (scripts/ptxas.mjs).
 // With --report (`npm run check:ptxas`) it also lists what each kernel takes.
 import { spawn, spawnSync } from "node:child_process";
-import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -35,9 +36,9 @@ function list(folder, pattern) {
   }
 }
 
-function compile(nvcc, source, target) {
+function run(nvcc, args) {
   return new Promise((resolve) => {
-    const child = spawn(nvcc, [...flags, "-c", source, "-o", target], { cwd: root, timeout: 20 * 60_000 });
+    const child = spawn(nvcc, args, { cwd: root, timeout: 20 * 60_000 });
     let said = "";
     child.stdout.on("data", (chunk) => (said += chunk));
     child.stderr.on("data", (chunk) => (said += chunk));
@@ -48,7 +49,7 @@ function compile(nvcc, source, target) {
 
 /** Compiles one file; its log is kept beside the object. True if there is nothing to say against it. */
 async function build(nvcc, source, target) {
-  const { ok, said } = await compile(nvcc, source, target);
+  const { ok, said } = await run(nvcc, [...flags, "-c", source, "-o", target]);
   const { kernels, faults } = readPtxas(said);
   if (ok) writeFileSync(`${target}.log`, said);
   const complaints = ok ? faults : [said];
@@ -59,6 +60,16 @@ async function build(nvcc, source, target) {
   const verdict = complaints.length === 0 ? `${kernels.length} kernels` : "failed";
   console.error([`build:cuda: ${source}: ${verdict}`, ...complaints, ...remarks].join("\n"));
   return complaints.length === 0;
+}
+
+/** Makes the module of the objects. */
+async function link(nvcc, objects, changed) {
+  const target = join(output, "tokenring_cuda.so");
+  if (!changed && existsSync(target)) return true;
+  const args = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", ...objects, "-o", target];
+  const { ok, said } = await run(nvcc, args);
+  if (!ok) console.error(`build:cuda: the module was not linked:\n${said}`);
+  return ok;
 }
 
 /** What each kernel takes, as the logs have it. */
@@ -91,7 +102,7 @@ async function main() {
   const version = spawnSync(nvcc, ["--version"], { encoding: "utf8", timeout: 30_000 }).stdout;
   const headers = [
     ...list("cuda", /\.cuh$/),
-    ...list("native/cuda", /^(attention\w*|launch|tensor_map)\.h$/),
+    ...list("native/cuda", /^(attention\w*|cublaslt|launch|module|tensor_map)\.h$/),
     ...list("native/core", /^(check|device|failure|ops|tensor)\.h$/),
   ];
   const stamp = (source) =>
@@ -121,6 +132,7 @@ async function main() {
     }
   };
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
+  ok &&= await link(nvcc, kernels.map(objectOf), stale.length > 0);
   if (ok && process.argv.includes("--report")) report(kernels, objectOf);
   if (ok)
     console.log(

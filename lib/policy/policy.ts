@@ -22,6 +22,10 @@ import type {
 
 /** Where and how a policy runs. */
 export interface RankOptions {
+  /**
+   * Default "cpu". "cuda": the first Hopper GPU that CUDA shows, always with bf16 activations and weights beside float32
+   * masters; refused, with what is missing, where it cannot be used (docs/kernels.md).
+   */
   device?: "cpu" | "cuda";
   /** Threads of the CPU backend; 0 = all cores (default). Results do not depend on it. */
   threads?: number;

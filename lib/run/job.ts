@@ -99,6 +99,8 @@ class Job {
   readonly #run: RunDirectory;
   readonly #progress: ProgressSink;
   readonly #signal: { signal?: AbortSignal };
+  /** On CUDA sampler and trainer differ by bf16's rounding: measured at every step, and not judged. */
+  readonly #tolerance: { logprobTolerance?: null };
   /** Where the stage that was under way goes on; until that is taken up. */
   #resumed: JobProgress["current"];
   #savedAt = performance.now();
@@ -115,6 +117,7 @@ class Job {
     this.#run = options.run;
     this.#progress = options.progress;
     this.#signal = options.signal ? { signal: options.signal } : {};
+    this.#tolerance = config.device === "cuda" ? { logprobTolerance: null } : {};
     this.#resumed = saved?.current ?? null;
   }
 
@@ -165,7 +168,7 @@ class Job {
         policy,
         rollouts: this.#context.rollouts(limits),
         instances: pool,
-        config: { ...rest, microBatchTokens: this.#config.microBatchTokens },
+        config: { ...rest, microBatchTokens: this.#config.microBatchTokens, ...this.#tolerance },
         seed: this.#config.seed,
         ranTests: this.#context.ranTests,
         onTrajectory: () => this.#progress.update(++episodes),
@@ -225,6 +228,7 @@ class Job {
           aggregation: rest.aggregation ?? defaultAggregation(rest.objective),
           maxTurns: limits.maxTurns,
           microBatchTokens: this.#config.microBatchTokens,
+          ...this.#tolerance,
         },
         seed: this.#config.seed,
         purpose: name,

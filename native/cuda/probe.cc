@@ -4,6 +4,8 @@
 
 #include <array>
 
+#include "cuda/module.h"
+
 namespace tokenring {
 namespace {
 
@@ -65,8 +67,11 @@ std::string ask(std::vector<CudaDevice>& devices) {
 CudaProbe probe_cuda() {
   CudaProbe probe;
   probe.reason = ask(probe.devices);
+  probe.compiled = !cuda::find_module().empty();
   if (probe.reason.empty() && !probe.compiled) {
-    probe.reason = "this build of tokenring has no CUDA backend; use device \"cpu\"";
+    probe.reason =
+        "the CUDA kernels are not built: npm run build:cuda makes them where the CUDA toolkit is; or use "
+        "device \"cpu\"";
   }
   return probe;
 }

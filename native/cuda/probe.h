@@ -13,7 +13,7 @@ struct CudaDevice {
 };
 
 struct CudaProbe {
-  bool compiled = false;            // whether this build holds the CUDA backend
+  bool compiled = false;            // whether the module with the CUDA kernels is there
   std::vector<CudaDevice> devices;  // those that the driver lists
   std::string reason;               // why device "cuda" cannot be used, and what to do; empty if it can
 };

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/probe.h"
+#include "cuda/device.h"
 #include "model/parameters.h"
 
 namespace tokenring {
@@ -19,7 +19,7 @@ namespace {
 std::unique_ptr<Device> make_device(const RankOptions& options) {
   require(options.threads >= 0, "threads must be 0 (all cores) or positive, got ", options.threads);
   if (options.device == "cpu") return make_cpu_device(options.threads, options.precision);
-  if (options.device == "cuda") fail("INVALID_ARGUMENT", "device \"cuda\" cannot be used: ", probe_cuda().reason);
+  if (options.device == "cuda") return make_cuda_device();
   fail("INVALID_ARGUMENT", "device must be \"cpu\" or \"cuda\", got \"", options.device, "\"");
 }
 

@@ -45,11 +45,13 @@ struct Cell {
 
 struct Region {
   char *begin, *end;
-  bool shared;  // every block has its own: blocks do not race
-  std::vector<Cell> cells;
-  Region(char* from, char* to, bool is_shared)
-      : begin(from), end(to), shared(is_shared), cells(static_cast<size_t>(to - from + 1) / 2) {}
+  bool shared;              // every block has its own: blocks do not race
+  std::vector<Cell> cells;  // made when a kernel first comes here
+  Region(char* from, char* to, bool is_shared) : begin(from), end(to), shared(is_shared) {}
 };
+
+// The region of the last access: the next is likely there too.
+Region* last_region = nullptr;
 
 // The memory that kernels may touch; the first is shared memory.
 std::vector<std::unique_ptr<Region>>& regions() {
@@ -334,6 +336,7 @@ Memory::Memory(size_t bytes) {
 
 Memory::~Memory() {
   auto& all = regions();
+  last_region = nullptr;
   all.erase(std::find_if(all.begin() + 1, all.end(), [&](const auto& region) { return region->begin == data_; }));
   ::operator delete (static_cast<char*>(data_) - kGuard, std::align_val_t{256});
 }
@@ -342,8 +345,9 @@ namespace {
 
 Region& region_of(const void* address, size_t bytes, const char* verb) {
   const char* p = static_cast<const char*>(address);
+  if (last_region && p >= last_region->begin && p + bytes <= last_region->end) return *last_region;
   for (const auto& one : regions())
-    if (p >= one->begin && p + bytes <= one->end) return *one;
+    if (p >= one->begin && p + bytes <= one->end) return *(last_region = one.get());
   for (const auto& one : regions())
     if (p + bytes > one->begin - kGuard && p < one->end + kGuard && !one->shared)
       fault("OUT_OF_BOUNDS", verb, bytes, " bytes at byte ", p - one->begin, " of a buffer of ", one->end - one->begin,
@@ -352,6 +356,18 @@ Region& region_of(const void* address, size_t bytes, const char* verb) {
 }
 
 }  // namespace
+
+bool in_device_memory(const void* address, size_t bytes) {
+  const char* p = static_cast<const char*>(address);
+  for (const auto& one : regions()) {
+    if (one->shared || p + bytes <= one->begin || p >= one->end) continue;
+    if (p < one->begin || p + bytes > one->end)
+      fail("OUT_OF_BOUNDS", bytes, " bytes at byte ", p - one->begin, " of a buffer of ", one->end - one->begin,
+           " bytes");
+    return true;
+  }
+  return false;
+}
 
 void check_global(const void* address, size_t bytes, const char* verb) { region_of(address, bytes, verb); }
 
@@ -362,6 +378,7 @@ void access(const void* address, size_t bytes, bool is_store) {
   Region* const region = &region_of(address, bytes, verb);
   if (reinterpret_cast<uintptr_t>(p) % bytes)
     fault("MISALIGNED", verb, bytes, " bytes at byte ", p - region->begin, " of a buffer");
+  if (region->cells.empty()) region->cells.resize(static_cast<size_t>(region->end - region->begin + 1) / 2);
   const Engine& e = engine();
   const Touch now{e.block, e.epoch, e.current};
   // Touches of earlier launches are over, and shared memory of other blocks is not this one.

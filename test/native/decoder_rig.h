@@ -62,15 +62,17 @@ class CountingDevice : public Device {
 };
 
 struct Rig {
-  std::unique_ptr<Device> cpu;
-  CountingDevice device{*cpu};
+  std::unique_ptr<Device> inner;
+  CountingDevice device{*inner};
   std::unique_ptr<Stream> stream = device.stream();
   Parameters parameters;
   Trainer trainer;
   std::atomic<bool> never{false};
 
   explicit Rig(const DecoderConfig& config, Precision precision = Precision::float32, TrainerOptions options = {})
-      : cpu(make_cpu_device(2, precision)), parameters(device, config), trainer(device, parameters, options) {}
+      : Rig(make_cpu_device(2, precision), config, options) {}
+  Rig(std::unique_ptr<Device> of, const DecoderConfig& config, TrainerOptions options = {})
+      : inner(std::move(of)), parameters(device, config), trainer(device, parameters, options) {}
 
   std::vector<float> read(Tensor flat) {
     std::vector<float> values(static_cast<size_t>(flat.elements()));

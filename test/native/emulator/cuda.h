@@ -1,7 +1,8 @@
 // Runs CUDA kernels on a CPU: the part of the device language that cuda/*.cu use, in plain C++. Include it before a
-// .cu file. A launch runs its blocks one after another, in an order drawn from the seed; the threads of a block are
-// fibers that run until they meet a barrier or a shuffle, and the next one to run is drawn from the seed too. So a
-// kernel that needs a barrier it lacks gives other numbers under another seed.
+// .cu file. A launch on the null stream runs at once, on others when emulator/runtime.h says. It runs its blocks one
+// after another, in an order drawn from the seed; the threads of a block are fibers that run until they meet a barrier
+// or a shuffle, and the next one to run is drawn from the seed too. So a kernel that needs a barrier it lacks gives
+// other numbers under another seed.
 //
 // A launch throws tokenring::Failure, naming kernel, block and thread, with the code
 //   OUT_OF_BOUNDS  a load() or store() outside the emulated buffers and shared memory, or a raw store just beside one;
@@ -21,6 +22,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <source_location>
 #include <utility>
 #include <vector>
@@ -50,6 +52,8 @@ void seed(uint64_t value);
 // One load or store of a kernel; throws if it is at fault.
 void access(const void* address, size_t bytes, bool is_store);
 void check_global(const void* address, size_t bytes, const char* verb);
+// Whether so many bytes lie in an emulated buffer; OUT_OF_BOUNDS if a part of them does.
+bool in_device_memory(const void* address, size_t bytes);
 
 // All threads of the block meet at one place of the source.
 void barrier(std::source_location where);
@@ -60,24 +64,33 @@ unsigned this_lane();
 // The body of a thread: body(arguments).
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void*), void* arguments);
 
+// Queues work on a stream of emulator/runtime.h.
+void enqueue(void* stream, std::function<void()> work);
+
 template <class... Parameters>
 struct Launcher {
   const char* name;
   void (*kernel)(Parameters...);
   dim3 grid, block;
   size_t shared_bytes;
+  void* stream;
   template <class... Arguments>
   void operator()(const Arguments&... arguments) const {
-    auto body = [&] { kernel(arguments...); };
-    run(
-        name, grid, block, shared_bytes, [](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body);
+    auto launch = [*this, body = [kernel = kernel, arguments...] { kernel(arguments...); }]() mutable {
+      run(
+          name, grid, block, shared_bytes, [](void* p) { (*static_cast<decltype(body)*>(p))(); }, &body);
+    };
+    if (stream)
+      enqueue(stream, std::move(launch));
+    else
+      launch();
   }
 };
 
 template <class... Parameters>
 Launcher<Parameters...> launcher(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                                 size_t shared_bytes, const void* /* stream: launches run at once */) {
-  return {name, kernel, grid, block, shared_bytes};
+                                 size_t shared_bytes, void* stream) {
+  return {name, kernel, grid, block, shared_bytes, stream};
 }
 
 // Device memory of `bytes`, 256-byte aligned, filled with 0xff, between guards of 0xff that launches look after.

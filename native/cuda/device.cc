@@ -1,0 +1,108 @@
+#include "cuda/device.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/ops.h"
+#include "cuda/probe.h"
+#include "cuda/stream.h"
+
+namespace tokenring {
+namespace cuda {
+namespace {
+
+std::string in_mib(size_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+  return text;
+}
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(const Libraries& libraries)
+      : runtime_(*libraries.runtime),
+        facts_(open(runtime_)),
+        gemm_(*libraries.lt),
+        ops_(runtime_, *libraries.kernels, gemm_, libraries.encode, facts_.multiprocessors) {}
+
+  std::string name() const override { return std::string("cuda (") + facts_.name + ", bf16)"; }
+  std::unique_ptr<Stream> stream() override { return std::make_unique<DeviceStream>(*this, runtime_); }
+  const Ops& ops() const override { return ops_; }
+
+  void* allocate(size_t bytes, const char* purpose) override {
+    void* data = nullptr;
+    const int code = runtime_.allocate(&data, bytes);
+    if (code == kCudaOutOfMemory) {
+      runtime_.last_error();  // it is told below, and must not be found by the next launch
+      fail("OUT_OF_MEMORY", "the GPU has no ", in_mib(bytes), " for ", purpose, ": ", breakdown());
+    }
+    check_runtime(runtime_, code, "an allocation");
+    std::lock_guard lock(mutex_);
+    held_[data] = {purpose, bytes};
+    return data;
+  }
+  void free(void* data) noexcept override {
+    {
+      std::lock_guard lock(mutex_);
+      held_.erase(data);
+    }
+    runtime_.free(data);
+  }
+
+ private:
+  static DeviceFacts open(const Runtime& runtime) {
+    DeviceFacts facts{};
+    check_runtime(runtime, runtime.open(&facts), "opening the GPU");
+    require(facts.major == 9 && facts.minor == 0, "device \"cuda\" needs a Hopper GPU (H100, H200, GH200); this is ",
+            facts.name, " of compute capability ", facts.major, ".", facts.minor, "; use device \"cpu\"");
+    return facts;
+  }
+
+  // What holds its memory, the largest first.
+  std::string breakdown() {
+    std::map<std::string, size_t> sums;
+    size_t all = 0, free = 0, total = 0;
+    {
+      std::lock_guard lock(mutex_);
+      for (const auto& [data, block] : held_) {
+        sums[block.first] += block.second;
+        all += block.second;
+      }
+    }
+    std::vector<std::pair<std::string, size_t>> parts(sums.begin(), sums.end());
+    std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+    std::string text = "this policy holds " + in_mib(all);
+    for (size_t i = 0; i < parts.size(); ++i)
+      text += (i ? ", " : " (") + parts[i].first + " " + in_mib(parts[i].second) + (i + 1 == parts.size() ? ")" : "");
+    if (runtime_.memory(&free, &total) == 0)
+      text += ", " + in_mib(free) + " of " + in_mib(total) + " are free, the rest is CUDA's own or other processes'";
+    return text + "; make the model, the batch or the cache smaller, or turn activation checkpointing on";
+  }
+
+  const Runtime& runtime_;
+  DeviceFacts facts_;
+  Gemm gemm_;
+  CudaOps ops_;
+  std::mutex mutex_;
+  std::map<void*, std::pair<const char*, size_t>> held_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_device(const Libraries& libraries) { return std::make_unique<CudaDevice>(libraries); }
+
+}  // namespace cuda
+
+std::unique_ptr<Device> make_cuda_device() {
+  const CudaProbe probe = probe_cuda();
+  require(probe.reason.empty(), "device \"cuda\" cannot be used: ", probe.reason);
+  const cuda::Module& module = cuda::load_module();
+  return cuda::make_device({&module.runtime, &module.kernels, &cuda::lt::load(), cuda::driver_encode_tiled()});
+}
+
+}  // namespace tokenring

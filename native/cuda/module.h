@@ -1,0 +1,90 @@
+// What the CUDA backend computes with: the CUDA runtime and the kernels, as tables of functions. They come from the
+// module, a shared library beside the addon that nvcc made of cuda/*.cu (`npm run build:cuda`), with the CUDA runtime
+// linked into it. The addon itself needs neither. In tests the emulator fills both tables.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "cuda/attention.h"
+#include "cuda/attention_plain.h"
+#include "cuda/launch.h"
+
+struct CUevent_st;
+
+namespace tokenring::cuda {
+
+using CudaEvent = CUevent_st*;
+
+// Codes are cudaError_t; 0 = no error.
+constexpr int kCudaOutOfMemory = 2;
+
+struct DeviceFacts {
+  char name[256];
+  int multiprocessors, major, minor;  // of the compute capability
+  int driver, runtime;                // versions, 13000 = 13.0
+  size_t bytes;                       // of memory
+};
+
+// The part of the CUDA runtime that the backend uses, with its meaning. Copies and fills are queued.
+struct Runtime {
+  // The first device that CUDA shows becomes the thread's; the backend knows no other.
+  int (*open)(DeviceFacts* facts);
+  int (*memory)(size_t* free, size_t* total);
+  int (*allocate)(void** data, size_t bytes);
+  int (*free)(void* data);
+  int (*stream_create)(CudaStream* stream);
+  int (*stream_destroy)(CudaStream stream);
+  int (*stream_synchronize)(CudaStream stream);
+  int (*stream_wait)(CudaStream stream, CudaEvent event);
+  int (*event_create)(CudaEvent* event);
+  int (*event_destroy)(CudaEvent event);
+  int (*event_record)(CudaEvent event, CudaStream stream);
+  // Between host and device, by their addresses. Host memory that is read is read before this returns.
+  int (*copy)(void* to, const void* from, size_t bytes, CudaStream stream);
+  int (*fill)(void* to, int byte, size_t bytes, CudaStream stream);
+  int (*call)(CudaStream stream, void (*function)(void*), void* argument);
+  int (*last_error)();  // and forgets it
+  const char* (*error_text)(int code);
+};
+
+// clang-format off
+#define TOKENRING_CUDA_KERNELS(X)                                                                                      \
+  X(rmsnorm_forward) X(rmsnorm_backward_workspace) X(rmsnorm_backward) X(qk_norm_forward)                              \
+  X(qk_norm_backward_workspace) X(qk_norm_backward) X(rope) X(swiglu_forward) X(swiglu_backward)                       \
+  X(embedding_forward) X(embedding_backward) X(gather_rows) X(scatter_rows_add) X(scatter_rows_add_f32)                \
+  X(round_rows) X(spread_bias) X(spread_bias_f32) X(sum_of_rows_workspace) X(sum_of_rows) X(logits_statistics)         \
+  X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(sum_of_squares_workspace)            \
+  X(sum_of_squares) X(attention_forward_rows) X(attention_forward) X(attention_backward_queries)                       \
+  X(attention_backward_keys) X(attention_backward_workspace) X(attention_backward_begin) X(attention_backward)         \
+  X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta) X(attention_delta_f32)            \
+  X(attention_plain_backward) X(kv_append) X(attention_paged)
+// clang-format on
+
+struct Kernels {
+#define TOKENRING_KERNEL(name) decltype(&::tokenring::cuda::name) name;
+  TOKENRING_CUDA_KERNELS(TOKENRING_KERNEL)
+#undef TOKENRING_KERNEL
+};
+
+#define TOKENRING_KERNEL(name) &::tokenring::cuda::name,
+#define TOKENRING_KERNEL_TABLE \
+  { TOKENRING_CUDA_KERNELS(TOKENRING_KERNEL) }
+
+// What the module's one function, tokenring_cuda_module(), returns.
+struct Module {
+  int abi;
+  Runtime runtime;
+  Kernels kernels;
+};
+// Counts the forms that Module and what its functions take have had.
+constexpr int kModuleAbi = 1;
+constexpr const char* kModuleFile = "tokenring_cuda.so";
+
+// Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in
+// ../cuda from there (build/cuda of a checkout). Empty if there is none.
+std::string find_module();
+// Loads it. Failure INVALID_ARGUMENT with what to do if there is none, or one of another build.
+const Module& load_module();
+
+}  // namespace tokenring::cuda

@@ -1,0 +1,317 @@
+// Attention: the Hopper kernels for heads of 64 and 128, the plain ones for all others, for parts in float32 and for
+// keys in pages.
+#include <algorithm>
+#include <array>
+
+#include "core/check.h"
+#include "cuda/ops.h"
+#include "cuda/stream.h"
+
+namespace tokenring::cuda {
+
+using Table = DeviceStream::Table;
+using Room = DeviceStream::Room;
+
+namespace {
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+bool for_hopper(int head_dim) { return head_dim == 64 || head_dim == 128; }
+
+// A row of qkv: all query heads, all key heads, all value heads.
+struct Heads {
+  int heads, kv_heads, head_dim;
+  Heads(const char* op, int heads, int kv_heads, int head_dim) : heads(heads), kv_heads(kv_heads), head_dim(head_dim) {
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, op, ": ", heads,
+            " heads must be a positive multiple of ", kv_heads, " kv heads");
+    require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= 256, op, ": head_dim is ", head_dim,
+            "; it must be a multiple of 8 up to 256");
+  }
+  int64_t width() const { return int64_t{heads} * head_dim; }
+  int64_t kv_width() const { return int64_t{kv_heads} * head_dim; }
+  int64_t ld() const { return width() + 2 * kv_width(); }
+};
+
+struct Qkv {
+  Bf16 *q, *k, *v;
+  Qkv(const char* op, const char* name, const Heads& h, const Tensor& qkv) {
+    check(op, name, qkv, DType::bf16, {qkv.rows(), h.ld()});
+    q = static_cast<Bf16*>(qkv.data);
+    k = q + h.width();
+    v = k + h.kv_width();
+  }
+};
+
+PlainHeads plain(const Heads& h, float scale, const Qkv& at) {
+  return {h.heads, h.kv_heads, h.head_dim, scale, false, at.q, at.k, at.v, h.ld(), h.ld()};
+}
+
+// Where the parts of the backward pass's workspace begin.
+struct Workspace {
+  size_t statistics = 0, dk = 0, dv = 0, bytes = 0;
+  Workspace(const Kernels& k, const Heads& h, int64_t rows, const BackwardPlan& plan) {
+    if (!for_hopper(h.head_dim)) {
+      bytes = static_cast<size_t>(rows * h.heads) * sizeof(float);  // delta
+      return;
+    }
+    const size_t gradient = aligned(static_cast<size_t>(rows * h.kv_width()) * sizeof(float));
+    dk = aligned(k.attention_backward_workspace(static_cast<int>(plan.queries.size()), h.heads, h.head_dim, true));
+    dv = dk + gradient;
+    bytes = dv + gradient;
+  }
+};
+
+}  // namespace
+
+struct CudaOps::Lists {
+  const QueryTile* tiles;
+  const Span* keys;
+  int count;
+};
+
+CudaOps::Lists CudaOps::forward_lists(DeviceStream& on, const std::vector<AttentionTile>& tiles, int rows_of_tile,
+                                      int64_t rows, int64_t key_rows, bool for_dq) const {
+  const ForwardPlan plan = plan_forward(tiles, rows_of_tile, true, rows, key_rows);
+  return {on.table(for_dq ? Table::dq_tiles : Table::query_tiles, plan.tiles),
+          on.table(for_dq ? Table::dq_keys : Table::keys, plan.keys), static_cast<int>(plan.tiles.size())};
+}
+
+size_t CudaOps::attention_workspace(const std::vector<AttentionTile>& tiles, int64_t rows, int heads, int kv_heads,
+                                    int head_dim) const {
+  const Heads h("attention_workspace", heads, kv_heads, head_dim);
+  require(rows >= 0, "attention_workspace: rows is ", rows);
+  BackwardPlan plan;
+  if (for_hopper(head_dim))
+    plan =
+        plan_backward(tiles, k_.attention_backward_queries(head_dim), k_.attention_backward_keys(), true, rows, rows);
+  return Workspace(k_, h, rows, plan).bytes;
+}
+
+void CudaOps::attention_forward(Stream& stream, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads,
+                                int kv_heads, int head_dim, float scale, Tensor out, Tensor lse, Tensor) const {
+  const char* op = "attention_forward";
+  const Heads h(op, heads, kv_heads, head_dim);
+  const Qkv at(op, "qkv", h, qkv);
+  const int64_t m = qkv.rows();
+  check(op, "out", out, DType::bf16, {m, h.width()});
+  check(op, "lse", lse, DType::f32, {m, heads});
+  if (m == 0) return;
+  DeviceStream& on = device_stream(stream);
+  auto* to = static_cast<Bf16*>(out.data);
+  if (!for_hopper(head_dim)) {
+    const Lists lists = forward_lists(on, tiles, kPlainRows, m, m, false);
+    k_.attention_plain_forward(
+        on.raw(), {plain(h, scale, at), lists.tiles, lists.count, lists.keys, to, nullptr, false, lse.f32()});
+  } else {
+    const Lists lists = forward_lists(on, tiles, k_.attention_forward_rows(head_dim), m, m, false);
+    auto* counters = static_cast<int32_t*>(on.room(Room::counters, 2 * sizeof(int32_t)));
+    k_.attention_forward(on.raw(), encode_,
+                         {{at.q, m, h.ld(), heads, head_dim},
+                          {at.k, m, h.ld(), kv_heads, head_dim},
+                          {at.v, m, h.ld(), kv_heads, head_dim},
+                          lists.tiles,
+                          lists.count,
+                          lists.keys,
+                          true,
+                          scale,
+                          to,
+                          lse.f32(),
+                          nullptr,
+                          counters,
+                          multiprocessors_});
+  }
+  launched(op);
+}
+
+void CudaOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor out, Tensor lse,
+                                 const std::vector<AttentionTile>& tiles, int heads, int kv_heads, int head_dim,
+                                 float scale, Tensor dqkv, Tensor workspace) const {
+  const char* op = "attention_backward";
+  const Heads h(op, heads, kv_heads, head_dim);
+  const Qkv at(op, "qkv", h, qkv), to(op, "dqkv", h, dqkv);
+  const int64_t m = qkv.rows();
+  check(op, "dqkv", dqkv, DType::bf16, {m, h.ld()});
+  for (const auto& [name, t] : {std::pair{"dout", dout}, {"out", out}}) check(op, name, t, DType::bf16, {m, h.width()});
+  check(op, "lse", lse, DType::f32, {m, heads});
+  DeviceStream& on = device_stream(stream);
+  clear(on, dqkv.data, dqkv.bytes());  // rows that no tile names
+  if (m == 0) return;
+  const bool hopper = for_hopper(head_dim);
+  const int queries = hopper ? k_.attention_backward_queries(head_dim) : kPlainRows;
+  const BackwardPlan plan =
+      plan_backward(tiles, queries, hopper ? k_.attention_backward_keys() : kPlainRows, true, m, m);
+  const Workspace room(k_, h, m, plan);
+  check_bytes(op, "workspace", workspace, room.bytes);
+  auto* memory = static_cast<std::byte*>(workspace.data);
+  const auto *upstream = static_cast<const Bf16*>(dout.data), *forward = static_cast<const Bf16*>(out.data);
+  const KeyTile* key_tiles = on.table(Table::key_tiles, plan.tiles);
+  const QueryRange* ranges = on.table(Table::ranges, plan.ranges);
+  const int key_count = static_cast<int>(plan.tiles.size());
+  if (!hopper) {
+    auto* delta = static_cast<float*>(workspace.data);
+    k_.attention_delta(on.raw(), m, heads, head_dim, upstream, forward, delta);
+    const Lists lists = forward_lists(on, tiles, kPlainRows, m, m, true);
+    k_.attention_plain_backward(on.raw(), {plain(h, scale, at), upstream, lse.f32(), delta, lists.tiles, lists.count,
+                                           lists.keys, key_tiles, key_count, ranges, to.q, to.k, to.v});
+  } else {
+    auto *dk = reinterpret_cast<float*>(memory + room.dk), *dv = reinterpret_cast<float*>(memory + room.dv);
+    const size_t gradient = static_cast<size_t>(m * h.kv_width()) * sizeof(float);
+    clear(on, dk, gradient);
+    clear(on, dv, gradient);
+    const HeadTensor q{at.q, m, h.ld(), heads, head_dim}, k{at.k, m, h.ld(), kv_heads, head_dim},
+        v{at.v, m, h.ld(), kv_heads, head_dim}, d{upstream, m, h.width(), heads, head_dim};
+    const AttentionBackward work{q,
+                                 k,
+                                 v,
+                                 d,
+                                 forward,
+                                 lse.f32(),
+                                 on.table(Table::queries, plan.queries),
+                                 static_cast<int>(plan.queries.size()),
+                                 key_tiles,
+                                 key_count,
+                                 ranges,
+                                 true,
+                                 scale,
+                                 dk,
+                                 dv,
+                                 memory,
+                                 true};
+    k_.attention_backward_begin(on.raw(), work);
+    k_.attention_backward(on.raw(), encode_, work);
+    const Lists lists = forward_lists(on, tiles, k_.attention_dq_rows(), m, m, true);
+    k_.attention_dq(on.raw(), encode_,
+                    {q, k, v, d, forward, lse.f32(), lists.tiles, lists.count, lists.keys, true, scale, to.q, h.ld()});
+    k_.round_rows(on.raw(), m, h.kv_width(), dk, to.k, h.ld());
+    k_.round_rows(on.raw(), m, h.kv_width(), dv, to.v, h.ld());
+  }
+  launched(op);
+}
+
+// --- parts, in float32 -----------------------------------------------------------------------------------------------
+
+namespace {
+
+PlainHeads parts(const char* op, const AttentionHeads& of, const HeadRows& q, const HeadRows& k, const HeadRows& v) {
+  const Heads h(op, of.heads, of.kv_heads, of.head_dim);
+  for (const HeadRows* part : {&q, &k, &v})
+    require(part->dtype == DType::f32 && part->rows >= 0 && (part->data || part->rows == 0), op,
+            ": q, k and v must be f32 in memory");
+  require(q.stride >= h.width() && k.stride >= h.kv_width() && k.stride == v.stride && k.rows == v.rows, op,
+          ": rows of q, k and v are ", q.stride, ", ", k.stride, " and ", v.stride, " elements apart; k and v alike");
+  return {of.heads, of.kv_heads, of.head_dim, of.scale, true, q.data, k.data, v.data, q.stride, k.stride};
+}
+
+}  // namespace
+
+void CudaOps::attention_block_forward(Stream& stream, AttentionHeads heads, HeadRows q, HeadRows k, HeadRows v,
+                                      const std::vector<AttentionTile>& tiles, bool merge, Tensor out,
+                                      Tensor lse) const {
+  const char* op = "attention_block_forward";
+  const PlainHeads at = parts(op, heads, q, k, v);
+  check(op, "out", out, DType::f32, {q.rows, int64_t{heads.heads} * heads.head_dim});
+  check(op, "lse", lse, DType::f32, {q.rows, heads.heads});
+  DeviceStream& on = device_stream(stream);
+  const Lists lists = forward_lists(on, tiles, kPlainRows, q.rows, k.rows, false);
+  k_.attention_plain_forward(on.raw(),
+                             {at, lists.tiles, lists.count, lists.keys, nullptr, out.f32(), merge, lse.f32()});
+  launched(op);
+}
+
+void CudaOps::attention_delta(Stream& stream, Tensor dout, Tensor out, int heads, Tensor delta) const {
+  const char* op = "attention_delta";
+  require(heads > 0 && out.cols() % heads == 0, op, ": ", heads, " heads in rows of ", out.cols());
+  check(op, "out", out, DType::f32, {out.rows(), out.cols()});
+  check(op, "dout", dout, DType::f32, {out.rows(), out.cols()});
+  check(op, "delta", delta, DType::f32, {out.rows(), heads});
+  k_.attention_delta_f32(device_stream(stream).raw(), out.rows(), heads, static_cast<int>(out.cols() / heads),
+                         dout.f32(), out.f32(), delta.f32());
+  launched(op);
+}
+
+void CudaOps::attention_block_backward(Stream& stream, AttentionHeads heads, Tensor dout, HeadRows q, HeadRows k,
+                                       HeadRows v, Tensor lse, Tensor delta, const std::vector<AttentionTile>& tiles,
+                                       HeadRows dq, HeadRows dk, HeadRows dv) const {
+  const char* op = "attention_block_backward";
+  const PlainHeads at = parts(op, heads, q, k, v);
+  parts(op, heads, dq, dk, dv);
+  require(dq.rows == q.rows && dk.rows == k.rows && dq.stride == q.stride && dk.stride == k.stride, op,
+          ": gradients are laid out as q, k and v");
+  check(op, "dout", dout, DType::f32, {q.rows, int64_t{heads.heads} * heads.head_dim});
+  check(op, "lse", lse, DType::f32, {q.rows, heads.heads});
+  check(op, "delta", delta, DType::f32, {q.rows, heads.heads});
+  DeviceStream& on = device_stream(stream);
+  const BackwardPlan plan = plan_backward(tiles, kPlainRows, kPlainRows, true, q.rows, k.rows);
+  const KeyTile* key_tiles = on.table(Table::key_tiles, plan.tiles);
+  const QueryRange* ranges = on.table(Table::ranges, plan.ranges);
+  const Lists lists = forward_lists(on, tiles, kPlainRows, q.rows, k.rows, true);
+  k_.attention_plain_backward(on.raw(),
+                              {at, dout.data, lse.f32(), delta.f32(), lists.tiles, lists.count, lists.keys, key_tiles,
+                               static_cast<int>(plan.tiles.size()), ranges, dq.data, dk.data, dv.data});
+  launched(op);
+}
+
+// --- pages ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+PagedHeads paged(const char* op, DeviceStream& on, const Heads& h, const std::vector<PagedSequence>& sequences,
+                 int64_t rows, const void* pool) {
+  require(pool || sequences.empty(), op, ": the page pool is null");
+  std::vector<PagedRow> list;
+  std::vector<int32_t> pages;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const Span& q = sequences[s].q;
+    require(q.row >= 0 && q.rows >= 0 && q.position >= 0 && int64_t{q.row} + q.rows <= rows, op, ": sequence ", s,
+            " {row ", q.row, ", rows ", q.rows, ", position ", q.position, "} does not lie in ", rows, " rows");
+    require(static_cast<int64_t>(sequences[s].pages.size()) * kPageTokens >= int64_t{q.position} + q.rows, op,
+            ": sequence ", s, " has ", sequences[s].pages.size(), " pages for ", q.position, " + ", q.rows, " tokens");
+    for (const int32_t page : sequences[s].pages) require(page >= 0, op, ": sequence ", s, " names page ", page);
+    for (int32_t i = 0; i < q.rows; ++i)
+      list.push_back({q.row + i, q.position + i, static_cast<int32_t>(pages.size())});
+    pages.insert(pages.end(), sequences[s].pages.begin(), sequences[s].pages.end());
+  }
+  return {h.heads,
+          h.kv_heads,
+          h.head_dim,
+          on.table(Table::paged_rows, list),
+          static_cast<int>(list.size()),
+          on.table(Table::pages, pages)};
+}
+
+}  // namespace
+
+size_t CudaOps::page_bytes(int kv_heads, int head_dim) const {
+  require(kv_heads > 0 && head_dim > 0, "page_bytes: ", kv_heads, " kv heads of dimension ", head_dim);
+  return static_cast<size_t>(kv_heads) * 2 * kPageTokens * static_cast<size_t>(head_dim) * sizeof(Bf16);
+}
+
+void CudaOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
+                        int kv_heads, int head_dim, void* pool) const {
+  const Heads h("kv_append", heads, kv_heads, head_dim);
+  const Qkv at("kv_append", "qkv", h, qkv);
+  DeviceStream& on = device_stream(stream);
+  k_.kv_append(on.raw(), paged("kv_append", on, h, sequences, qkv.rows(), pool), at.q, static_cast<Bf16*>(pool));
+  launched("kv_append");
+}
+
+void CudaOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
+                              int kv_heads, int head_dim, float scale, const void* pool, Tensor out) const {
+  const char* op = "attention_paged";
+  const Heads h(op, heads, kv_heads, head_dim);
+  const Qkv at(op, "qkv", h, qkv);
+  check(op, "out", out, DType::bf16, {qkv.rows(), h.width()});
+  DeviceStream& on = device_stream(stream);
+  k_.attention_paged(on.raw(), paged(op, on, h, sequences, qkv.rows(), pool), scale, at.q,
+                     static_cast<const Bf16*>(pool), static_cast<Bf16*>(out.data));
+  launched(op);
+}
+
+void CudaOps::copy_page(Stream& stream, void* pool, size_t page_bytes, int32_t from, int32_t to) const {
+  require(pool && from >= 0 && to >= 0, "copy_page: from ", from, " to ", to);
+  auto* pages = static_cast<std::byte*>(pool);
+  stream.copy_on_device(pages + static_cast<size_t>(to) * page_bytes, pages + static_cast<size_t>(from) * page_bytes,
+                        page_bytes);
+}
+
+}  // namespace tokenring::cuda

@@ -1,0 +1,86 @@
+// Linear layers: products by cuBLASLt, in bf16 with float32 sums.
+#include "core/check.h"
+#include "cuda/ops.h"
+#include "cuda/stream.h"
+
+namespace tokenring::cuda {
+namespace {
+
+void check_weight(const char* op, const Weight& w) {
+  require(w.n > 0 && w.k > 0 && w.data, op, ": the weight [", w.n, ", ", w.k, "] is empty");
+}
+
+// bf16 or float32.
+void check_either(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
+  check(op, name, t, t.dtype == DType::f32 ? DType::f32 : DType::bf16, shape);
+}
+
+}  // namespace
+
+size_t CudaOps::weight_bytes(int64_t n, int64_t k) const {
+  require(n > 0 && k > 0, "weight_bytes: a weight of ", n, " x ", k);
+  return static_cast<size_t>(n) * static_cast<size_t>(k) * size_of(DType::bf16);
+}
+
+void CudaOps::prepare_weight(Stream& stream, Tensor master, Weight out) const {
+  check_weight("prepare_weight", out);
+  check("prepare_weight", "master", master, DType::f32, {out.n, out.k});
+  k_.round_rows(device_stream(stream).raw(), out.n, out.k, master.f32(), static_cast<Bf16*>(out.data), out.k);
+  launched("prepare_weight");
+}
+
+const void* CudaOps::as_bf16(DeviceStream& stream, Tensor x) const {
+  if (x.dtype == DType::bf16) return x.data;
+  const int64_t n = x.elements();
+  auto* to = static_cast<Bf16*>(stream.room(DeviceStream::Room::rounded, static_cast<size_t>(n) * sizeof(Bf16)));
+  k_.round_rows(stream.raw(), x.rows(), x.cols(), x.f32(), to, x.cols());
+  return to;
+}
+
+void CudaOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Tensor y) const {
+  const char* op = "linear_forward";
+  check_weight(op, w);
+  check(op, "x", x, DType::bf16, {x.rows(), w.k});
+  check_either(op, "y", y, {x.rows(), w.n});
+  if (bias) check(op, "bias", bias, DType::f32, {w.n});
+  DeviceStream& on = device_stream(stream);
+  // The product is added to the bias, so that the sum is rounded once.
+  if (bias && y.dtype == DType::f32)
+    k_.spread_bias_f32(on.raw(), x.rows(), w.n, bias.f32(), y.f32());
+  else if (bias)
+    k_.spread_bias(on.raw(), x.rows(), w.n, bias.f32(), static_cast<Bf16*>(y.data));
+  gemm_.multiply(on.raw(), {x.rows(), w.n, w.k, false, true, x.data, w.data, y.data, y.dtype, static_cast<bool>(bias)},
+                 on.room(DeviceStream::Room::product, Gemm::kWorkspace));
+  launched(op);
+}
+
+void CudaOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool accumulate) const {
+  const char* op = "linear_dgrad";
+  check_weight(op, w);
+  check_either(op, "dy", dy, {dy.rows(), w.n});
+  check(op, "dx", dx, DType::bf16, {dy.rows(), w.k});
+  DeviceStream& on = device_stream(stream);
+  gemm_.multiply(on.raw(),
+                 {dy.rows(), w.k, w.n, false, false, as_bf16(on, dy), w.data, dx.data, DType::bf16, accumulate},
+                 on.room(DeviceStream::Room::product, Gemm::kWorkspace));
+  launched(op);
+}
+
+void CudaOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {
+  const char* op = "linear_wgrad";
+  const int64_t m = dy.rows(), n = dy.cols(), k = x.cols();
+  check_either(op, "dy", dy, {m, n});
+  check(op, "x", x, DType::bf16, {m, k});
+  check(op, "dw", dw, DType::f32, {n, k});
+  if (db) check(op, "db", db, DType::f32, {n});
+  DeviceStream& on = device_stream(stream);
+  const void* rounded = as_bf16(on, dy);
+  gemm_.multiply(on.raw(), {n, k, m, true, false, rounded, x.data, dw.data, DType::f32, true},
+                 on.room(DeviceStream::Room::product, Gemm::kWorkspace));
+  if (db)
+    k_.sum_of_rows(on.raw(), m, n, static_cast<const Bf16*>(rounded), db.f32(),
+                   on.room(DeviceStream::Room::sums, k_.sum_of_rows_workspace(m, n)));
+  launched(op);
+}
+
+}  // namespace tokenring::cuda

@@ -1,0 +1,115 @@
+#include "cuda/stream.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+namespace tokenring::cuda {
+
+void fail_runtime(const Runtime& runtime, int code, const char* what) {
+  fail("INTERNAL", "CUDA: ", what, " failed with ", runtime.error_text(code),
+       "; the process cannot use the GPU any longer: look at nvidia-smi and dmesg, start again");
+}
+
+DeviceStream::DeviceStream(Device& device, const Runtime& runtime) : device_(device), runtime_(runtime) {
+  check_runtime(runtime_, runtime_.stream_create(&raw_), "making a stream");
+  if (const int code = runtime_.event_create(&event_)) {
+    runtime_.stream_destroy(raw_);
+    fail_runtime(runtime_, code, "making an event");
+  }
+}
+
+DeviceStream::~DeviceStream() {
+  runtime_.stream_synchronize(raw_);
+  runtime_.event_destroy(event_);
+  runtime_.stream_destroy(raw_);
+}
+
+void DeviceStream::synchronize() {
+  check_runtime(runtime_, runtime_.stream_synchronize(raw_), "the work of a stream");
+  std::lock_guard lock(mutex_);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void DeviceStream::wait(Stream& other) {
+  DeviceStream& from = device_stream(other);
+  if (&from == this) return;
+  check_runtime(runtime_, runtime_.event_record(from.event_, from.raw_), "recording an event");
+  check_runtime(runtime_, runtime_.stream_wait(raw_, from.event_), "waiting for an event");
+}
+
+void DeviceStream::copy(void* to, const void* from, size_t bytes) {
+  require(bytes == 0 || (to && from), "copy of ", bytes, " bytes from or to a null pointer");
+  if (bytes) check_runtime(runtime_, runtime_.copy(to, from, bytes, raw_), "a copy");
+}
+void DeviceStream::copy_to_device(void* device, const void* host, size_t bytes) { copy(device, host, bytes); }
+void DeviceStream::copy_to_host(void* host, const void* device, size_t bytes) { copy(host, device, bytes); }
+void DeviceStream::copy_on_device(void* to, const void* from, size_t bytes) { copy(to, from, bytes); }
+
+struct DeviceStream::Call {
+  DeviceStream& stream;
+  std::function<void()> work;
+};
+
+// On a thread of the CUDA runtime. After a failure later calls are skipped, as on the CPU.
+void DeviceStream::run(void* argument) {
+  const std::unique_ptr<Call> call(static_cast<Call*>(argument));
+  DeviceStream& stream = call->stream;
+  {
+    std::lock_guard lock(stream.mutex_);
+    if (stream.error_) return;
+  }
+  try {
+    call->work();
+  } catch (...) {
+    std::lock_guard lock(stream.mutex_);
+    if (!stream.error_) stream.error_ = std::current_exception();
+  }
+}
+
+void DeviceStream::call(std::function<void()> work) {
+  auto call = std::make_unique<Call>(Call{*this, std::move(work)});
+  check_runtime(runtime_, runtime_.call(raw_, &DeviceStream::run, call.get()), "queueing a call");
+  call.release();
+}
+
+void* DeviceStream::grow(Buffer& buffer, size_t bytes, const char* purpose) {
+  if (bytes <= buffer.bytes()) return buffer.data();
+  synchronize();  // queued work may still use the old memory
+  buffer = Buffer();
+  buffer = Buffer(device_, bytes, purpose);
+  check_runtime(runtime_, runtime_.fill(buffer.data(), 0, bytes, raw_), "clearing memory");
+  return buffer.data();
+}
+
+void* DeviceStream::room(Room which, size_t bytes) {
+  return grow(rooms_[static_cast<size_t>(which)], bytes, "workspace");
+}
+
+const void* DeviceStream::table(Table which, const void* host, size_t bytes) {
+  Held& held = tables_[static_cast<size_t>(which)];
+  const auto* from = static_cast<const std::byte*>(host);
+  if (bytes == held.host.size() && (bytes == 0 || std::memcmp(held.host.data(), from, bytes) == 0))
+    return held.memory.data();
+  // Twice: lists grow a little at a time.
+  if (bytes > held.memory.bytes()) grow(held.memory, 2 * bytes, "workspace");
+  held.host.clear();
+  copy(held.memory.data(), host, bytes);
+  held.host.assign(from, from + bytes);
+  return held.memory.data();
+}
+
+void DeviceStream::check_abort() const {
+  if (aborted_ && aborted_->load(std::memory_order_relaxed))
+    fail("ABORTED", "the computation was aborted by its caller");
+}
+
+DeviceStream& device_stream(Stream& stream) {
+  auto* of_cuda = dynamic_cast<DeviceStream*>(&stream);
+  require(of_cuda, "an op of the CUDA backend was given a stream of another device");
+  of_cuda->check_abort();
+  return *of_cuda;
+}
+
+}  // namespace tokenring::cuda

@@ -1,0 +1,40 @@
+// The CUDA runtime and cuBLASLt on a CPU, for the host side of the CUDA backend: memory, streams, events, launches.
+//
+// Streams run as late and as unordered as CUDA allows: what is queued runs at once, soon, or only when the host waits
+// for it, and which of several streams goes on next is drawn from the seed. So whoever lacks an event or a wait gets
+// other numbers under another seed. Memory starts as NaN (0xff bytes). Host memory that a copy reads is read at once
+// (it is pageable), host memory that a copy writes is written when the stream comes there.
+//
+// A fault of a kernel, a copy or a product (see emulator/cuda.h) becomes the error of the runtime's next call and
+// stays, as a fault of a GPU does, until the end of the Emulation. Products are computed in float64 and checked:
+// matrices in bounds, aligned as promised, of the shapes that the operation takes.
+#pragma once
+
+#include "cuda/cublaslt.h"
+#include "cuda/device.h"
+#include "cuda/module.h"
+
+namespace emulator {
+
+struct RuntimeCounts {
+  int64_t allocations = 0, launches = 0, products = 0;
+};
+
+// One GPU, from here to the end of the scope. Not more than one at a time.
+class Emulation {
+ public:
+  explicit Emulation(uint64_t seed, size_t memory_bytes = size_t{1} << 31);
+  ~Emulation();
+  Emulation(const Emulation&) = delete;
+
+  // Changes to these are seen by devices made later: faults are planted here.
+  tokenring::cuda::Runtime runtime;
+  tokenring::cuda::lt::Library lt;
+  tokenring::cuda::DeviceFacts facts;
+  // `kernels` are those that the test is linked with.
+  std::unique_ptr<tokenring::Device> device();
+
+  static RuntimeCounts counts();
+};
+
+}  // namespace emulator
