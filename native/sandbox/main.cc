@@ -78,6 +78,8 @@ class Launcher {
     std::string slot;
     bool supervised;
     int64_t user;
+    // The first process of the namespaces, once this one is to die: the last of the sandbox to go.
+    pid_t inner;
     // Ids of `kill` requests that wait for its end.
     Fields waiting;
   };
@@ -203,7 +205,7 @@ void Launcher::start(const Fields& fields) {
     start.extra = extra.get();
   }
   pid_t pid = start_process(start);
-  children_[pid] = {slot, start.supervise, start.user, {}};
+  children_[pid] = {slot, start.supervise, start.user, 0, {}};
 }
 
 void Launcher::handle(const Fields& fields) {
@@ -229,6 +231,7 @@ void Launcher::handle(const Fields& fields) {
       for (auto& [pid, child] : children_) {
         if (child.slot != slot) continue;
         child.waiting.push_back(id);
+        if (mounts_) child.inner = child_of(pid);
         end(pid, child);
         found = true;
       }
@@ -252,8 +255,14 @@ void Launcher::reap() {
       continue;
     }
     orphans = orphans || (child->second.supervised && WIFSIGNALED(status));
-    for (const auto& id : child->second.waiting) reply(id, "0");
+    Child ended = std::move(child->second);
     children_.erase(child);
+    // Dead or alive, it has come to us by now, unless its parent saw it end.
+    if (ended.inner > 0 && kill(ended.inner, SIGKILL) == 0) {
+      children_[ended.inner] = {ended.slot, false, ended.user, 0, std::move(ended.waiting)};
+    } else {
+      for (const auto& id : ended.waiting) reply(id, "0");
+    }
   }
   // In namespaces, all of a sandbox dies with its first process.
   if (orphans && !mounts_) kill_strays([this](pid_t pid) { return children_.count(pid) > 0; });
@@ -310,6 +319,12 @@ int Launcher::serve() {
   }
   for (auto& [pid, one] : children_) end(pid, one);
   for (auto& [pid, one] : children_) waitpid(pid, nullptr, 0);
+  if (mounts_) {
+    while (waitpid(-1, nullptr, 0) > 0) {
+    }
+  } else {
+    kill_strays([](pid_t) { return false; });
+  }
   return 0;
 }
 

@@ -177,6 +177,15 @@ bool add_held(pid_t pid, std::map<std::pair<dev_t, ino_t>, uint64_t>& files) {
 
 }  // namespace
 
+pid_t child_of(pid_t pid) {
+  std::string task = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(pid);
+  if (access((task + "/children").c_str(), R_OK) == 0) return atoi(read_text(task + "/children").c_str());
+  // A kernel without that list.
+  auto children = processes_by_parent();
+  auto child = children.find(pid);
+  return child == children.end() ? 0 : child->second;
+}
+
 void kill_strays(const std::function<bool(pid_t)>& known) {
   auto children = processes_by_parent();
   auto [begin, end] = children.equal_range(getpid());
