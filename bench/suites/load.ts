@@ -5,6 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { setImmediate as eventLoopTurn } from "node:timers/promises";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import {
   buildByteTokenizer,
   chatFormat,
@@ -115,40 +117,45 @@ function collect(episodes: number): Promise<Group[]> {
   return rollouts.collect({ instances, rollouts: GROUP, purpose: "load", iteration: 0, temperature: 1 });
 }
 
-interface Load {
-  /** 99th percentile of the event loop's delay, in milliseconds. */
-  p99: number;
-  /** By how much the resident set has grown, a token. */
-  bytesPerToken: number;
-}
-
-/** Collects, and writes what was collected to a run directory as a job does. */
-async function load(episodes: number): Promise<Load> {
+/** 99th percentile of the event loop's delay, in milliseconds, while episodes run and are written as a job does. */
+async function delayOf(episodes: number): Promise<number> {
   const directory = await mkdtemp(join(tmpdir(), "tokenring-load-"));
   const monitor = monitorEventLoopDelay({ resolution: INTERVAL_MS });
   try {
     const run = await RunDirectory.create(join(directory, "run"), { config: {}, seed: 1, version: "bench" });
-    const before = process.memoryUsage().rss;
     monitor.enable();
     const groups = await collect(episodes);
-    const bytes = process.memoryUsage().rss - before;
-    const all = groups.flatMap(({ trajectories }) => trajectories);
     await run.trajectories.write(
       "load",
       0,
-      all.map((trajectory) => ({ trajectory })),
+      groups.flatMap(({ trajectories }) => trajectories.map((trajectory) => ({ trajectory }))),
     );
     monitor.disable();
     await run.close();
-    const tokens = all.reduce((sum, one) => sum + one.tokens.length, 0);
-    return {
-      p99: monitor.percentile(99) / 1e6 - INTERVAL_MS,
-      bytesPerToken: Math.max(0, bytes) / tokens,
-    };
+    return monitor.percentile(99) / 1e6 - INTERVAL_MS;
   } finally {
     monitor.disable();
     await rm(directory, { recursive: true });
   }
+}
+
+setFlagsFromString("--expose-gc");
+const collectGarbage = runInNewContext("gc") as () => void;
+
+/** Bytes of JavaScript's heap and of typed arrays that are in use. */
+function held(): number {
+  collectGarbage();
+  const { heapUsed, arrayBuffers } = process.memoryUsage();
+  return heapUsed + arrayBuffers;
+}
+
+/** Bytes that one token of the trajectories holds, its share of all else included. */
+async function bytesPerToken(episodes: number): Promise<number> {
+  const before = held();
+  const groups = await collect(episodes);
+  const bytes = held() - before;
+  const tokens = groups.flatMap(({ trajectories }) => trajectories.map((one) => one.tokens.length));
+  return bytes / tokens.reduce((sum, length) => sum + length, 0);
 }
 
 async function delay(): Promise<Case> {
@@ -156,17 +163,17 @@ async function delay(): Promise<Case> {
     name: `event loop delay, p99, ${EPISODES} episodes of ${TOKENS} tokens at once and written`,
     unit: "ms",
     work: null,
-    ours: async () => (await load(EPISODES)).p99,
+    ours: () => delayOf(EPISODES),
     peers: {},
     close: async () => {},
   };
 }
 
 const memory = (episodes: number) => async (): Promise<Case> => ({
-  name: `memory of ${episodes} episodes of ${TOKENS} tokens at once`,
+  name: `memory that ${episodes} episodes of ${TOKENS} tokens hold`,
   unit: "bytes/token",
   work: null,
-  ours: async () => (await load(episodes)).bytesPerToken,
+  ours: () => bytesPerToken(episodes),
   peers: {},
   close: async () => {},
 });
