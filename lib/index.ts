@@ -16,16 +16,27 @@ export { buildByteTokenizer } from "./engine/tokenizer-build.ts";
 export type { ChatFormat, Tokenizer } from "./engine/tokenizer-types.ts";
 export type { Engine, SampledTurn, SampleOptions, Session } from "./engine/types.ts";
 export { type ErrorCode, isTokenringError, TokenringError } from "./errors.ts";
+export {
+  type AbstentionPoint,
+  CONFIDENCE_SCORES,
+  type ConfidenceReport,
+  type ConfidenceScore,
+  confidenceOf,
+  confidenceReport,
+} from "./evaluate/confidence.ts";
 export { type Evaluation, evaluate } from "./evaluate/evaluate.ts";
 export { passAtK } from "./evaluate/statistics.ts";
+export type { CreditSummary, ShapingOptions, StepCreditOptions } from "./learn/credit.ts";
 export { refinePool, SolveRates } from "./learn/curriculum.ts";
 export {
   DAPO_STAGE1,
   DAPO_STAGE2,
   type DapoConfig,
   type DapoIteration,
+  type DapoOptions,
   dapo,
 } from "./learn/dapo.ts";
+export type { ScoredGroup } from "./learn/filter.ts";
 export type { ObjectiveOptions } from "./learn/objective.ts";
 export { finalReward } from "./learn/reward.ts";
 export { RFT_DEFAULTS, type RftConfig, type RftEvent, rft } from "./learn/rft.ts";

@@ -8,8 +8,8 @@ import { turn } from "../turns.ts";
 import { SmallerBudgets } from "./budgets.ts";
 import { type Deadline, startDeadline, withSandboxDeadline } from "./deadline.ts";
 import { formatErrorText, parseAction } from "./grammar.ts";
-import { type Lanes, TokenStream, unanswered } from "./stream.ts";
-import type { Budget, Episode, EpisodeLimits, Exit, Turn } from "./types.ts";
+import { type Lanes, prefixLanes, TokenStream, unanswered } from "./stream.ts";
+import type { Budget, Episode, EpisodeLimits, Exit, Prefix, Turn } from "./types.ts";
 import { Workspace, type WorkspaceOptions } from "./workspace.ts";
 
 /** The working tree's diff is taken after the episode's own time is over. */
@@ -34,6 +34,8 @@ export interface EpisodeRequest {
   temperature: number;
   /** Smaller budgets to end at as well, and a sandbox on the tree as it stood there, which the episode closes. */
   alsoAt?: { budgets: readonly Budget[]; open: (snapshot: Snapshot) => Promise<Sandbox> };
+  /** Goes on from here; `session` then holds the prefix's tokens (`prefixLanes`) or none. */
+  prefix?: Prefix;
   id?: string;
   rollout?: number;
   signal?: AbortSignal;
@@ -65,11 +67,14 @@ export async function runEpisode(request: EpisodeRequest): Promise<Episode> {
   };
   const contextLimit = request.contextLimit ?? limits.maxContext;
   const room = Math.min(limits.maxContext, contextLimit);
-  const prompt = promptTokens(request.chat, request.template, instance);
-  const turns: Turn[] = [];
+  const { prefix } = request;
+  const begin = prefix
+    ? prefixLanes(prefix)
+    : unanswered(promptTokens(request.chat, request.template, instance));
+  const turns: Turn[] = prefix ? prefix.trajectory.turns.slice(0, prefix.turns) : [];
   const smaller = new SmallerBudgets({
     budgets: request.alsoAt?.budgets ?? [],
-    prompt: prompt.length,
+    prompt: begin.tokens.length,
     contextLimit,
     turns,
     tokenizer: request.tokenizer,
@@ -79,12 +84,17 @@ export async function runEpisode(request: EpisodeRequest): Promise<Episode> {
     const whole: Episode = { ...who, ...lanes, turns, exit, patch, cause };
     return request.alsoAt && exit !== "infra_failed" ? { ...whole, alsoAt: smaller.episodes(whole) } : whole;
   };
-  if (prompt.length >= room) return ended(unanswered(prompt), "context_limit", "");
+  if (begin.tokens.length >= room) return ended(begin, "context_limit", "");
 
-  const stream = new TokenStream(request.session, prompt);
+  const stream = new TokenStream(request.session, begin);
   const deadline = startDeadline(limits.episodeMs, `the episode of ${instance.instance_id}`, request.signal);
+  const workspace = new Workspace(sandbox, {
+    ...request.workspace,
+    observationChars: limits.observationChars,
+  });
   try {
-    const exit = await react(request, stream, turns, smaller, deadline, room);
+    if (prefix) await replay(prefix, workspace, deadline);
+    const exit = await react(request, workspace, stream, turns, smaller, deadline, room);
     const judged = exit === "submitted" || limits.autoSubmit;
     return ended(stream.lanes(), exit, judged ? await takeDiff(sandbox, request) : "");
   } catch (error) {
@@ -118,19 +128,38 @@ async function patchSoFar(request: EpisodeRequest): Promise<string> {
   }
 }
 
+/**
+ * Brings a fresh sandbox to where it stood after the prefix, by its commands. Throws ERR_TOKENRING_SANDBOX where they
+ * say something else than they did: that state cannot be had again.
+ */
+async function replay(prefix: Prefix, workspace: Workspace, deadline: Deadline): Promise<void> {
+  const { id, turns } = prefix.trajectory;
+  for (const [i, { command, observation }] of turns.slice(0, prefix.turns).entries()) {
+    if (command === null) continue;
+    let said: string;
+    try {
+      said = (await deadline.race(workspace.run(command, deadline.signal))).observation;
+    } catch (error) {
+      if (!deadline.expired) throw error;
+      const message = `${id}: running its turns up to ${i} again took longer than an episode may`;
+      throw new TokenringError("ERR_TOKENRING_SANDBOX", message, { cause: error });
+    }
+    if (said === observation) continue;
+    const message = `${id}, turn ${i}: run again, its command gives another observation; the state after it cannot be had again`;
+    throw new TokenringError("ERR_TOKENRING_SANDBOX", message, { details: { turn: i, said, observation } });
+  }
+}
+
 async function react(
   request: EpisodeRequest,
+  workspace: Workspace,
   stream: TokenStream,
   turns: Turn[],
   smaller: SmallerBudgets,
   deadline: Deadline,
   room: number,
 ): Promise<Exclude<Exit, "infra_failed">> {
-  const { limits, chat, tokenizer, session, sandbox } = request;
-  const workspace = new Workspace(sandbox, {
-    ...request.workspace,
-    observationChars: limits.observationChars,
-  });
+  const { limits, chat, tokenizer, session } = request;
   try {
     while (turns.length < limits.maxTurns) {
       const maxTokens = Math.min(limits.maxActionTokens, room - stream.length);

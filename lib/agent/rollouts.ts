@@ -11,8 +11,8 @@ import type { Verification } from "../verify/types.ts";
 import { withDeadline, withSandboxDeadline } from "./deadline.ts";
 import { openRoot, promptTokens, runEpisode } from "./episode.ts";
 import { Places } from "./places.ts";
-import { unanswered } from "./stream.ts";
-import type { Budget, Episode, EpisodeLimits, Group, RolloutSource, Trajectory } from "./types.ts";
+import { type Lanes, prefixLanes, unanswered } from "./stream.ts";
+import type { Budget, Episode, EpisodeLimits, Group, Prefix, RolloutSource, Trajectory } from "./types.ts";
 import { type Judgement, VerdictCache } from "./verdicts.ts";
 import type { WorkspaceOptions } from "./workspace.ts";
 
@@ -101,6 +101,7 @@ export class Rollouts implements RolloutSource {
       const message = `${name} is ${value}; give a whole number of at least ${name === "spare" ? 0 : 1}`;
       throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message);
     }
+    checkPrefixes(request);
     const { episodes, openSandboxes, verifications } = this.#options;
     const stop = new AbortController();
     // Every episode under way listens: that is no leak.
@@ -127,7 +128,7 @@ export class Rollouts implements RolloutSource {
         ...collection,
         signal,
         places,
-        prompts: new GroupPrompt(this.#options, instance),
+        prompts: new GroupPrompt(this.#options, instance, request.prefixes?.[index]),
       };
       const rollouts = Array.from({ length: total }, async (_, rollout) => {
         try {
@@ -202,8 +203,10 @@ export class Rollouts implements RolloutSource {
             limits: {
               ...limits,
               ...budget,
+              ...(request.judgeOnly ? prompts.noTurns() : {}),
               episodeMs: Math.min(limits.episodeMs, places.left(request.groupMs)),
             },
+            ...(prompts.prefix ? { prefix: prompts.prefix } : {}),
             ...(request.alsoAt && !budget ? { alsoAt: { budgets: request.alsoAt, open } } : {}),
             signal,
           });
@@ -279,44 +282,61 @@ export class Rollouts implements RolloutSource {
     }
     if (judgement.reason === "infra_failed") return infraFailed(episode);
     const { cause: _, alsoAt: __, ...trajectory } = episode;
-    return { ...trajectory, ...judgement, verifyMs: performance.now() - started };
+    const { verdict, reason, ...tests } = judgement;
+    return { ...trajectory, verdict, reason, tests, verifyMs: performance.now() - started };
   }
 }
 
-/** The prompt of a group: encoded once, and held by one session that every rollout forks. */
+/** What a group begins with (its prompt, or a prefix): made once, and held by one session that every rollout forks. */
 class GroupPrompt {
   readonly #options: RolloutOptions;
   readonly #instance: Instance;
-  #prompt: Int32Array | null = null;
+  readonly prefix: Prefix | undefined;
+  #lanes: Lanes | null = null;
   #root: Session | null = null;
 
-  constructor(options: RolloutOptions, instance: Instance) {
+  constructor(options: RolloutOptions, instance: Instance, prefix: Prefix | undefined) {
     this.#options = options;
     this.#instance = instance;
+    this.prefix = prefix;
+  }
+
+  /** Limits under which an episode ends where its prefix does, and is judged. */
+  noTurns(): Partial<EpisodeLimits> {
+    return this.prefix ? { maxTurns: this.prefix.turns, autoSubmit: true } : {};
   }
 
   fork(): Session {
     const { engine, limits } = this.#options;
-    const prompt = this.#tokens();
+    const prompt = this.lanes().tokens;
     // The episode sees for itself that a prompt of this size leaves no room.
     if (prompt.length >= Math.min(limits.maxContext, engine.contextLimit)) return engine.open();
     this.#root ??= openRoot(engine, prompt);
     return this.#root.fork();
   }
 
-  lanes(): { tokens: Int32Array; provenance: Uint8Array; logprobs: Float32Array } {
-    return unanswered(this.#tokens());
+  lanes(): Lanes {
+    const { chat, template } = this.#options;
+    this.#lanes ??= this.prefix
+      ? prefixLanes(this.prefix)
+      : unanswered(promptTokens(chat, template, this.#instance));
+    return this.#lanes;
   }
 
   dispose(): void {
     this.#root?.dispose();
     this.#root = null;
   }
+}
 
-  #tokens(): Int32Array {
-    this.#prompt ??= promptTokens(this.#options.chat, this.#options.template, this.#instance);
-    return this.#prompt;
-  }
+function checkPrefixes({ prefixes, instances, alsoAt = [] }: CollectRequest): void {
+  if (!prefixes) return;
+  const refuse = (what: string): never => {
+    throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", what);
+  };
+  if (prefixes.length !== instances.length)
+    refuse(`${prefixes.length} prefixes for ${instances.length} instances; give one for each`);
+  if (alsoAt.length > 0) refuse("prefixes are judged at their own budget alone; leave alsoAt out");
 }
 
 function checkBudgets(budgets: readonly Budget[], limits: EpisodeLimits): void {

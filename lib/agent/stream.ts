@@ -1,7 +1,7 @@
 // The token stream of an episode and its lanes, and the proof that the engine's session holds the same stream.
 import type { SampledTurn, Session } from "../engine/types.ts";
 import { TokenringError } from "../errors.ts";
-import { ACTION, OBSERVATION, PROMPT } from "./types.ts";
+import { ACTION, OBSERVATION, PROMPT, type Prefix } from "./types.ts";
 
 export interface Lanes {
   tokens: Int32Array;
@@ -16,14 +16,14 @@ export interface Lanes {
  */
 export class TokenStream {
   readonly #session: Session;
-  readonly #chunks: { tokens: Int32Array; provenance: number; logprobs: Float32Array | null }[] = [];
+  readonly #chunks: Lanes[] = [];
   #length = 0;
 
-  /** The session is empty, or holds exactly the prompt (a fork of the group's root). */
-  constructor(session: Session, prompt: Int32Array) {
+  /** `begin` is what came before: a prompt, or the prefix of a trajectory. The session is empty or holds exactly it. */
+  constructor(session: Session, begin: Lanes) {
     this.#session = session;
-    if (session.length === 0) session.extend(prompt);
-    this.#append(prompt, PROMPT, null);
+    if (session.length === 0) session.extend(begin.tokens);
+    this.#append(begin, "the prompt");
   }
 
   get length(): number {
@@ -32,7 +32,7 @@ export class TokenStream {
 
   observe(tokens: Int32Array): void {
     this.#session.extend(tokens);
-    this.#append(tokens, OBSERVATION, null);
+    this.#append(observed(tokens, OBSERVATION), "an observation");
   }
 
   /** Takes over a turn that the session has just sampled. Returns where it stands. */
@@ -42,7 +42,8 @@ export class TokenStream {
   ): { start: number; end: number } {
     checkTurn(turn, asked);
     const start = this.#length;
-    this.#append(turn.tokens, ACTION, turn.logprobs);
+    const provenance = new Uint8Array(turn.tokens.length).fill(ACTION);
+    this.#append({ tokens: turn.tokens, provenance, logprobs: turn.logprobs }, "a sampled turn");
     return { start, end: this.#length };
   }
 
@@ -53,19 +54,18 @@ export class TokenStream {
     let at = 0;
     for (const chunk of this.#chunks) {
       tokens.set(chunk.tokens, at);
-      provenance.fill(chunk.provenance, at, at + chunk.tokens.length);
-      if (chunk.logprobs) logprobs.set(chunk.logprobs, at);
+      provenance.set(chunk.provenance, at);
+      logprobs.set(chunk.logprobs, at);
       at += chunk.tokens.length;
     }
     return { tokens, provenance, logprobs };
   }
 
-  #append(tokens: Int32Array, provenance: number, logprobs: Float32Array | null): void {
-    this.#chunks.push({ tokens, provenance, logprobs });
-    this.#length += tokens.length;
+  #append(lanes: Lanes, what: string): void {
+    this.#chunks.push(lanes);
+    this.#length += lanes.tokens.length;
     const held = this.#session.length;
     if (held === this.#length) return;
-    const what = ["the prompt", "an observation", "a sampled turn"][provenance];
     throw new TokenringError(
       "ERR_TOKENRING_PREFIX_CHANGED",
       `after ${what} the engine's session holds ${held} tokens and the stream ${this.#length}: what the policy reads ` +
@@ -75,13 +75,31 @@ export class TokenStream {
   }
 }
 
-/** Lanes of a prompt that left no room for an answer. */
+/** Lanes of a prompt without an answer. */
 export function unanswered(prompt: Int32Array): Lanes {
-  const { length } = prompt;
+  return observed(prompt, PROMPT);
+}
+
+/** Lanes of tokens that the policy did not produce. */
+function observed(tokens: Int32Array, from: typeof PROMPT | typeof OBSERVATION): Lanes {
+  const { length } = tokens;
+  return { tokens, provenance: new Uint8Array(length).fill(from), logprobs: new Float32Array(length) };
+}
+
+/** What stood in the stream when the turn after the prefix was sampled. */
+export function prefixLanes({ trajectory, turns }: Prefix): Lanes {
+  const end = trajectory.turns[turns]?.start;
+  if (turns < 1 || end === undefined) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `a prefix of ${turns} turns of ${trajectory.id}, which has ${trajectory.turns.length}: give at least 1 and fewer than it has`,
+    );
+  }
+  const { tokens, provenance, logprobs } = trajectory;
   return {
-    tokens: prompt,
-    provenance: new Uint8Array(length).fill(PROMPT),
-    logprobs: new Float32Array(length),
+    tokens: tokens.subarray(0, end),
+    provenance: provenance.subarray(0, end),
+    logprobs: logprobs.subarray(0, end),
   };
 }
 

@@ -45,6 +45,8 @@ export interface Trajectory {
   verdict: Verdict;
   /** Why the verdict is what it is (verify's reason), null when resolved. */
   reason: string | null;
+  /** Shares of the FAIL_TO_PASS and PASS_TO_PASS tests that passed, in [0, 1]; absent where nobody counted. */
+  tests?: { failToPass: number; passToPass: number };
   /** Unified diff that was judged. */
   patch: string;
   /** Milliseconds of verification. */
@@ -57,7 +59,7 @@ export interface Trajectory {
  * A trajectory before it is judged. `cause` is the sandbox's error when the exit is infra_failed, else null. Of
  * `alsoAt`, null is what has to be run by itself: the smaller context ends inside an action and changes its command.
  */
-export type Episode = Omit<Trajectory, "verdict" | "reason" | "verifyMs" | "alsoAt"> & {
+export type Episode = Omit<Trajectory, "verdict" | "reason" | "tests" | "verifyMs" | "alsoAt"> & {
   cause: unknown;
   alsoAt?: readonly { budget: Budget; episode: Episode | null }[];
 };
@@ -89,6 +91,12 @@ export interface Group {
   spared?: number;
 }
 
+/** Where rollouts begin instead of at the prompt: after the first `turns` turns of a trajectory that had more. */
+export interface Prefix {
+  trajectory: Trajectory;
+  turns: number;
+}
+
 /** How learning and evaluation get trajectories. `iteration` and the run's seed decide every draw. */
 export interface RolloutSource {
   /** What an episode may spend, where the source has limits. */
@@ -109,6 +117,10 @@ export interface RolloutSource {
     groupMs?: number;
     /** Smaller budgets at which every episode is judged as well; see `Trajectory.alsoAt`. */
     alsoAt?: readonly Budget[];
+    /** One an instance: its rollouts go on from there, in a sandbox in which the prefix's commands were run again. */
+    prefixes?: readonly Prefix[];
+    /** With `prefixes`: no turn is sampled, the working tree is judged as the prefix left it. */
+    judgeOnly?: boolean;
     signal?: AbortSignal;
     onTrajectory?: (trajectory: Trajectory) => void;
   }): Promise<Group[]>;

@@ -1,7 +1,7 @@
 // Verdicts by what was judged: many rollouts of an instance propose the same patch, and tests say the same each time.
 import type { Verification } from "../verify/types.ts";
 
-export type Judgement = Pick<Verification, "verdict" | "reason">;
+export type Judgement = Pick<Verification, "verdict" | "reason" | "failToPass" | "passToPass">;
 
 /** Remembers finished judgements and shares those under way. A broken sandbox's "verdict" is never kept. */
 export class VerdictCache {
@@ -17,7 +17,13 @@ export class VerdictCache {
     const key = `${instanceId}\n${patch}`;
     const known = this.#entries.get(key);
     if (known) return await known;
-    const judged = judge().then(({ verdict, reason }) => ({ verdict, reason }));
+    // Without the log.
+    const judged = judge().then(({ verdict, reason, failToPass, passToPass }) => ({
+      verdict,
+      reason,
+      failToPass,
+      passToPass,
+    }));
     this.#entries.set(key, judged);
     if (this.#entries.size > this.#capacity) {
       const [oldest] = this.#entries.keys();

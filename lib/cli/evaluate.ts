@@ -1,8 +1,9 @@
 // `tokenring evaluate RUN`: measures a checkpoint of a run again, with other runs or limits if asked; with --verify it
 // judges the patches that the run has stored once more.
 import { writeFile } from "node:fs/promises";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { TokenringError } from "../errors.ts";
+import { CONFIDENCE_SCORES, type ConfidenceReport } from "../evaluate/confidence.ts";
 import type { Evaluation } from "../evaluate/evaluate.ts";
 import { findCheckpoint } from "../run/checkpoints.ts";
 import type { JobConfig } from "../run/config.ts";
@@ -15,6 +16,7 @@ import { commandSignal } from "./signals.ts";
 interface EvaluateOptions {
   checkpoint?: string;
   runs?: number;
+  confidence?: (typeof CONFIDENCE_SCORES)[number];
   maxTurns?: number;
   verify?: boolean;
   sample?: number;
@@ -36,6 +38,7 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   }
   const { name, path } = await findCheckpoint(directory, options.checkpoint);
   const runs = options.runs ?? config.evaluate.runs;
+  const confidence = options.confidence ?? config.evaluate.confidence;
   const limits = { ...config.evaluate.limits, maxTurns: options.maxTurns ?? config.evaluate.limits.maxTurns };
   if (options.json !== undefined) await prepareJson(options.json);
   const progress = new Progress({ quiet: options.quiet ?? false });
@@ -60,6 +63,7 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
     runs,
     temperature: config.evaluate.temperature,
     purpose: `evaluate/${name}`,
+    ...(confidence ? { confidence } : {}),
     ranTests: context.ranTests,
     onTrajectory: () => progress.update(++episodes),
     signal: commandSignal(),
@@ -129,10 +133,24 @@ function describe(name: string, evaluation: Evaluation): string {
     ...Object.entries(byKind).map(
       ([kind, entry]) => `  ${kind}: ${percent(entry.pass1)} of ${entry.instances} tasks`,
     ),
+    ...(evaluation.confidence ? describeConfidence(evaluation.confidence) : []),
     `  ${turns.toFixed(1)} turns an episode, ${percent(formatErrorRate)} of them unreadable`,
   ];
   if (dropped > 0) lines.push(`  ${dropped} episodes left out: their sandbox broke`);
   return `${lines.join("\n")}\n`;
+}
+
+/** What confidence is worth: the surest of n, and answering only the surest episodes. */
+function describeConfidence({ bestOf, curve, averagePrecision }: ConfidenceReport): string[] {
+  const chosen = Object.entries(bestOf).filter(([n]) => n !== "1");
+  const half = curve.find((point) => point.coverage >= 0.5);
+  return [
+    ...chosen.map(([n, { pass1 }]) => `  Pass@1 of the surest of ${n}: ${percent(pass1)}`),
+    ...(half
+      ? [`  answering the surest ${percent(half.coverage)} alone: ${percent(half.precision)} of them solved`]
+      : []),
+    ...(averagePrecision === null ? [] : [`  average precision by confidence ${percent(averagePrecision)}`]),
+  ];
 }
 
 export function register(program: Command): void {
@@ -151,6 +169,11 @@ export function register(program: Command): void {
       "instead judge the patches of the run again, in fresh sandboxes; exit code 1 if a verdict differs",
     )
     .option("--sample <n>", "with --verify: only this many of the patches", positiveNumber)
+    .addOption(
+      new Option("--confidence <score>", "also say what abstention and best-of-n by it gain").choices(
+        CONFIDENCE_SCORES,
+      ),
+    )
     .option("--json <path>", "also write all numbers as JSON", givenPath)
     .option("--quiet", "print nothing but errors")
     .action(evaluateRun);

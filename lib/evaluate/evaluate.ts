@@ -2,6 +2,7 @@
 import type { Budget, Group, RolloutSource, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type { Instance } from "../tasks/types.ts";
+import { type ConfidenceReport, type ConfidenceScore, confidenceReport } from "./confidence.ts";
 import { counts, type EpisodeStatistics, episodeStatistics } from "./episodes.ts";
 import { mean, passAtK, sem } from "./statistics.ts";
 
@@ -29,6 +30,8 @@ export interface Evaluation extends EpisodeStatistics {
   apart?: Record<string, Evaluation>;
   /** What the very same draws come to at smaller budgets. */
   alsoAt?: Evaluation[];
+  /** Abstention and best-of-n by confidence, where it was asked for. */
+  confidence?: ConfidenceReport;
 }
 
 export interface EvaluateOptions {
@@ -49,12 +52,14 @@ export interface EvaluateOptions {
   onTrajectory?: (trajectory: Trajectory) => void;
   /** Whether an episode ran the tests; gives `testsRunRate`. */
   ranTests?: (trajectory: Trajectory) => boolean;
+  /** How sure the policy was of an episode; gives `confidence`. */
+  confidence?: ConfidenceScore;
 }
 
 /** The numbers of `groups` (one per instance, `runs` rollouts each). */
 export function summariseEvaluation(
   groups: readonly Group[],
-  options: { runs: number; temperature: number; ranTests?: (trajectory: Trajectory) => boolean },
+  options: Pick<EvaluateOptions, "ranTests" | "confidence"> & { runs: number; temperature: number },
 ): Evaluation {
   const { runs, temperature } = options;
   const solvedInRun = new Array<number>(runs).fill(0);
@@ -119,6 +124,7 @@ export function summariseEvaluation(
     dropped,
     perInstance,
     byKind,
+    ...(options.confidence ? { confidence: confidenceReport(groups, options.confidence) } : {}),
   };
 }
 
@@ -127,7 +133,8 @@ export function summariseEvaluation(
  * `const { groups, ...evaluation } = await evaluate(...)`. Rejects with what the rollout source rejects with.
  */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation & { groups: Group[] }> {
-  const { rollouts, runs = 10, temperature = 1, purpose = "evaluate", iteration = 0, ranTests } = options;
+  const { rollouts, runs = 10, temperature = 1, purpose = "evaluate", iteration = 0 } = options;
+  const { ranTests, confidence } = options;
   if (!Number.isInteger(runs) || runs < 1) {
     throw new TokenringError(
       "ERR_TOKENRING_INVALID_ARGUMENT",
@@ -153,6 +160,7 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation & {
         runs,
         temperature,
         ...(ranTests ? { ranTests } : {}),
+        ...(confidence ? { confidence } : {}),
       }),
     });
     let next = options.instances.length;

@@ -13,12 +13,20 @@ export interface AdvantageOptions {
   delta?: number;
 }
 
+/** What is taken off a group's rewards, and what they are divided by then. */
+export function groupScale(
+  rewards: readonly number[],
+  options: AdvantageOptions = {},
+): { centre: number; scale: number } {
+  const { normalise = "std", ddof = 0, delta = 1e-6 } = options;
+  const scale = normalise === "none" ? 1 : standardDeviation(rewards, ddof) + delta;
+  return { centre: mean(rewards), scale };
+}
+
 /** A_i = (R_i - mean) / (sigma + delta), one per rollout; all 0 where the rewards are equal. */
 export function groupAdvantages(rewards: readonly number[], options: AdvantageOptions = {}): number[] {
-  const { normalise = "std", ddof = 0, delta = 1e-6 } = options;
   // Equal rewards are 0 by decree: rounding of the mean would otherwise be divided by delta.
   if (rewards.every((reward) => reward === rewards[0])) return rewards.map(() => 0);
-  const centre = mean(rewards);
-  const scale = normalise === "none" ? 1 : standardDeviation(rewards, ddof) + delta;
+  const { centre, scale } = groupScale(rewards, options);
   return rewards.map((reward) => (reward - centre) / scale);
 }

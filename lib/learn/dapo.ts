@@ -3,15 +3,25 @@ import type { Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import { type EpisodeStatistics, episodeStatistics } from "../evaluate/episodes.ts";
 import { mean } from "../evaluate/statistics.ts";
-import type { AdamWOptions, Policy } from "../policy/types.ts";
+import { type AdamWOptions, OPTIMISER_DEFAULTS, type Policy } from "../policy/types.ts";
 import { Random } from "../random.ts";
 import type { Instance } from "../tasks/types.ts";
 import { checkAborted } from "./abort.ts";
 import type { AdvantageOptions } from "./advantage.ts";
+import { collectGroups } from "./collect.ts";
+import {
+  type CreditContext,
+  type CreditSummary,
+  creditFault,
+  type ShapingOptions,
+  type StepCreditOptions,
+  shapedCredit,
+  stepCredit,
+} from "./credit.ts";
 import { instanceSchedule } from "./curriculum.ts";
 import { type GroupFilter, type ScoredGroup, scoreGroup } from "./filter.ts";
 import { logprobMismatch } from "./measure.ts";
-import { defaultAggregation, type ObjectiveOptions, objectiveFaults, policyLoss } from "./objective.ts";
+import { type ObjectiveOptions, objectiveFaults, policyLoss, withObjectiveDefaults } from "./objective.ts";
 import { learningRate } from "./schedule.ts";
 import { withReferenceLogprobs, withTrainerLogprobs } from "./score.ts";
 import { adamwOptions, trainStep } from "./step.ts";
@@ -40,6 +50,12 @@ export interface DapoConfig extends AdamWOptions, ObjectiveOptions {
   lengthPenalty: boolean;
   /** What decides whether a group is learnt from: "outcome". */
   filter: GroupFilter;
+  /** Groups that are drawn beyond `instances` while fewer than that carry a signal, at most: 0, no refill. */
+  maxExtraGroups: number;
+  /** Advantages by the turn, from rollouts that go on from it: off. */
+  stepCredit: StepCreditOptions;
+  /** Advantages by the turn, from the tests that pass after it: off. */
+  shaping: ShapingOptions;
   /** Standard deviation with ddof 0 and delta 1e-6. */
   advantage: AdvantageOptions;
   /** Optimiser steps of linear warm-up; the rate is constant after it: 0. */
@@ -70,15 +86,14 @@ export const DAPO_STAGE1: Readonly<DapoConfig> = {
   lengthPenalty: true,
   temperature: 1,
   filter: "outcome",
+  maxExtraGroups: 0,
+  stepCredit: { turns: 0, rollouts: 4 },
+  shaping: { weight: 0, turns: 8 },
   advantage: { normalise: "std", ddof: 0, delta: 1e-6 },
   aggregation: "token_mean",
   learningRate: 1e-6,
   warmupSteps: 0,
-  beta1: 0.9,
-  beta2: 0.999,
-  epsilon: 1e-8,
-  weightDecay: 0.1,
-  clipNorm: 1,
+  ...OPTIMISER_DEFAULTS,
   microBatchTokens: 4096,
   logprobTolerance: 0,
 };
@@ -98,6 +113,8 @@ export interface DapoSummary extends EpisodeStatistics {
   /** Mean final reward, length penalty included. */
   reward: number;
   groups: number;
+  /** Of them, those that were drawn beyond the iteration's own (maxExtraGroups). */
+  groupsExtra: number;
   groupsKept: number;
   groupsDeadSolved: number;
   groupsDeadFailed: number;
@@ -109,6 +126,8 @@ export interface DapoSummary extends EpisodeStatistics {
   spared?: number;
   /** Trajectories that were learnt from. */
   trained: number;
+  /** What credit by the turn cost, within `rolloutMs`; null without it. */
+  credit: CreditSummary | null;
   /** Over the trajectories that were learnt from; with oldLogprobs "engine" over those of the first step. */
   mismatch: LogprobMismatch | null;
   /** The iteration's optimiser steps together; null when there were none. */
@@ -155,6 +174,8 @@ export interface DapoOptions {
   instances: readonly Instance[];
   /** Overrides of DAPO_STAGE1. */
   config?: Partial<DapoConfig>;
+  /** Credit of your own: the groups, scored, with other `advantages` or `turnAdvantages`, before they are learnt from. */
+  assign?: (groups: ScoredGroup[], iteration: number) => ScoredGroup[] | Promise<ScoredGroup[]>;
   /** The policy to stay near; klCoef above 0 needs it. */
   reference?: Pick<Policy, "score">;
   /** A reward of one's own, finite, in place of verdict and length penalty; what the group filter is to look at is `filter`. */
@@ -188,10 +209,11 @@ function documentsOf(groups: readonly ScoredGroup[]): TrainingDocument[] {
     scored.state !== "live"
       ? []
       : scored.trajectories.flatMap((trajectory, i) => {
-          const advantage = scored.advantages[i] as number;
+          const advantage = scored.turnAdvantages?.[i] ?? (scored.advantages[i] as number);
           // A trajectory without advantage has no gradient and must not dilute the mean either.
           const document = trajectoryDocument(trajectory, { advantage });
-          return advantage !== 0 && carriesLoss(document) ? [document] : [];
+          const signal = [advantage].flat().some((one) => one !== 0);
+          return signal && carriesLoss(document) ? [document] : [];
         }),
   );
 }
@@ -226,7 +248,15 @@ function summarise(
   ranTests?: (trajectory: Trajectory) => boolean,
 ): Omit<
   DapoSummary,
-  "trained" | "mismatch" | "learning" | "rolloutMs" | "scoredTokens" | "scoreMs" | "learnMs"
+  | "groupsExtra"
+  | "credit"
+  | "trained"
+  | "mismatch"
+  | "learning"
+  | "rolloutMs"
+  | "scoredTokens"
+  | "scoreMs"
+  | "learnMs"
 > {
   const episodes = groups.flatMap((scored) => scored.trajectories);
   const statistics = episodeStatistics(episodes, ranTests);
@@ -255,9 +285,10 @@ function summarise(
 
 /** The config in full. Throws INVALID_ARGUMENT for options that contradict each other. */
 function configOf(options: DapoOptions, purpose: string): DapoConfig {
-  const given = { ...DAPO_STAGE1, ...options.config };
-  const aggregation = options.config?.aggregation ?? defaultAggregation(given.objective);
-  const config: DapoConfig = { ...given, aggregation };
+  const config: DapoConfig = {
+    ...DAPO_STAGE1,
+    ...withObjectiveDefaults({ objective: DAPO_STAGE1.objective, ...options.config }),
+  };
   const fault = objectiveFaults(config)[0];
   const refuse = (what: string): never => {
     throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `${purpose}: ${what}`);
@@ -265,8 +296,23 @@ function configOf(options: DapoOptions, purpose: string): DapoConfig {
   if (fault) refuse(`${fault.key}: ${fault.message}`);
   if (config.klCoef > 0 && !options.reference)
     refuse(`klCoef is ${config.klCoef} but there is no reference; give the policy to stay near`);
+  const clash = creditFault(config);
+  if (clash) refuse(`${clash.key}: ${clash.message}`);
   if (options.instances.length === 0) refuse("the pool has no instances; widen the filter or refine it less");
   return config;
+}
+
+/** The groups with the credit that the config asks for. */
+async function credited(
+  groups: ScoredGroup[],
+  { stepCredit: step, shaping }: DapoConfig,
+  context: CreditContext,
+): Promise<{ groups: ScoredGroup[]; credit: CreditSummary | null }> {
+  if (step.turns === 0 && shaping.weight === 0) return { groups, credit: null };
+  const given = await (step.turns > 0
+    ? stepCredit(groups, step, context)
+    : shapedCredit(groups, shaping, context));
+  return { groups: given.groups, credit: given.summary };
 }
 
 /** Old logprobs by the trainer and logprobs by the reference, where the options ask for them. */
@@ -313,16 +359,17 @@ function mismatchOf(
 
 /**
  * One stage of DAPO. Each iteration takes the pool's next instances, samples G rollouts of each from the current
- * weights, keeps the groups with a signal (no refill: the number of steps varies, and may be none) and takes clipped
- * steps against the logprobs of the sampling policy. Works only as fast as it is iterated; stop iterating to stop.
- * An abort throws ERR_TOKENRING_ABORTED; weights may then stand between two iterations: resume from a checkpoint.
+ * weights, keeps the groups with a signal (without `maxExtraGroups` no refill: the number of steps varies, and may be
+ * none) and takes clipped steps against the logprobs of the sampling policy. Works only as fast as it is iterated; stop
+ * iterating to stop. An abort throws ERR_TOKENRING_ABORTED; weights may then stand between two iterations: resume from a
+ * checkpoint.
  */
 export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration, void, undefined> {
   const { policy, instances, seed, signal, purpose = "dapo" } = options;
   const start = options.start ?? { iteration: 0, step: 0 };
   const config = configOf(options, purpose);
   const loss = policyLoss(config);
-  const reward = {
+  const reward = options.reward ?? {
     maxTurns: config.maxTurns,
     lengthThreshold: config.lengthThreshold,
     lengthPenalty: config.lengthPenalty,
@@ -335,26 +382,28 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
     const where = `${purpose}, iteration ${iteration}`;
     checkAborted(signal, where);
     const begin = performance.now();
-    const collected = await options.rollouts.collect({
+    const draw = { rollouts: options.rollouts, purpose, iteration, seed, signal };
+    const { groups: own, extra } = await collectGroups({
+      ...draw,
       instances: schedule.next().value,
-      rollouts: config.rollouts,
-      purpose,
-      iteration,
+      pool: instances,
+      maxExtraGroups: config.maxExtraGroups,
+      group: config.rollouts,
+      score: (group) => scoreGroup(group, { reward, advantage: config.advantage, filter: config.filter }),
       temperature: config.temperature,
-      ...(config.spareRollouts > 0 ? { spare: config.spareRollouts } : {}),
-      ...(config.groupSeconds === null ? {} : { groupMs: 1000 * config.groupSeconds }),
-      ...(signal ? { signal } : {}),
-      ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
+      spare: config.spareRollouts,
+      groupSeconds: config.groupSeconds,
+      onTrajectory: options.onTrajectory,
     });
+    const { groups: scoredGroups, credit } = await credited(own, config, {
+      ...draw,
+      reward,
+      advantage: config.advantage,
+      temperature: config.temperature,
+    });
+    const groups = options.assign ? await options.assign(scoredGroups, iteration) : scoredGroups;
     const sampled = performance.now();
 
-    const groups = collected.map((group) =>
-      scoreGroup(group, {
-        reward: options.reward ?? reward,
-        advantage: config.advantage,
-        filter: config.filter,
-      }),
-    );
     const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
     const begun = performance.now();
     const { documents, passes } = await scored(order, config, options, where);
@@ -388,6 +437,8 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
       learnt,
       summary: {
         ...summarise(groups, options.ranTests),
+        groupsExtra: extra,
+        credit,
         trained: documents.length,
         mismatch: mismatchOf(documents, steps),
         learning: meansOf(steps),

@@ -22,28 +22,32 @@ export interface ScoredGroup {
   /** One per trajectory. */
   rewards: number[];
   advantages: number[];
+  /** One per turn of each trajectory, where credit is given by the turn; they stand in for `advantages`. */
+  turnAdvantages?: number[][];
   state: GroupState;
+}
+
+/** Shape of the paper's reward, or a reward of one's own. */
+export type Reward = RewardOptions | ((trajectory: Trajectory) => number);
+
+/** The final reward of one trajectory. */
+export function rewardOf(trajectory: Trajectory, reward: Reward): number {
+  if (typeof reward === "function") return reward(trajectory);
+  return finalReward(trajectory.verdict === "resolved", trajectory.turns.length, reward);
 }
 
 /** Rewards, advantages and state of one group. Whole groups live or die; no row of a live group is filtered. */
 export function scoreGroup(
   group: Group,
   options: {
-    /** Shape of the paper's reward, or a reward of one's own. */
-    reward: RewardOptions | ((trajectory: Trajectory) => number);
+    reward: Reward;
     advantage?: AdvantageOptions;
     filter?: GroupFilter;
   },
 ): ScoredGroup {
-  const { reward } = options;
   const trajectories = group.trajectories.filter(counts);
-  const resolved = trajectories.map((trajectory) => trajectory.verdict === "resolved");
-  const solved = resolved.filter(Boolean).length;
-  const rewards = trajectories.map((trajectory, i) =>
-    typeof reward === "function"
-      ? reward(trajectory)
-      : finalReward(resolved[i] as boolean, trajectory.turns.length, reward),
-  );
+  const solved = trajectories.filter((trajectory) => trajectory.verdict === "resolved").length;
+  const rewards = trajectories.map((trajectory) => rewardOf(trajectory, options.reward));
   const live =
     options.filter === "final_reward"
       ? rewards.some((reward) => reward !== rewards[0])

@@ -1,14 +1,15 @@
 // What a stage of reinforcement learning minimises, as options by the names of docs/losses.md, and which of them
 // contradict each other.
+import { GSPO_CLIP } from "../ops/policy-loss.ts";
 import type { Objective, PolicyLoss } from "../policy/types.ts";
 import type { Aggregation } from "./weights.ts";
 
 export interface ObjectiveOptions {
   /** "ppo_clip". */
   objective: Exclude<Objective, "nll">;
-  /** eps_low: 0.2. */
+  /** eps_low: 0.2, for gspo 3e-4. */
   clipLow: number;
-  /** eps_high: 0.3. */
+  /** eps_high: 0.3, for gspo 4e-4. */
   clipHigh: number;
   /** Bound of the loss where the advantage is negative, ppo_clip only: 0 = off. */
   dualClip: number;
@@ -29,9 +30,24 @@ export interface ObjectiveOptions {
   temperature: number;
 }
 
-/** GSPO's ratio belongs to the sequence, and so does its mean. */
-export function defaultAggregation(objective: Objective): Aggregation {
-  return objective === "gspo" ? "sample_mean" : "token_mean";
+type ByObjective = Pick<ObjectiveOptions, "clipLow" | "clipHigh" | "aggregation">;
+
+/** arXiv 2508.03501, Table 3, stage 1; a job's stage gives its own clipHigh. */
+const OF_TOKENS: ByObjective = { clipLow: 0.2, clipHigh: 0.3, aggregation: "token_mean" };
+/** GSPO's ratio belongs to the sequence, and so do its mean and its clip range (arXiv 2507.18071, section 5.1). */
+const OF_SEQUENCES: ByObjective = { ...GSPO_CLIP, aggregation: "sample_mean" };
+
+/** The options with what depends on the objective filled in where it is left out. */
+export function withObjectiveDefaults<T extends Pick<ObjectiveOptions, "objective">>(
+  given: T & { [K in keyof ByObjective]?: ByObjective[K] | undefined },
+): Omit<T, keyof ByObjective> & ByObjective {
+  const defaults = given.objective === "gspo" ? OF_SEQUENCES : OF_TOKENS;
+  return {
+    ...given,
+    clipLow: given.clipLow ?? defaults.clipLow,
+    clipHigh: given.clipHigh ?? defaults.clipHigh,
+    aggregation: given.aggregation ?? defaults.aggregation,
+  };
 }
 
 /** What is wrong with the options together: the key, and why and what to do. Each alone is taken to be in range. */

@@ -1,7 +1,7 @@
 // Rejection fine-tuning: sample, keep what the tests accept, imitate it once.
 import type { Trajectory } from "../agent/types.ts";
 import { counts, type EpisodeStatistics, episodeStatistics } from "../evaluate/episodes.ts";
-import type { AdamWOptions, Policy } from "../policy/types.ts";
+import { type AdamWOptions, OPTIMISER_DEFAULTS, type Policy } from "../policy/types.ts";
 import { Random } from "../random.ts";
 import type { Instance } from "../tasks/types.ts";
 import { sft } from "./sft.ts";
@@ -41,11 +41,7 @@ export const RFT_DEFAULTS: Readonly<RftConfig> = {
   learningRate: 5e-6,
   warmupSteps: 10,
   floor: 0,
-  beta1: 0.9,
-  beta2: 0.999,
-  epsilon: 1e-8,
-  weightDecay: 0.1,
-  clipNorm: 1,
+  ...OPTIMISER_DEFAULTS,
   maskFormatErrors: true,
   aggregation: "token_mean",
   microBatchTokens: 4096,

@@ -73,11 +73,12 @@ export function demonstrationDocument(
 
 /**
  * The trajectory as a document: only its actions count. With `maskFormatErrors` the turns whose action could not be
- * read stay in the context and carry no loss (RFT); `advantage` goes to every token of the trajectory.
+ * read stay in the context and carry no loss (RFT); `advantage` goes to every token of the trajectory, or one a turn to
+ * the turn's own.
  */
 export function trajectoryDocument(
   trajectory: Trajectory,
-  options: { maskFormatErrors?: boolean; advantage?: number } = {},
+  options: { maskFormatErrors?: boolean; advantage?: number | readonly number[] } = {},
 ): TrainingDocument {
   const { id, tokens, provenance, logprobs, turns } = trajectory;
   aligned(id, "provenance", provenance.length, tokens.length);
@@ -94,10 +95,15 @@ export function trajectoryDocument(
     mask,
     oldLogprob: logprobs,
     version: turns.every((turn) => turn.version === version) ? version : null,
-    ...(options.advantage === undefined
-      ? {}
-      : { advantage: new Float32Array(tokens.length).fill(options.advantage) }),
+    ...(options.advantage === undefined ? {} : { advantage: advantageLane(trajectory, options.advantage) }),
   };
+}
+
+function advantageLane({ tokens, turns }: Trajectory, advantage: number | readonly number[]): Float32Array {
+  const lane = new Float32Array(tokens.length);
+  if (typeof advantage === "number") return lane.fill(advantage);
+  for (const [i, { start, end }] of turns.entries()) lane.fill(advantage[i] as number, start, end);
+  return lane;
 }
 
 /**

@@ -13,6 +13,15 @@ export interface AdamWParameter {
   decay?: boolean;
 }
 
+/** AdamW's own (arXiv 1711.05101, as torch.optim.AdamW has them), without decay and clipping. */
+export const ADAMW_DEFAULTS = {
+  beta1: 0.9,
+  beta2: 0.999,
+  epsilon: 1e-8,
+  weightDecay: 0,
+  clipNorm: 0,
+} as const;
+
 export interface AdamWStepOptions extends CallOptions {
   learningRate: number;
   /** Number of this step, from 1: the moments are corrected for their start at zero by it. */
@@ -48,11 +57,11 @@ export async function adamw(
 ): Promise<{ gradientNorm: number }> {
   const how = {
     learningRate: options.learningRate,
-    beta1: options.beta1 ?? 0.9,
-    beta2: options.beta2 ?? 0.999,
-    epsilon: options.epsilon ?? 1e-8,
-    weightDecay: options.weightDecay ?? 0,
-    clipNorm: options.clipNorm ?? 0,
+    beta1: options.beta1 ?? ADAMW_DEFAULTS.beta1,
+    beta2: options.beta2 ?? ADAMW_DEFAULTS.beta2,
+    epsilon: options.epsilon ?? ADAMW_DEFAULTS.epsilon,
+    weightDecay: options.weightDecay ?? ADAMW_DEFAULTS.weightDecay,
+    clipNorm: options.clipNorm ?? ADAMW_DEFAULTS.clipNorm,
     step: options.step,
     ...(options.gradientNorm !== undefined && { gradientNorm: options.gradientNorm }),
   };

@@ -15,9 +15,9 @@ export type Objective = NativeLoss["objective"];
 /** Formulas, and the names that TRL and verl give to these options: docs/losses.md. */
 export interface PolicyLossOptions {
   objective: Objective;
-  /** Default 0.2. */
+  /** Default 0.2; for gspo 3e-4. */
   clipLow?: number;
-  /** Default 0.28. */
+  /** Default 0.28; for gspo 4e-4. */
   clipHigh?: number;
   /** ppo_clip: where A < 0 the loss is at most -dualClip A. Above 1; default 0 = off. */
   dualClip?: number;
@@ -29,12 +29,17 @@ export interface PolicyLossOptions {
   temperature?: number;
 }
 
+/** A ratio of sequences moves a thousandth of a token's (arXiv 2507.18071, section 5.1): a token's range never clips it. */
+export const GSPO_CLIP = { clipLow: 3e-4, clipHigh: 4e-4 } as const;
+const TOKEN_CLIP = { clipLow: 0.2, clipHigh: 0.28 } as const;
+
 /** With every default filled in. @internal */
 export function nativeLoss(loss: PolicyLossOptions & { chunkRows?: number }): NativeLoss {
+  const clip = loss.objective === "gspo" ? GSPO_CLIP : TOKEN_CLIP;
   return {
     objective: loss.objective,
-    clipLow: loss.clipLow ?? 0.2,
-    clipHigh: loss.clipHigh ?? 0.28,
+    clipLow: loss.clipLow ?? clip.clipLow,
+    clipHigh: loss.clipHigh ?? clip.clipHigh,
     dualClip: loss.dualClip ?? 0,
     klCoef: loss.klCoef ?? 0,
     entropyCoef: loss.entropyCoef ?? 0,

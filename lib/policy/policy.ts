@@ -8,16 +8,17 @@ import { nativeLoss } from "../ops/policy-loss.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
 import { parseConfig, readConfigFile, writeConfig } from "./config.ts";
 import { findModel, type ModelSourceOptions } from "./model-source.ts";
-import type {
-  AdamWOptions,
-  CallOptions,
-  DecoderConfig,
-  LossResult,
-  OptimiserResult,
-  PackedBatch,
-  PolicyLoss,
-  Policy as PolicyShape,
-  SaveOptions,
+import {
+  type AdamWOptions,
+  type CallOptions,
+  type DecoderConfig,
+  type LossResult,
+  OPTIMISER_DEFAULTS,
+  type OptimiserResult,
+  type PackedBatch,
+  type PolicyLoss,
+  type Policy as PolicyShape,
+  type SaveOptions,
 } from "./types.ts";
 
 /** Where and how a policy runs. */
@@ -159,15 +160,15 @@ export class Policy implements PolicyShape {
     return withSignal(() => this.rank.score(lanes, options.temperature ?? 1), options.signal);
   }
 
-  /** Betas 0.9 and 0.999, epsilon 1e-8, weight decay 0.1 and clipping at norm 1 where not given: the paper's. */
+  /** OPTIMISER_DEFAULTS where not given. */
   async optimise(options: AdamWOptions): Promise<OptimiserResult> {
     const how: NativeAdamW = {
       learningRate: options.learningRate,
-      beta1: options.beta1 ?? 0.9,
-      beta2: options.beta2 ?? 0.999,
-      epsilon: options.epsilon ?? 1e-8,
-      weightDecay: options.weightDecay ?? 0.1,
-      clipNorm: options.clipNorm ?? 1,
+      beta1: options.beta1 ?? OPTIMISER_DEFAULTS.beta1,
+      beta2: options.beta2 ?? OPTIMISER_DEFAULTS.beta2,
+      epsilon: options.epsilon ?? OPTIMISER_DEFAULTS.epsilon,
+      weightDecay: options.weightDecay ?? OPTIMISER_DEFAULTS.weightDecay,
+      clipNorm: options.clipNorm ?? OPTIMISER_DEFAULTS.clipNorm,
     };
     const result = await withSignal(() => this.rank.optimise(how));
     this.#version = result.version;

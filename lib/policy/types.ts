@@ -1,4 +1,5 @@
 // The policy as the loops see it: something that scores packed documents, takes gradient steps and can be saved.
+import { ADAMW_DEFAULTS } from "../ops/adamw.ts";
 import type { NativeDecoderConfig } from "../ops/binding.ts";
 import type { CallOptions } from "../ops/jobs.ts";
 import type { PolicyLossOptions } from "../ops/policy-loss.ts";
@@ -45,6 +46,9 @@ export interface AdamWOptions {
   /** Global gradient norm is clipped to this; 0 = off. */
   clipNorm?: number;
 }
+
+/** What `AdamWOptions` are where not given: AdamW's own, and decay and clipping of the paper (arXiv 2508.03501, Table 3). */
+export const OPTIMISER_DEFAULTS = { ...ADAMW_DEFAULTS, weightDecay: 0.1, clipNorm: 1 } as const;
 
 export interface OptimiserResult {
   /** Global L2 norm before clipping. */

@@ -1,7 +1,11 @@
 // What a training job is made of, as data: one schema gives the types, the defaults and the checks.
 // Key names are those of the recipe's paper (arXiv 2508.03501, Table 3) where it has one.
 import { z } from "zod";
-import { defaultAggregation, objectiveFaults } from "../learn/objective.ts";
+import { CONFIDENCE_SCORES } from "../evaluate/confidence.ts";
+import { creditFault } from "../learn/credit.ts";
+import { DAPO_STAGE1 } from "../learn/dapo.ts";
+import { objectiveFaults, withObjectiveDefaults } from "../learn/objective.ts";
+import { OPTIMISER_DEFAULTS } from "../policy/types.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
 
 const count = z.int().positive();
@@ -11,15 +15,15 @@ const seconds = z.number().positive().max(2_147_483);
 
 const adamw = {
   learningRate: rate,
-  beta1: z.number().min(0).lt(1).default(0.9),
-  beta2: z.number().min(0).lt(1).default(0.999),
+  beta1: z.number().min(0).lt(1).default(OPTIMISER_DEFAULTS.beta1),
+  beta2: z.number().min(0).lt(1).default(OPTIMISER_DEFAULTS.beta2),
   epsilon: z
     .number()
     .positive()
     .max(0.01, "this is AdamW's epsilon, at most 0.01; the clip range is clipLow and clipHigh")
-    .default(1e-8),
-  weightDecay: z.number().min(0).default(0.1),
-  clipNorm: z.number().min(0).default(1),
+    .default(OPTIMISER_DEFAULTS.epsilon),
+  weightDecay: z.number().min(0).default(OPTIMISER_DEFAULTS.weightDecay),
+  clipNorm: z.number().min(0).default(OPTIMISER_DEFAULTS.clipNorm),
 };
 
 /** A new model of the Qwen2 shape; the vocabulary's size comes from the tokenizer. */
@@ -79,8 +83,9 @@ const aggregation = z.union(
 /** Names, formulas and defaults: docs/losses.md. */
 const objective = {
   objective: z.enum(["ppo_clip", "gspo", "cispo"]).default("ppo_clip"),
-  clipLow: z.number().min(0).max(1).default(0.2),
-  clipHigh: z.number().min(0),
+  /** Where left out: as the objective has it (lib/learn/objective.ts). */
+  clipLow: z.number().min(0).max(1).optional(),
+  clipHigh: z.number().min(0).optional(),
   dualClip: z.number().min(0).default(0),
   klCoef: z.number().min(0).default(0),
   /** The checkpoint to stay near, by the name of its stage; the one that the stage starts from where not given. */
@@ -94,6 +99,23 @@ const objective = {
       normalise: z.enum(["std", "none"]).default("std"),
       ddof: z.union([z.literal(0), z.literal(1)], { error: "give 0 or 1" }).default(0),
       delta: z.number().min(0).default(1e-6),
+    })
+    .prefault({}),
+};
+
+/** Groups beyond the iteration's own, and credit by the turn: docs/learning.md. 0 turns it off. */
+const credit = {
+  maxExtraGroups: z.int().min(0).default(DAPO_STAGE1.maxExtraGroups),
+  stepCredit: z
+    .strictObject({
+      turns: z.int().min(0).default(DAPO_STAGE1.stepCredit.turns),
+      rollouts: count.default(DAPO_STAGE1.stepCredit.rollouts),
+    })
+    .prefault({}),
+  shaping: z
+    .strictObject({
+      weight: z.number().min(0).default(DAPO_STAGE1.shaping.weight),
+      turns: count.default(DAPO_STAGE1.shaping.turns),
     })
     .prefault({}),
 };
@@ -131,6 +153,7 @@ const stage = z.strictObject({
   lengthPenalty: z.boolean().default(true),
   temperature: z.number().positive().default(1),
   filter: z.enum(["outcome", "final_reward"]).default("outcome"),
+  ...credit,
   /** "refined" keeps the instances whose success rate over the stages before lies strictly between 0 and 2/3. */
   pool: z.enum(["all", "refined"]).default("all"),
   limits,
@@ -203,6 +226,8 @@ const job = z.strictObject({
   evaluate: z.strictObject({
     runs: count.default(10),
     temperature: z.number().min(0).default(1),
+    /** How sure the policy was of an episode: gives abstention and best-of-n (docs/learning.md). */
+    confidence: z.enum(CONFIDENCE_SCORES).optional(),
     limits,
     /** Smaller budgets at which the same episodes are judged as well. */
     alsoAt: z.array(z.strictObject({ maxTurns: count, maxContext: count })).default([]),
@@ -260,8 +285,10 @@ export const jobSchema = job.superRefine((config, context) => {
   }
   const checkpoints = ["base", ...(config.rft ? ["rft"] : [])];
   for (const [i, stage] of config.stages.entries()) {
-    const given = { ...stage, aggregation: stage.aggregation ?? defaultAggregation(stage.objective) };
-    for (const { key, message } of objectiveFaults(given)) fault(["stages", i, key], message);
+    for (const { key, message } of objectiveFaults(withObjectiveDefaults(stage)))
+      fault(["stages", i, key], message);
+    const clash = creditFault(stage);
+    if (clash) fault(["stages", i, clash.key], clash.message);
     if (stage.reference !== undefined && stage.klCoef === 0)
       fault(["stages", i, "reference"], "changes nothing while klCoef is 0; set klCoef or leave it out");
     if (stage.reference !== undefined && !checkpoints.includes(stage.reference)) {

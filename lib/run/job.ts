@@ -7,7 +7,7 @@ import { counts } from "../evaluate/episodes.ts";
 import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
 import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
-import { defaultAggregation } from "../learn/objective.ts";
+import { withObjectiveDefaults } from "../learn/objective.ts";
 import { rft } from "../learn/rft.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { Policy } from "../policy/policy.ts";
@@ -224,8 +224,7 @@ class Job {
         instances: pool,
         ...(reference ? { reference } : {}),
         config: {
-          ...rest,
-          aggregation: rest.aggregation ?? defaultAggregation(rest.objective),
+          ...withObjectiveDefaults(rest),
           maxTurns: limits.maxTurns,
           microBatchTokens: this.#config.microBatchTokens,
           ...this.#tolerance,
@@ -396,7 +395,7 @@ class Job {
   }
 
   async #evaluate(name: string): Promise<Evaluation> {
-    const { runs, temperature, limits, alsoAt } = this.#config.evaluate;
+    const { runs, temperature, limits, alsoAt, confidence } = this.#config.evaluate;
     const { heldOut: instances, apart = {} } = this.#context.tasks;
     const tasks = instances.length + Object.values(apart).flat().length;
     this.#progress.phase(`${name}: evaluation`, tasks * runs);
@@ -409,6 +408,7 @@ class Job {
       runs,
       temperature,
       purpose: `evaluate/${name}`,
+      ...(confidence ? { confidence } : {}),
       ranTests: this.#context.ranTests,
       onTrajectory: () => this.#progress.update(++episodes),
       ...this.#signal,

@@ -231,6 +231,7 @@ export class TrajectoryReader {
       exit: entry.exit,
       verdict: entry.verdict,
       reason: entry.reason,
+      ...(entry.tests && { tests: entry.tests }),
       patch: entry.patch,
       verifyMs: entry.verifyMs,
     };

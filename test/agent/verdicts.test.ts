@@ -13,7 +13,7 @@ function judge(judgement: Judgement): { calls: number; ask: () => Promise<Judgem
   return counted;
 }
 
-const resolved: Judgement = { verdict: "resolved", reason: null };
+const resolved: Judgement = { verdict: "resolved", reason: null, failToPass: 1, passToPass: 1 };
 
 describe("verdicts by patch", () => {
   it("judges a patch of an instance once, also when two ask at the same time", async () => {
@@ -38,7 +38,7 @@ describe("verdicts by patch", () => {
     "does not keep %s, which says nothing of the patch",
     async (reason) => {
       const cache = new VerdictCache();
-      const broken = judge({ verdict: "not_run", reason });
+      const broken = judge({ ...resolved, verdict: "not_run", reason });
       await cache.of("i", "p", broken.ask);
       const tests = judge(resolved);
       expect(await cache.of("i", "p", tests.ask)).toEqual(resolved);

@@ -249,11 +249,11 @@ type Request = Parameters<RolloutSource["collect"]>[0];
 /** Rollouts that `make` invents; requests are written down. */
 export class RolloutDouble implements RolloutSource {
   readonly requests: Request[] = [];
-  readonly #make: (instance: Instance, rollout: number, request: Request) => Trajectory;
+  readonly #make: (instance: Instance, rollout: number, request: Request, index: number) => Trajectory;
   declare readonly limits?: EpisodeLimits;
 
   constructor(
-    make: (instance: Instance, rollout: number, request: Request) => Trajectory,
+    make: (instance: Instance, rollout: number, request: Request, index: number) => Trajectory,
     limits?: EpisodeLimits,
   ) {
     this.#make = make;
@@ -263,9 +263,9 @@ export class RolloutDouble implements RolloutSource {
   collect(request: Request): Promise<Group[]> {
     this.requests.push(request);
     return Promise.resolve(
-      request.instances.map((one) => {
+      request.instances.map((one, index) => {
         const all = Array.from({ length: request.rollouts }, (_, rollout) =>
-          this.#make(one, rollout, request),
+          this.#make(one, rollout, request, index),
         );
         for (const made of all) request.onTrajectory?.(made);
         return {

@@ -79,6 +79,9 @@ describe("dapo", () => {
       lengthPenalty: true,
       temperature: 1,
       filter: "outcome",
+      maxExtraGroups: 0,
+      stepCredit: { turns: 0, rollouts: 4 },
+      shaping: { weight: 0, turns: 8 },
       advantage: { normalise: "std", ddof: 0, delta: 1e-6 },
       aggregation: "token_mean",
       learningRate: 1e-6,
@@ -217,6 +220,15 @@ describe("dapo", () => {
     expect(policy.optimised.map((one) => one.options)).toEqual(
       rates.map((learningRate) => ({ learningRate, ...ADAMW })),
     );
+  });
+
+  test("clip and aggregation are the objective's where they are left out", async () => {
+    const clips = async (config: Partial<DapoConfig>): Promise<unknown> =>
+      (await run(config)).policy.calls[0]?.loss;
+    expect(await clips({})).toMatchObject({ clipLow: 0.2, clipHigh: 0.3 });
+    expect(await clips({ objective: "cispo" })).toMatchObject({ clipLow: 0.2, clipHigh: 0.3 });
+    expect(await clips({ objective: "gspo" })).toMatchObject({ clipLow: 3e-4, clipHigh: 4e-4 });
+    expect(await clips({ objective: "gspo", clipHigh: 0.1 })).toMatchObject({ clipLow: 3e-4, clipHigh: 0.1 });
   });
 
   test("the aggregation makes the weights", async () => {

@@ -107,12 +107,24 @@ describe("the loss", () => {
 
   it("takes the document's mean ratio for gspo", async () => {
     const sequence = (2 * 0.5 * 1.5) ** (1 / 3);
-    const { loss, flags } = await lossOf({ objective: "gspo" }, [2, 0.5, 1.5], [1, 1, 1]);
+    const wide = { objective: "gspo", clipHigh: 1 } as const;
+    const { loss, flags } = await lossOf(wide, [2, 0.5, 1.5], [1, 1, 1]);
     expect(loss).toBeCloseTo(-sequence, 5);
     expect(flags).toEqual([0, 0, 0]);
     const clipped = await lossOf({ objective: "gspo", clipHigh: 0.1 }, [2, 0.5, 1.5], [1, 1, 1]);
     expect(clipped.loss).toBeCloseTo(-1.1, 5);
     expect(clipped.flags).toEqual([2, 2, 2]);
+    // Its defaults are those of a sequence's ratio: 3e-4 and 4e-4.
+    for (const [ratio, advantage, flag] of [
+      [1.0002, 1, 0],
+      [1.0006, 1, 2],
+      [0.9999, -1, 0],
+      [0.9995, -1, 1],
+    ] as const) {
+      const same = [ratio, ratio, ratio];
+      const given = await lossOf({ objective: "gspo" }, same, [advantage, advantage, advantage]);
+      expect(given.flags).toEqual([flag, flag, flag]);
+    }
   });
 
   it("weighs logprobs by clipped ratios for cispo; clipLow 1 leaves the upper bound alone", async () => {

@@ -83,6 +83,8 @@ function summary(random: Random, rate: number, iteration: number): DapoSummary {
     passRate: rate,
     reward: rate - 0.12,
     groups: 32,
+    groupsExtra: 0,
+    credit: null,
     groupsKept,
     groupsDeadSolved,
     groupsDeadFailed: 32 - groupsKept - groupsDeadSolved,

@@ -30,7 +30,7 @@ describe("a job's YAML", () => {
   it("accepts the shipped recipe and fills in the defaults", () => {
     const config = parseConfig(recipe, "tinyswe.yaml");
     expect(config.stages.map((s) => s.name)).toEqual(["stage1", "stage2"]);
-    expect(config.stages[0]?.clipLow).toBe(0.2);
+    expect(config.stages[0]?.stepCredit.turns).toBe(0);
     expect(config.sandbox.kind).toBe("auto");
     expect(config.rft?.beta2).toBe(0.999);
   });
@@ -45,12 +45,12 @@ describe("a job's YAML", () => {
   });
 
   it("names a misspelt key, its line and the key that was meant", () => {
-    const text = recipe.replace("    clipHigh: 0.26", "    clipHihg: 0.26");
+    const text = recipe.replace(/(name: stage2\n {4})iterations/, "$1iteratoins");
     const message = faults(text);
     expect(message).toContain(
-      `job.yaml:${lineOf(text, "clipHihg")}: stages.1.clipHihg: unknown key; did you mean "clipHigh"?`,
+      `job.yaml:${lineOf(text, "iteratoins")}: stages.1.iteratoins: unknown key; did you mean "iterations"?`,
     );
-    expect(message).toContain("stages.1.clipHigh: missing; add it");
+    expect(message).toContain("stages.1.iterations: missing; add it");
   });
 
   // Under stage 1's clipHigh.

@@ -363,7 +363,7 @@ describe("a job", () => {
     });
   });
 
-  it("learns with every option of the objective on, near the checkpoint of an earlier stage", async () => {
+  it("learns with every option of a stage on, near the checkpoint of an earlier stage", async () => {
     const [stage] = small.stages as [NonNullable<JobInput["stages"]>[number]];
     const all = jobSchema.parse({
       ...small,
@@ -379,10 +379,28 @@ describe("a job", () => {
           oldLogprobs: "trainer",
           tisCap: 2,
           advantage: { normalise: "none" },
+          maxExtraGroups: 2,
         },
-        { ...stage, name: "stage2", iterations: 1, objective: "gspo", clipLow: 3e-4, clipHigh: 4e-4 },
-        { ...stage, name: "stage3", iterations: 1, objective: "cispo", clipLow: 1, clipHigh: 4, klCoef: 0.1 },
+        {
+          ...stage,
+          name: "stage2",
+          iterations: 1,
+          objective: "gspo",
+          clipHigh: undefined,
+          stepCredit: { turns: 3, rollouts: 2 },
+        },
+        {
+          ...stage,
+          name: "stage3",
+          iterations: 1,
+          objective: "cispo",
+          clipLow: 1,
+          clipHigh: 4,
+          klCoef: 0.1,
+          shaping: { weight: 0.5, turns: 2 },
+        },
       ],
+      evaluate: { ...small.evaluate, confidence: "mean_logprob" },
     });
     await using run = await RunDirectory.create(directory("options"), {
       config: all,
@@ -391,9 +409,18 @@ describe("a job", () => {
     });
     const result = await runJob(all, { run, progress: silent });
     expect(result.stages.map(({ name }) => name)).toEqual(["base", "stage1", "stage2", "stage3"]);
-    const steps = (await readEvents(path.join(directory("options"), "metrics.jsonl"))).flatMap((event) =>
+    const events = await readEvents(path.join(directory("options"), "metrics.jsonl"));
+    const steps = events.flatMap((event) =>
       event.type === "step" && event.stage.startsWith("stage") ? [event] : [],
     );
+    const credit = events.flatMap((event) => (event.type === "iteration" ? [event.summary.credit] : []));
+    // Real sandboxes come to the state that they had, and episodes go on from there.
+    expect(credit).toMatchObject([null, { lost: 0 }, { lost: 0, episodes: 0 }]);
+    expect(credit[1]?.turns).toBeGreaterThan(0);
+    expect(credit[1]?.episodes).toBe(2 * (credit[1]?.turns as number));
+    expect(credit[2]?.turns).toBeGreaterThan(0);
+    const last = events.findLast((event) => event.type === "evaluation");
+    expect(last?.type === "evaluation" && last.evaluation.confidence?.curve.length).toBeGreaterThan(0);
     const first = (name: string) => steps.find((step) => step.stage === name)?.metrics;
     // The engine is the trainer: nothing to correct. At the first step the policy still is the reference.
     expect(first("stage1")).toMatchObject({ referenceKl: 0, tisClipped: 0, mismatch: { max: 0 } });
