@@ -3,6 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { isTokenringError } from "tokenring";
 import { compareResults, type RunComparison } from "./compare.ts";
+import { experimentsCommand } from "./experiments/command.ts";
 import { ACTION_TOOLS, type ActionTool, digits, exportForAction, markdownTable } from "./export.ts";
 import { MOST_THREADS } from "./machine.ts";
 import { biggerIsBetter, type Result, readResults } from "./result.ts";
@@ -51,7 +52,7 @@ const COMPARE_EXIT = { same: 0, faster: 0, slower: 1, "not comparable": 2 } as c
 function createProgram(): Command {
   const program = new Command("bench")
     .description("Times each suite beside what one would use instead, in alternation, and prints ratios.")
-    .usage("[options]   |   compare A B   |   export A   |   table A")
+    .usage("[options]   |   compare A B   |   export A   |   table A   |   experiments")
     .addOption(
       new Option("--suite <name>", "run this suite; may be given several times")
         .argParser(collect)
@@ -118,6 +119,7 @@ function createProgram(): Command {
     .action(async (a) => {
       process.stdout.write(markdownTable(await readResults(a)));
     });
+  program.addCommand(experimentsCommand());
   return program;
 }
 

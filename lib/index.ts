@@ -25,7 +25,7 @@ export {
   confidenceReport,
 } from "./evaluate/confidence.ts";
 export { type Evaluation, evaluate } from "./evaluate/evaluate.ts";
-export { passAtK } from "./evaluate/statistics.ts";
+export { mean, passAtK, sem } from "./evaluate/statistics.ts";
 export type { CreditSummary, ShapingOptions, StepCreditOptions } from "./learn/credit.ts";
 export { refinePool, SolveRates } from "./learn/curriculum.ts";
 export {
@@ -55,10 +55,14 @@ export type {
 } from "./policy/types.ts";
 export { Random } from "./random.ts";
 export type { ArcStage } from "./report/arc.ts";
-export { type JobConfig, jobSchema } from "./run/config.ts";
-export { readConfig } from "./run/config-file.ts";
-export { RunDirectory } from "./run/directory.ts";
+export { findCheckpoint } from "./run/checkpoints.ts";
+export { type JobConfig, jobSchema, type StageConfig } from "./run/config.ts";
+export { parseConfig, readConfig } from "./run/config-file.ts";
+export { RunDirectory, readManifest } from "./run/directory.ts";
 export { type JobOptions, type JobResult, runJob } from "./run/job.ts";
+export { type JobContext, openJob } from "./run/job-context.ts";
+export type { ProgressSink } from "./run/progress.ts";
+export { dapoConfig } from "./run/stage.ts";
 export { localBackend } from "./sandbox/local.ts";
 export type { ExecResult, Sandbox, SandboxBackend, SandboxSpec } from "./sandbox/types.ts";
 export { pristineRepository } from "./tasks/pristine.ts";

@@ -7,7 +7,6 @@ import { counts } from "../evaluate/episodes.ts";
 import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
 import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
-import { withObjectiveDefaults } from "../learn/objective.ts";
 import { rft } from "../learn/rft.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { Policy } from "../policy/policy.ts";
@@ -19,6 +18,7 @@ import type { RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
 import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.ts";
 import type { ProgressSink } from "./progress.ts";
+import { dapoConfig } from "./stage.ts";
 import { Stations } from "./stations.ts";
 import { readIndex, type StoredTrajectory, TrajectoryReader } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
@@ -207,7 +207,7 @@ class Job {
   dapo(config: StageConfig): Promise<void> {
     return this.#stage(config.name, async (stage, cursor) => {
       const { policy, tasks } = this.#context;
-      const { name, limits, pool: which, reference: near, ...rest } = config;
+      const { name, limits, pool: which, reference: near } = config;
       await using reference = config.klCoef > 0 ? await this.#reference(near) : null;
       const started = cursor?.kind === "dapo" ? cursor : null;
       // The rates that refined the pool have grown since.
@@ -223,12 +223,7 @@ class Job {
         rollouts: this.#context.rollouts(limits),
         instances: pool,
         ...(reference ? { reference } : {}),
-        config: {
-          ...withObjectiveDefaults(rest),
-          maxTurns: limits.maxTurns,
-          microBatchTokens: this.#config.microBatchTokens,
-          ...this.#tolerance,
-        },
+        config: { ...dapoConfig(config, this.#config), ...this.#tolerance },
         seed: this.#config.seed,
         purpose: name,
         ranTests: this.#context.ranTests,
