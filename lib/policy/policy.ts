@@ -61,6 +61,8 @@ export interface LoadOptions extends RankOptions {
   source?: ModelSourceOptions;
   /** Also read optimizer.safetensors, so that training continues exactly. */
   optimiser?: boolean;
+  /** In place of what config.json says, which a model for short contexts leaves out; `save` writes it. */
+  ropeScaling?: NonNullable<DecoderConfig["rope_scaling"]>;
 }
 
 /** Bytes of tensors that one file of a saved model holds: what transformers 4 writes. */
@@ -123,7 +125,8 @@ export class Policy implements PolicyShape {
     const config = await readConfigFile(directory);
     const decoder = parseConfig(config, join(directory, "config.json"));
     const files = await readCarriedFiles(directory);
-    const policy = new Policy(decoder, options);
+    const { ropeScaling } = options;
+    const policy = new Policy(ropeScaling ? { ...decoder, rope_scaling: ropeScaling } : decoder, options);
     policy.#source = { config: config as Record<string, unknown>, files };
     return policy.#begin(() => policy.load(directory, { optimiser: options.optimiser ?? false }));
   }

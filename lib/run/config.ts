@@ -40,8 +40,12 @@ const newModel = z.strictObject({
   previousTokenBias: z.number().min(0).default(0),
 });
 
-/** A Jinja file in place of the model's own chat template, for models whose own rewrites earlier turns. */
-const chatTemplate = { chatTemplate: z.string().min(1).optional() };
+const loadedModel = {
+  /** A Jinja file in place of the model's own chat template, for models whose own rewrites earlier turns. */
+  chatTemplate: z.string().min(1).optional(),
+  /** Stretches the context of a model whose config.json does not: positions after `originalMaxPositions`. */
+  yarn: z.strictObject({ factor: z.number().min(1), originalMaxPositions: count }).optional(),
+};
 
 const limits = z.strictObject({
   maxTurns: count,
@@ -185,12 +189,12 @@ const job = z.strictObject({
   activationCheckpointing: z.boolean().default(false),
   model: z.union(
     [
-      z.strictObject({ path: z.string().min(1), ...chatTemplate }),
+      z.strictObject({ path: z.string().min(1), ...loadedModel }),
       // Looked for in the local Hugging Face cache, then downloaded.
       z.strictObject({
         name: z.string().min(1),
         revision: z.string().min(1).default("main"),
-        ...chatTemplate,
+        ...loadedModel,
       }),
       z.strictObject({ create: newModel }),
     ],
@@ -200,7 +204,10 @@ const job = z.strictObject({
     },
   ),
   tasks: z.strictObject({
-    name: z.literal("tinyswe"),
+    /** Which of them a job can run today: lib/run/supported.ts. */
+    name: z.enum(["tinyswe", "swe-rebench"]),
+    /** Rows in SWE-bench's schema, of task sets that are no generator. */
+    rows: z.string().min(1).optional(),
     train: count.max(1_000_000),
     heldOut: count.max(1_000_000),
     /** Held-out tasks of the families of bugs that training never sees; measured apart. */
@@ -282,6 +289,13 @@ export const jobSchema = job.superRefine((config, context) => {
       ["warmStart", "copyBatch", "sequences"],
       `${sequences} sequences of ${tokens} tokens are more than 1000000 tokens a step; lower one of them`,
     );
+  }
+  if ((config.tasks.name === "swe-rebench") !== (config.tasks.rows !== undefined)) {
+    const message =
+      config.tasks.rows === undefined
+        ? "missing; give the file of its rows"
+        : "tinyswe makes its own; leave it out";
+    fault(["tasks", "rows"], message);
   }
   const checkpoints = ["base", ...(config.rft ? ["rft"] : [])];
   for (const [i, stage] of config.stages.entries()) {

@@ -25,6 +25,7 @@ import type { TaskSet } from "../tasks/types.ts";
 import type { JobConfig, LimitsConfig } from "./config.ts";
 import { episodeLimits } from "./limits.ts";
 import type { ProgressSink } from "./progress.ts";
+import { checkSupported } from "./supported.ts";
 import { openWorld } from "./world.ts";
 
 export interface JobContext extends AsyncDisposable {
@@ -49,6 +50,7 @@ export async function openJob(
   config: JobConfig,
   options: { progress: ProgressSink; checkpoint?: string; optimiser?: boolean; signal?: AbortSignal },
 ): Promise<JobContext> {
+  checkSupported(config);
   const closers: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
     // In reverse: the policy and its sessions go before what they act in.
@@ -183,9 +185,15 @@ async function openPolicy(
   optimiser: boolean,
 ): Promise<Policy> {
   const { device, threads, precision, activationCheckpointing } = config;
+  const yarn = "create" in config.model ? undefined : config.model.yarn;
+  const ropeScaling = yarn && {
+    rope_type: "yarn" as const,
+    factor: yarn.factor,
+    original_max_position_embeddings: yarn.originalMaxPositions,
+  };
   const rank = { device, threads, precision, activationCheckpointing };
   if (from !== undefined || !("create" in config.model))
-    return Policy.load(from as string, { ...rank, optimiser });
+    return Policy.load(from as string, { ...rank, optimiser, ...(ropeScaling ? { ropeScaling } : {}) });
   const model = config.model.create;
   return Policy.create(
     {

@@ -28,6 +28,25 @@ async function expected(name: string): Promise<(lane: string) => number[]> {
 }
 
 describe("a model from its files", () => {
+  it("stretches its context by YaRN where its config.json does not, and says so when it is saved", async () => {
+    await cp(fixture("qwen2-yarn"), directory, { recursive: true });
+    const file = join(directory, "config.json");
+    const { rope_scaling, ...plain } = JSON.parse(await readFile(file, "utf8"));
+    await writeFile(file, JSON.stringify(plain));
+    const batch = { tokens: Int32Array.from({ length: 40 }, (_, i) => i % 29), lengths: Int32Array.of(40) };
+    await using whole = await Policy.load(fixture("qwen2-yarn"));
+    await using short = await Policy.load(directory);
+    await using stretched = await Policy.load(directory, {
+      ropeScaling: { rope_type: "yarn", factor: 4, original_max_position_embeddings: 16 },
+    });
+    const { logprob } = await whole.score(batch);
+    expect((await stretched.score(batch)).logprob).toEqual(logprob);
+    expect((await short.score(batch)).logprob).not.toEqual(logprob);
+    await stretched.save(join(directory, "saved"));
+    const saved = JSON.parse(await readFile(join(directory, "saved", "config.json"), "utf8"));
+    expect(saved.rope_scaling).toMatchObject({ factor: rope_scaling.factor, rope_type: "yarn" });
+  });
+
   it.each(["tied", "untied", "qwen2-yarn", "qwen3", "qwen3-yarn", "llama", "llama3"])(
     "%s scores as float64 does, before and after it is saved",
     async (name) => {

@@ -65,7 +65,8 @@ const small: JobInput = {
   evaluate: { runs: 2, limits, alsoAt: [{ maxTurns: 1, maxContext: 230 }] },
 };
 
-describe("a job", () => {
+// Whole jobs, on machines that are busy, too.
+describe("a job", { timeout: 240_000 }, () => {
   let root: string;
   const config = jobSchema.parse(small);
   const results: JobResult[] = [];
