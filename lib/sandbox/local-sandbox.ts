@@ -268,10 +268,16 @@ export class LocalSandbox implements Sandbox {
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#queue.then(() => {
-      if (this.#closing) throw sandboxClosed();
-      return work();
-    });
+    const result = this.#queue
+      .then(() => {
+        if (this.#closing) throw sandboxClosed();
+        return work();
+      })
+      .catch((error: unknown) => {
+        if (error instanceof SandboxFileError || isTokenringError(error)) throw error;
+        // Our own files in it are gone: with the launcher goes what it mounted, before we hear of its death.
+        throw sandboxBroken(`A sandbox's files cannot be reached: ${String(error)}`, { cause: error });
+      });
     this.#queue = result.catch(() => undefined);
     return result;
   }
