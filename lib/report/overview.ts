@@ -45,7 +45,7 @@ function arcFigure(arc: readonly ArcStage[], runs?: readonly ArcStage[][]): Html
       : {}),
   }));
   const error = runs ? "standard error over runs; dots are runs" : "standard error over repeated evaluations";
-  return html`<div>${arcChart(bars)}<p class="legend-line"><span class="swatch"></span>Pass@1, per cent, with ${error} <span class="swatch pale"></span>Pass@10</p></div>`;
+  return html`<div>${arcChart(bars)}<p class="legend-line"><span class="swatch"></span>Pass@1, per cent, with ${error}${bars.some((bar) => bar.pass10 !== null) && html` <span class="swatch pale"></span>Pass@10`}</p></div>`;
 }
 
 /** Largest logprob difference and how many steps it was looked at. */

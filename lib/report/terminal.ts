@@ -16,9 +16,9 @@ function rate({ pass1, sem }: ArcStage): string {
 }
 
 /**
- * The stages as a table with bars: Pass@1 full, from there to Pass@10 shaded. Smaller budgets have a column each, sets
- * of tasks that are reported apart a line each. Lines end without a newline; `columns` is the width to stay within,
- * default 80.
+ * The stages as a table with bars: Pass@1 full, from there to Pass@10 shaded, where the runs allow that. Smaller budgets
+ * have a column each, sets of tasks that are reported apart a line each. Lines end without a newline; `columns` is the
+ * width to stay within, default 80.
  */
 export function arcTable(stages: readonly ArcStage[], options: { columns?: number } = {}): string {
   if (stages.length === 0) return "no stage was evaluated";
@@ -30,7 +30,8 @@ export function arcTable(stages: readonly ArcStage[], options: { columns?: numbe
   const scale = Math.min(1, Math.ceil(top * 10 - 1e-9) / 10);
   const names = Math.max(5, ...stages.map((stage) => stage.name.length));
   const budgets = (stages[0]?.alsoAt ?? []).map((_, i) => i);
-  const fixed = 2 + names + 2 + 14 + 2 + 2 + 9 + 7 + 17 * budgets.length;
+  const tens = stages.some((stage) => stage.pass10 !== null);
+  const fixed = 2 + names + 2 + 14 + 2 + 2 + (tens ? 8 : 0) + 7 + 17 * budgets.length;
   const width = Math.max(8, Math.min(40, (options.columns ?? 80) - fixed));
 
   const rows = stages.map((stage) => {
@@ -45,7 +46,7 @@ export function arcTable(stages: readonly ArcStage[], options: { columns?: numbe
       "",
       drawn,
       "",
-      ten.padStart(7),
+      ...(tens ? [ten.padStart(7)] : []),
       stage.turns.toFixed(1).padStart(6),
       ...budgets.map((i) => (stage.alsoAt?.[i] ? `  ${rate(stage.alsoAt[i]).padEnd(14)}` : " ".repeat(16))),
     ]
@@ -59,7 +60,7 @@ export function arcTable(stages: readonly ArcStage[], options: { columns?: numbe
     "",
     `0${`${(100 * scale).toFixed(0)} %`.padStart(width - 1)}`,
     "",
-    "Pass@10",
+    ...(tens ? ["Pass@10"] : []),
     " turns",
     ...budgets.map((i) => `  at ${stages[0]?.alsoAt?.[i]?.budget?.maxTurns} turns`.padEnd(16)),
   ]

@@ -89,7 +89,7 @@ export const VIEWER_STYLE = `
 .ribbon.tokens { height: 20px; margin-top: 2px; border-radius: 0 0 3px 3px; }
 .ribbon-said { display: flex; flex-wrap: wrap; gap: 0 14px; margin: 0 0 3px; font-size: 12px; color: var(--soft); font-variant-numeric: tabular-nums; }
 .key.sampling i { background: var(--sampling); } .key.tools i { background: var(--tools); } .key.verifying i { background: var(--verifying); }
-.lane-row { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 14px; margin-top: 9px; }
+.lane-row { display: flex; flex-wrap: wrap; min-width: 0; align-items: center; gap: 8px 14px; margin-top: 9px; }
 .lanes { display: inline-flex; flex-wrap: wrap; gap: 2px; padding: 2px; border-radius: 9px; background: var(--faint); }
 .lanes button { border: 0; background: transparent; padding: 3px 11px; border-radius: 7px; font-size: 13px !important; cursor: pointer; color: var(--soft) !important; }
 .lanes button:hover:not(:disabled) { color: var(--ink) !important; }
@@ -163,6 +163,8 @@ table.left td, table.left th { text-align: left; }
   .conversation { padding: 2px 12px 40vh; }
   .token-facts { padding: 8px 12px; gap: 2px 12px; font-size: 12.5px; }
   .find { margin-left: 0; }
+  .lanes { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none; max-width: 100%; }
+  .lanes button { flex: none; }
   .legend .hint, .group .hint, .help { display: none; }
   .row .dot { top: 14px; }
 }
