@@ -1,5 +1,6 @@
 // The addon exports what lib/ops/binding.ts declares, no more and no less.
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { EXPECTED_ABI } from "../../lib/ops/binding.ts";
 import { loadBinding } from "../../lib/ops/native.ts";
@@ -43,11 +44,15 @@ describe("the addon", () => {
 
   it("says what the CUDA driver knows, or why it knows nothing", () => {
     const cuda = binding.cuda();
-    expect(cuda.compiled).toBe(false);
+    // `npm run build:cuda` may have been run here or not.
+    const module = fileURLToPath(new URL("../../build/cuda/tokenring_cuda.so", import.meta.url));
+    expect(cuda.compiled).toBe(existsSync(module));
     for (const device of cuda.devices) {
       expect(device.name).toMatch(/\w/);
       expect(device.memoryBytes).toBeGreaterThan(2 ** 28);
     }
-    expect(cuda.reason).toMatch(cuda.devices.length > 0 ? /no CUDA backend/ : /driver|libcuda/);
+    if (cuda.devices.length === 0) expect(cuda.reason).toMatch(/driver|libcuda/);
+    else if (cuda.compiled) expect(cuda.reason).toBeNull();
+    else expect(cuda.reason).toMatch(/build:cuda/);
   });
 });
