@@ -3,8 +3,9 @@
 // Rules that every backend keeps:
 //  - each op is queued on the stream it is given and returns at once; none allocates device memory;
 //  - shapes are checked on the host before anything is queued (Failure INVALID_ARGUMENT);
-//  - a row of an output depends on its own row of the inputs only, through an order of operations that is
-//    fixed in code: never on how many rows there are, nor on the number of threads (batch invariance);
+//  - a row of an output depends on its own row of the inputs only; on the CPU through an order of operations that
+//    is fixed in code, never on how many rows there are or how many threads (batch invariance), which cuBLASLt does
+//    not promise;
 //  - sums over tokens (wgrad, embedding gradient) run in the order of the rows and continue from what the
 //    output holds, so that splitting a batch into micro-batches in order gives the same bits on the CPU;
 //  - host-side lists (tiles, sequences, tables) are copied before the op returns.
@@ -188,7 +189,7 @@ class Ops {
   virtual size_t page_bytes(int kv_heads, int head_dim) const = 0;
   virtual void kv_append(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
                          int head_dim, void* pool) const = 0;
-  // Same bits per row as attention_forward over the same document.
+  // On the CPU the same bits per row as attention_forward over the same document.
   virtual void attention_paged(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
                                int kv_heads, int head_dim, float scale, const void* pool, Tensor out) const = 0;
   virtual void copy_page(Stream&, void* pool, size_t page_bytes, int32_t from, int32_t to) const = 0;
