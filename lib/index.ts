@@ -55,13 +55,16 @@ export type {
 } from "./policy/types.ts";
 export { Random } from "./random.ts";
 export type { ArcStage } from "./report/arc.ts";
+export { type Agent, type FoundAgent, findAgent, openAgent } from "./run/agent.ts";
 export { findCheckpoint } from "./run/checkpoints.ts";
 export { type JobConfig, jobSchema, type StageConfig } from "./run/config.ts";
 export { parseConfig, readConfig } from "./run/config-file.ts";
 export { RunDirectory, readManifest } from "./run/directory.ts";
 export { type JobOptions, type JobResult, runJob } from "./run/job.ts";
 export { type JobContext, openJob } from "./run/job-context.ts";
+export { type OwnRepository, ownRepository } from "./run/own-repository.ts";
 export type { ProgressSink } from "./run/progress.ts";
+export { type Attempt, type Solution, type SolveOptions, solve } from "./run/solve.ts";
 export { dapoConfig } from "./run/stage.ts";
 export { localBackend } from "./sandbox/local.ts";
 export type { ExecResult, Sandbox, SandboxBackend, SandboxSpec } from "./sandbox/types.ts";

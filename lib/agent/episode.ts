@@ -38,6 +38,8 @@ export interface EpisodeRequest {
   prefix?: Prefix;
   id?: string;
   rollout?: number;
+  /** Told of each turn once it is over, with its number from 0; those of a prefix are left out. */
+  onTurn?: (turn: Turn, index: number) => void;
   signal?: AbortSignal;
 }
 
@@ -92,9 +94,18 @@ export async function runEpisode(request: EpisodeRequest): Promise<Episode> {
     ...request.workspace,
     observationChars: limits.observationChars,
   });
+  let told = turns.length;
+  const tell = (): void => {
+    for (; told < turns.length; told++) request.onTurn?.(turns[told] as Turn, told);
+  };
   try {
     if (prefix) await replay(prefix, workspace, deadline);
-    const exit = await react(request, workspace, stream, turns, smaller, deadline, room);
+    let exit: Exclude<Exit, "infra_failed">;
+    try {
+      exit = await react(request, { workspace, stream, turns, smaller, deadline, room, tell });
+    } finally {
+      tell();
+    }
     const judged = exit === "submitted" || limits.autoSubmit;
     return ended(stream.lanes(), exit, judged ? await takeDiff(sandbox, request) : "");
   } catch (error) {
@@ -150,18 +161,27 @@ async function replay(prefix: Prefix, workspace: Workspace, deadline: Deadline):
   }
 }
 
+/** What the loop of one episode works on. */
+interface Running {
+  workspace: Workspace;
+  stream: TokenStream;
+  turns: Turn[];
+  smaller: SmallerBudgets;
+  deadline: Deadline;
+  /** Tokens that the stream may hold. */
+  room: number;
+  /** Passes on the turns that are over. */
+  tell: () => void;
+}
+
 async function react(
   request: EpisodeRequest,
-  workspace: Workspace,
-  stream: TokenStream,
-  turns: Turn[],
-  smaller: SmallerBudgets,
-  deadline: Deadline,
-  room: number,
+  { workspace, stream, turns, smaller, deadline, room, tell }: Running,
 ): Promise<Exclude<Exit, "infra_failed">> {
   const { limits, chat, tokenizer, session } = request;
   try {
     while (turns.length < limits.maxTurns) {
+      tell();
       const maxTokens = Math.min(limits.maxActionTokens, room - stream.length);
       if (maxTokens <= 0) return "context_limit";
       deadline.signal.throwIfAborted();

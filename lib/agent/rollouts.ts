@@ -208,6 +208,8 @@ export class Rollouts implements RolloutSource {
             },
             ...(prompts.prefix ? { prefix: prompts.prefix } : {}),
             ...(request.alsoAt && !budget ? { alsoAt: { budgets: request.alsoAt, open } } : {}),
+            onTurn: (turn, index) =>
+              request.onTurn?.(turn, { instanceId: instance.instance_id, rollout, index }),
             signal,
           });
         });

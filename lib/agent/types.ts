@@ -123,5 +123,7 @@ export interface RolloutSource {
     judgeOnly?: boolean;
     signal?: AbortSignal;
     onTrajectory?: (trajectory: Trajectory) => void;
+    /** Told of every turn once it is over; a rollout whose sandbox broke begins again at `index` 0. */
+    onTurn?: (turn: Turn, at: { instanceId: string; rollout: number; index: number }) => void;
   }): Promise<Group[]>;
 }

@@ -6,6 +6,7 @@ import { register as registerDoctor } from "./doctor.ts";
 import { register as registerEvaluate } from "./evaluate.ts";
 import { register as registerReport } from "./report.ts";
 import { interruptedExitCode } from "./signals.ts";
+import { register as registerSolve } from "./solve.ts";
 import { register as registerTasks } from "./tasks.ts";
 import { register as registerTrain } from "./train.ts";
 import { register as registerWatch } from "./watch.ts";
@@ -16,6 +17,7 @@ const commands: readonly ((program: Command) => void)[] = [
   registerEvaluate,
   registerReport,
   registerWatch,
+  registerSolve,
   registerTasks,
   registerDoctor,
 ];

@@ -22,6 +22,7 @@ import { Policy } from "../policy/policy.ts";
 import { PHRASES } from "../tasks/tinyswe/phrases.ts";
 import { TEST_COMMAND } from "../tasks/tinyswe/runner.ts";
 import type { TaskSet } from "../tasks/types.ts";
+import { checkVocabulary } from "./agent.ts";
 import type { JobConfig, LimitsConfig } from "./config.ts";
 import { episodeLimits } from "./limits.ts";
 import type { ProgressSink } from "./progress.ts";
@@ -158,12 +159,7 @@ async function chatTemplate(given: string | undefined, from: string): Promise<Ch
 /** What the config asks of a model that was loaded, found out before the work. */
 function checkFit(config: JobConfig, policy: Policy, tokenizer: Tokenizer): void {
   const fault = (message: string): TokenringError => new TokenringError("ERR_TOKENRING_CONFIG", message);
-  if (tokenizer.vocabularySize > policy.config.vocab_size) {
-    throw fault(
-      `the tokenizer has ${tokenizer.vocabularySize} tokens, the model ${policy.config.vocab_size}; ` +
-        "put the model's own tokenizer beside its weights",
-    );
-  }
+  checkVocabulary(tokenizer, policy);
   const context = contextLength(policy.config);
   const limits = [
     ...config.stages.map((stage, i) => [`stages.${i}`, stage.limits] as const),
