@@ -93,6 +93,7 @@ const shown = sft({
   schedule: { peak: 0.003, warmupSteps: 10 },
   optimiser: { beta2: 0.98 },
   microBatchTokens: 2048,
+  ahead: true, // the demonstrations do not depend on the weights
 });
 for await (const { step, metrics } of shown) {
   if (!json && step % 40 === 39)

@@ -24,7 +24,8 @@ import { logprobMismatch } from "./measure.ts";
 import { type ObjectiveOptions, objectiveFaults, policyLoss, withObjectiveDefaults } from "./objective.ts";
 import { learningRate } from "./schedule.ts";
 import { withReferenceLogprobs, withTrainerLogprobs } from "./score.ts";
-import { adamwOptions, trainStep } from "./step.ts";
+import { adamwOptions, type StepOptions } from "./step.ts";
+import { trainSteps } from "./steps.ts";
 import type { LearntTokens, LogprobMismatch, RolloutSource, StepMetrics } from "./types.ts";
 import { carriesLoss, type TrainingDocument, trajectoryDocument } from "./weights.ts";
 
@@ -411,9 +412,9 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
     const batches = evenParts(documents, config.batchSize);
     const steps: StepMetrics[] = [];
     const learnt = new Map<string, LearntTokens>();
-    for (const batch of batches) {
-      const rate = learningRate(done, { peak: config.learningRate, warmupSteps: config.warmupSteps });
-      const metrics = await trainStep({
+    const plans = batches.map((batch, step): StepOptions => {
+      const rate = learningRate(done + step, { peak: config.learningRate, warmupSteps: config.warmupSteps });
+      return {
         policy,
         documents: batch,
         loss,
@@ -421,11 +422,13 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
         aggregation: config.aggregation,
         microBatchTokens: config.microBatchTokens,
         tisCap: config.tisCap,
-        where: `${where}, step ${done}`,
-        onLearnt: (id, tokens) => learnt.set(id, { step: steps.length, ...tokens }),
+        where: `${where}, step ${done + step}`,
+        onLearnt: (id, tokens) => learnt.set(id, { step, ...tokens }),
         ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
         ...(signal ? { signal } : {}),
-      });
+      };
+    });
+    for await (const metrics of trainSteps(plans, { ahead: true })) {
       done++;
       options.onStep?.({ iteration, step: steps.length, steps: batches.length, metrics });
       steps.push(metrics);

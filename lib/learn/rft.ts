@@ -117,7 +117,8 @@ function solvedDocuments(groups: readonly Group[], config: RftConfig): TrainingD
 
 /**
  * Samples every instance `rollouts` times, keeps the solved trajectories and takes one epoch of supervised steps on
- * their actions. With nothing solved there is the rollouts event with `kept` 0 and no step: the caller decides.
+ * their actions. With nothing solved there is the rollouts event with `kept` 0 and no step: the caller decides. Between
+ * two steps the policy's gradients are the next step's (see `sft`, ahead).
  */
 export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, undefined> {
   const { policy, instances, seed, signal, purpose = "rft" } = options;
@@ -173,6 +174,7 @@ export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, 
     optimiser: adamwOptions(config),
     aggregation: config.aggregation,
     microBatchTokens: config.microBatchTokens,
+    ahead: true,
     ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
     ...(signal ? { signal } : {}),
   });

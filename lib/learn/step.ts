@@ -1,5 +1,5 @@
 // One optimiser step: documents -> weights -> micro-batches -> gradients -> AdamW.
-
+import { setImmediate as eventLoopTurn } from "node:timers/promises";
 import { ACTION } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type {
@@ -77,17 +77,35 @@ function learntTokens(
   };
 }
 
+/** A pass that is queued or done. */
+interface Pass {
+  micro: MicroBatch;
+  result: Promise<LossResult>;
+  /** It has failed, and JavaScript has heard of it. */
+  failed: boolean;
+}
+
+/** A step whose first pass is queued and whose gradients therefore are, or will be, the policy's. */
+export interface BegunStep {
+  /**
+   * Goes through with it. When it fails, the accumulated gradients are dropped and the weights are as before. At most
+   * one of `finish` and `drop` may be called, and once.
+   */
+  finish(): Promise<StepMetrics>;
+  /** Drops its gradients, once its pass has ended. */
+  drop(): Promise<void>;
+  /** Resolves when `finish` has queued the update (true), so that passes of the next step may follow; or has failed. */
+  readonly updating: Promise<boolean>;
+}
+
 /**
- * Learns from `documents` in one AdamW step. Weights are made over all of them before anything is packed. Where the
- * policy is still at the version that sampled a document, its logprobs must be the sampler's.
- *
- * When anything fails, the accumulated gradients are dropped and the weights are as before. Throws
- * ERR_TOKENRING_LOGPROB_MISMATCH, ERR_TOKENRING_NON_FINITE, ERR_TOKENRING_ABORTED, or INVALID_ARGUMENT when no
- * token carries loss.
+ * Queues the first pass of a step, behind whatever the policy has been asked for so far. Throws as `trainStep` before
+ * anything is queued; all other failures are those of `finish`.
  */
-export async function trainStep(options: StepOptions): Promise<StepMetrics> {
+export function beginStep(options: StepOptions): BegunStep {
   const { policy, loss, optimiser, signal, tisCap = 0, where = "optimiser step" } = options;
-  const begin = performance.now();
+  const { logprobTolerance: tolerance } = options;
+  checkAborted(signal, where);
   let documents = options.documents.filter(carriesLoss);
   const refuse = (what: string): never => {
     throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `${where}: ${what}`);
@@ -105,60 +123,101 @@ export async function trainStep(options: StepOptions): Promise<StepMetrics> {
       refuse(`klCoef needs a reference's logprobs, document ${id} lacks them`);
   }
   if (tisCap) documents = documents.map((document) => truncated(document, tisCap));
-  const measure = new Measure({ version: policy.version, tolerance: options.logprobTolerance, tisCap });
-  const step = (): Promise<OptimiserResult> => located(() => policy.optimise(optimiser), { where });
-  // Where nothing is left to judge once the passes have succeeded, the step is queued right behind them.
-  const queued = options.logprobTolerance === undefined;
-  let stepped: Promise<OptimiserResult> | null = null;
-  let packedTokens = 0;
-  // One pass is queued while another runs, so that the engine never waits for this thread between them.
-  let running: { micro: MicroBatch; result: Promise<LossResult> } | null = null;
-  const finish = async (): Promise<void> => {
-    if (!running) return;
-    const { micro, result } = running;
-    const pass = await result;
-    measure.add(micro, pass);
-    micro.documents.forEach((document, d) => {
-      options.onLearnt?.(document.id, learntTokens(document, pass, micro.offsets[d] as number));
+
+  const queue = (micro: MicroBatch): Pass => {
+    const { tokens, lengths, weight, advantage, oldLogprob, referenceLogprob } = micro.batch;
+    const batch: PackedBatch = {
+      tokens,
+      lengths,
+      weight,
+      ...(objective !== "nll" && advantage && oldLogprob && { advantage, oldLogprob }),
+      ...(loss.klCoef && referenceLogprob && { referenceLogprob }),
+    };
+    const at = { where, documents: micro.documents, signal };
+    const result = located(async () => {
+      const pass = await policy.accumulate(batch, loss, signal ? { signal } : {});
+      if (Number.isFinite(pass.loss)) return pass;
+      throw new TokenringError("ERR_TOKENRING_NON_FINITE", `the loss is ${pass.loss}`);
+    }, at);
+    const pass = { micro, result, failed: false };
+    result.catch(() => {
+      pass.failed = true; // what it failed of is heard where the result is awaited, unless a pass before failed as well
     });
+    return pass;
   };
-  try {
-    for (const micro of pack(weigh(documents, options.aggregation), options.microBatchTokens)) {
+  const [first, ...rest] = pack(weigh(documents, options.aggregation), options.microBatchTokens);
+  const opening = queue(first as MicroBatch);
+  let tellUpdating: (updating: boolean) => void = () => {};
+  const updating = new Promise<boolean>((resolve) => {
+    tellUpdating = resolve;
+  });
+
+  const finish = async (): Promise<StepMetrics> => {
+    const begin = performance.now();
+    const measure = new Measure({ version: policy.version, tolerance, tisCap });
+    // Where nothing is left to judge once the passes have succeeded, the update is queued right behind them.
+    const judged =
+      tolerance !== undefined &&
+      documents.some((document) => document.oldLogprob && document.version === policy.version);
+    let update: Promise<OptimiserResult> | undefined;
+    const optimise = (): void => {
       checkAborted(signal, where);
-      const { tokens, lengths, weight, advantage, oldLogprob, referenceLogprob } = micro.batch;
-      const batch: PackedBatch = {
-        tokens,
-        lengths,
-        weight,
-        ...(objective !== "nll" && advantage && oldLogprob && { advantage, oldLogprob }),
-        ...(loss.klCoef && referenceLogprob && { referenceLogprob }),
-      };
-      const at = { where, documents: micro.documents, signal };
-      const result = located(async () => {
-        const pass = await policy.accumulate(batch, loss, signal ? { signal } : {});
-        if (Number.isFinite(pass.loss)) return pass;
-        throw new TokenringError("ERR_TOKENRING_NON_FINITE", `the loss is ${pass.loss}`);
-      }, at);
-      result.catch(() => {}); // it is heard of below, unless the pass before failed as well
-      await finish();
-      running = { micro, result };
-      packedTokens += tokens.length;
+      update = located(() => policy.optimise(optimiser), { where });
+      update.catch(() => {}); // left out if a pass fails, which is heard of first
+      tellUpdating(true);
+    };
+    const learn = async ({ micro, result }: Pass): Promise<void> => {
+      const pass = await result;
+      measure.add(micro, pass);
+      micro.documents.forEach((document, d) => {
+        options.onLearnt?.(document.id, learntTokens(document, pass, micro.offsets[d] as number));
+      });
+    };
+    try {
+      // One pass is queued while another runs, so that the engine never waits for this thread between them.
+      let running = opening;
+      for (const micro of rest) {
+        checkAborted(signal, where);
+        const next = queue(micro);
+        await learn(running);
+        running = next;
+      }
+      if (judged) {
+        await learn(running);
+        optimise();
+      } else {
+        // A failure that has reached this thread is known after a turn of the event loop; of any other the policy knows.
+        await eventLoopTurn();
+        if (!running.failed) optimise();
+        await learn(running);
+      }
+    } catch (error) {
+      await policy.dropGradients();
+      throw error;
+    } finally {
+      tellUpdating(false);
     }
-    if (queued) stepped = step();
-    stepped?.catch(() => {}); // left out if a pass fails, which is heard of first
-    await finish();
-    if (!stepped) checkAborted(signal, where);
-  } catch (error) {
-    await policy.dropGradients();
-    throw error;
-  }
-  const { gradientNorm } = await (stepped ?? step());
-  return {
-    ...measure.metrics(),
-    gradientNorm,
-    packedTokens,
-    trajectories: documents.length,
-    learningRate: optimiser.learningRate,
-    learnMs: performance.now() - begin,
+    const { gradientNorm } = await (update as Promise<OptimiserResult>);
+    return {
+      ...measure.metrics(),
+      gradientNorm,
+      packedTokens: [first as MicroBatch, ...rest].reduce((sum, { batch }) => sum + batch.tokens.length, 0),
+      trajectories: documents.length,
+      learningRate: optimiser.learningRate,
+      learnMs: performance.now() - begin,
+    };
   };
+  return { finish, drop: () => policy.dropGradients(), updating };
+}
+
+/**
+ * Learns from `documents` in one AdamW step. Weights are made over all of them before anything is packed. Where the
+ * policy is still at the version that sampled a document, its logprobs must be the sampler's.
+ *
+ * When anything fails, the accumulated gradients are dropped and the weights are as before. Throws
+ * ERR_TOKENRING_LOGPROB_MISMATCH, ERR_TOKENRING_NON_FINITE, ERR_TOKENRING_ABORTED, or INVALID_ARGUMENT when no
+ * token carries loss.
+ */
+export async function trainStep(options: StepOptions): Promise<StepMetrics> {
+  return beginStep(options).finish();
 }

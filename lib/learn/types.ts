@@ -52,6 +52,6 @@ export interface StepMetrics {
   packedTokens: number;
   trajectories: number;
   learningRate: number;
-  /** Milliseconds of wall time. */
+  /** Milliseconds of wall time since the step was asked for; a pass that ran ahead of that is not in it. */
   learnMs: number;
 }

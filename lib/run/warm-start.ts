@@ -117,19 +117,6 @@ async function* demonstrationBatches(
   }
 }
 
-/** Pulls one element ahead, so that the next batch is made while the native threads work on this one. */
-async function* ahead<T>(source: AsyncGenerator<T>): AsyncGenerator<T> {
-  let next = source.next();
-  for (;;) {
-    const { value, done } = await next;
-    if (done) return;
-    next = source.next();
-    // A fault of the batch after this one is thrown when its turn comes.
-    next.catch(() => {});
-    yield value;
-  }
-}
-
 /** One event an optimiser step, copying first; `step` counts through both parts. */
 export async function* warmStart(
   options: WarmStartOptions,
@@ -139,6 +126,7 @@ export async function* warmStart(
   const common = {
     policy,
     microBatchTokens,
+    ahead: true,
     optimiser: { beta1, beta2, epsilon, weightDecay, clipNorm },
     ...(signal ? { signal } : {}),
   };
@@ -158,7 +146,7 @@ export async function* warmStart(
   const demonstrating = sft({
     ...common,
     purpose: "warm start, demonstrations",
-    batches: ahead(demonstrationBatches(options, from, (count) => used.push(count))),
+    batches: demonstrationBatches(options, from, (count) => used.push(count)),
     startStep,
     schedule: {
       peak: learningRate,
