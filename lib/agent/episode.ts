@@ -1,16 +1,18 @@
 // One episode: the policy reads and samples tokens, its command runs, what came back is appended, and so on.
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
-import type { Engine, Session } from "../engine/types.ts";
+import type { Engine, SampledTurn, Session } from "../engine/types.ts";
 import { isTokenringError, TokenringError, whoAborted } from "../errors.ts";
 import type { Sandbox, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
+import { type Note, span } from "../trace.ts";
 import { turn } from "../turns.ts";
 import { SmallerBudgets } from "./budgets.ts";
+import { firstWord } from "./command-line.ts";
 import { type Deadline, startDeadline, withSandboxDeadline } from "./deadline.ts";
 import { formatErrorText, parseAction } from "./grammar.ts";
 import { type Lanes, prefixLanes, TokenStream, unanswered } from "./stream.ts";
 import type { Budget, Episode, EpisodeLimits, Exit, Prefix, Turn } from "./types.ts";
-import { Workspace, type WorkspaceOptions } from "./workspace.ts";
+import { type CommandOutcome, Workspace, type WorkspaceOptions } from "./workspace.ts";
 
 /** The working tree's diff is taken after the episode's own time is over. */
 const DIFF_MS = 60_000;
@@ -174,78 +176,121 @@ interface Running {
   tell: () => void;
 }
 
-async function react(
-  request: EpisodeRequest,
-  { workspace, stream, turns, smaller, deadline, room, tell }: Running,
-): Promise<Exclude<Exit, "infra_failed">> {
-  const { limits, chat, tokenizer, session } = request;
+async function react(request: EpisodeRequest, running: Running): Promise<Exclude<Exit, "infra_failed">> {
+  const { limits } = request;
+  const { turns, deadline, tell } = running;
   try {
     while (turns.length < limits.maxTurns) {
       tell();
-      const maxTokens = Math.min(limits.maxActionTokens, room - stream.length);
-      if (maxTokens <= 0) return "context_limit";
-      deadline.signal.throwIfAborted();
-      const asked = performance.now();
-      const sampled = await deadline.race(
-        session.sample({
-          maxTokens,
-          stop: chat.endOfTurn,
-          temperature: request.temperature,
-          seed: request.key,
-          signal: deadline.signal,
-        }),
+      const exit = await span("turn", { "tokenring.turn": turns.length }, (note) =>
+        takeTurn(request, running, note),
       );
-      const sampleMs = performance.now() - asked;
-      // Many engines' answers may come in one turn of the event loop.
-      await turn();
-      deadline.signal.throwIfAborted();
-      const place = stream.act(sampled, {
-        maxTokens,
-        stop: chat.endOfTurn,
-      });
-      const text = tokenizer.decode(sampled.tokens);
-      const { command, error } = parseAction(text);
-      const taken: Turn = {
-        ...place,
-        text,
-        command,
-        formatError: error,
-        observation: "",
-        finish: sampled.finish,
-        version: sampled.version,
-        sampleMs,
-        toolMs: 0,
-      };
-      turns.push(taken);
-      await smaller.sampled(sampled.tokens);
-
-      const started = performance.now();
-      let observation: string;
-      if (command === null) {
-        observation = workspace.observation(formatErrorText(error ?? "no_command", workspace.style));
-      } else {
-        const outcome = await deadline.race(workspace.run(command, deadline.signal));
-        taken.toolMs = performance.now() - started;
-        if (outcome.submitted) return "submitted";
-        observation = outcome.observation;
-      }
-      if (turns.length >= limits.maxTurns) break;
-      await turn();
-
-      // An action that was cut lacks its end; the policy did not say it, so it belongs to what it is shown.
-      const between = chat.between(observation);
-      const tokens =
-        sampled.finish === "stop" ? between : Int32Array.of(chat.endOfTurn[0] as number, ...between);
-      await smaller.ran(stream.length, tokens.length);
-      if (stream.length + tokens.length >= room) return "context_limit";
-      stream.observe(tokens);
-      taken.observation = observation;
+      if (exit !== null) return exit;
     }
     return "turn_limit";
   } catch (error) {
     if (deadline.expired) return "timeout";
     throw error;
   }
+}
+
+/** The policy acts once and its command runs. Returns how the episode ended by that, null where it goes on. */
+async function takeTurn(
+  request: EpisodeRequest,
+  { workspace, stream, turns, smaller, deadline, room }: Running,
+  note: Note,
+): Promise<Exclude<Exit, "infra_failed"> | null> {
+  const { limits, chat, tokenizer } = request;
+  const maxTokens = Math.min(limits.maxActionTokens, room - stream.length);
+  if (maxTokens <= 0) return "context_limit";
+  deadline.signal.throwIfAborted();
+  const asked = performance.now();
+  const sampled = await deadline.race(sample(request, maxTokens, stream.length, deadline.signal));
+  const sampleMs = performance.now() - asked;
+  // Many engines' answers may come in one turn of the event loop.
+  await turn();
+  deadline.signal.throwIfAborted();
+  const place = stream.act(sampled, {
+    maxTokens,
+    stop: chat.endOfTurn,
+  });
+  const text = tokenizer.decode(sampled.tokens);
+  const { command, error } = parseAction(text);
+  const taken: Turn = {
+    ...place,
+    text,
+    command,
+    formatError: error,
+    observation: "",
+    finish: sampled.finish,
+    version: sampled.version,
+    sampleMs,
+    toolMs: 0,
+  };
+  turns.push(taken);
+  if (error !== null) note({ "tokenring.format_error": error });
+  await smaller.sampled(sampled.tokens);
+
+  const started = performance.now();
+  let observation: string;
+  if (command === null) {
+    observation = workspace.observation(formatErrorText(error ?? "no_command", workspace.style));
+  } else {
+    const outcome = await deadline.race(exec(workspace, command, deadline.signal));
+    taken.toolMs = performance.now() - started;
+    if (outcome.submitted) return "submitted";
+    observation = outcome.observation;
+  }
+  if (turns.length >= limits.maxTurns) return "turn_limit";
+  await turn();
+
+  // An action that was cut lacks its end; the policy did not say it, so it belongs to what it is shown.
+  const between = chat.between(observation);
+  const tokens = sampled.finish === "stop" ? between : Int32Array.of(chat.endOfTurn[0] as number, ...between);
+  await smaller.ran(stream.length, tokens.length);
+  if (stream.length + tokens.length >= room) return "context_limit";
+  stream.observe(tokens);
+  taken.observation = observation;
+  return null;
+}
+
+function sample(
+  { session, chat, temperature, key }: EpisodeRequest,
+  maxTokens: number,
+  context: number,
+  signal: AbortSignal,
+): Promise<SampledTurn> {
+  const attributes = {
+    "gen_ai.operation.name": "text_completion",
+    "gen_ai.request.max_tokens": maxTokens,
+    "gen_ai.request.temperature": temperature,
+    "gen_ai.usage.input_tokens": context,
+  };
+  return span("sample", attributes, async (note) => {
+    const sampled = await session.sample({ maxTokens, stop: chat.endOfTurn, temperature, seed: key, signal });
+    note({
+      "gen_ai.usage.output_tokens": sampled.tokens.length,
+      "gen_ai.response.finish_reasons": [sampled.finish],
+      "tokenring.weights_version": sampled.version,
+    });
+    return sampled;
+  });
+}
+
+/** Of a command, what its span shows. */
+const COMMAND_SHOWN = 500;
+
+function exec(workspace: Workspace, command: string, signal: AbortSignal): Promise<CommandOutcome> {
+  const attributes = {
+    "gen_ai.operation.name": "execute_tool",
+    "gen_ai.tool.name": firstWord(command),
+    "tokenring.command": command.slice(0, COMMAND_SHOWN),
+  };
+  return span("exec", attributes, async (note) => {
+    const outcome = await workspace.run(command, signal);
+    note({ "tokenring.submitted": outcome.submitted });
+    return outcome;
+  });
 }
 
 function aborted(instance: Instance, signal: AbortSignal, cause: unknown): TokenringError {

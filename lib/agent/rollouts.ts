@@ -7,6 +7,7 @@ import { isTokenringError, TokenringError, whoAborted } from "../errors.ts";
 import { streamKey } from "../random.ts";
 import type { Sandbox, SandboxBackend, SandboxSpec, Snapshot } from "../sandbox/types.ts";
 import type { Instance, PromptTemplate } from "../tasks/types.ts";
+import { span } from "../trace.ts";
 import type { Verification } from "../verify/types.ts";
 import { withDeadline, withSandboxDeadline } from "./deadline.ts";
 import { openRoot, promptTokens, runEpisode } from "./episode.ts";
@@ -91,7 +92,19 @@ export class Rollouts implements RolloutSource {
    * their numbers, whatever finished first; every draw depends on (seed, purpose, iteration, instance's place,
    * rollout) alone. The first fault that is no broken sandbox stops all and is thrown, when everything is closed.
    */
-  async collect(request: CollectRequest): Promise<Group[]> {
+  collect(request: CollectRequest): Promise<Group[]> {
+    const { purpose, iteration, instances, rollouts, temperature } = request;
+    const attributes = {
+      "tokenring.purpose": purpose,
+      "tokenring.iteration": iteration,
+      "tokenring.instances": instances.length,
+      "tokenring.rollouts": rollouts,
+      "gen_ai.request.temperature": temperature,
+    };
+    return span("rollouts", attributes, () => this.#collect(request));
+  }
+
+  async #collect(request: CollectRequest): Promise<Group[]> {
     checkBudgets(request.alsoAt ?? [], this.#options.limits);
     for (const [name, value] of Object.entries({
       spare: request.spare ?? 0,
@@ -156,18 +169,28 @@ export class Rollouts implements RolloutSource {
     return finished.map(({ spared, ...group }) => (request.spare ? { ...group, spared } : group));
   }
 
-  async #rollout(group: GroupRun, instance: Instance, index: number, rollout: number): Promise<Trajectory> {
+  #rollout(group: GroupRun, instance: Instance, index: number, rollout: number): Promise<Trajectory> {
     const { request } = group;
     const retries = this.#options.retries ?? 2;
-    for (let attempt = 0; ; attempt++) {
-      const run = (budget?: Budget): Promise<Episode> =>
-        this.#episode(group, instance, index, rollout, budget);
-      const trajectory = await this.#judgeAll(group, instance, await run(), run);
-      if (trajectory.exit !== "infra_failed" || attempt >= retries) {
+    const attributes = { "tokenring.instance": instance.instance_id, "tokenring.rollout": rollout };
+    return span("episode", attributes, async (note) => {
+      for (let attempt = 0; ; attempt++) {
+        const run = (budget?: Budget): Promise<Episode> =>
+          this.#episode(group, instance, index, rollout, budget);
+        const trajectory = await this.#judgeAll(group, instance, await run(), run);
+        if (trajectory.exit === "infra_failed" && attempt < retries) continue;
+        note({
+          "tokenring.episode": trajectory.id,
+          "tokenring.exit": trajectory.exit,
+          "tokenring.verdict": trajectory.verdict,
+          "tokenring.turns": trajectory.turns.length,
+          "tokenring.tokens": trajectory.tokens.length,
+          "tokenring.attempts": attempt + 1,
+        });
         request.onTrajectory?.(trajectory);
         return trajectory;
       }
-    }
+    });
   }
 
   /** Opens a sandbox before it waits for its turn to sample, so that the engine need not wait for the sandbox. */
@@ -273,9 +296,15 @@ export class Rollouts implements RolloutSource {
     try {
       judgement = await this.#verdicts.of(instance.instance_id, episode.patch, () =>
         collection.verifications(() =>
-          withSandboxDeadline(VERIFY_MS, `judging ${episode.id}`, collection.signal, (signal) =>
-            verify(instance, episode.patch, { signal }),
-          ),
+          span("verify", { "tokenring.instance": instance.instance_id }, async (note) => {
+            const what = `judging ${episode.id}`;
+            const verification = await withSandboxDeadline(VERIFY_MS, what, collection.signal, (signal) =>
+              verify(instance, episode.patch, { signal }),
+            );
+            const { verdict, reason } = verification;
+            note({ "tokenring.verdict": verdict, ...(reason && { "tokenring.reason": reason }) });
+            return verification;
+          }),
         ),
       );
     } catch (error) {

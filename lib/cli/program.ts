@@ -4,6 +4,7 @@ import { Command, CommanderError } from "commander";
 import { isTokenringError } from "../errors.ts";
 import { register as registerDoctor } from "./doctor.ts";
 import { register as registerEvaluate } from "./evaluate.ts";
+import { register as registerExport } from "./export.ts";
 import { register as registerReport } from "./report.ts";
 import { interruptedExitCode } from "./signals.ts";
 import { register as registerSolve } from "./solve.ts";
@@ -18,6 +19,7 @@ const commands: readonly ((program: Command) => void)[] = [
   registerReport,
   registerWatch,
   registerSolve,
+  registerExport,
   registerTasks,
   registerDoctor,
 ];

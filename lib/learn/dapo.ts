@@ -6,6 +6,7 @@ import { mean } from "../evaluate/statistics.ts";
 import { type AdamWOptions, OPTIMISER_DEFAULTS, type Policy } from "../policy/types.ts";
 import { Random } from "../random.ts";
 import type { Instance } from "../tasks/types.ts";
+import { span } from "../trace.ts";
 import { checkAborted } from "./abort.ts";
 import type { AdvantageOptions } from "./advantage.ts";
 import { collectGroups } from "./collect.ts";
@@ -382,63 +383,63 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
   for (let iteration = start.iteration; iteration < config.iterations; iteration++) {
     const where = `${purpose}, iteration ${iteration}`;
     checkAborted(signal, where);
-    const begin = performance.now();
-    const draw = { rollouts: options.rollouts, purpose, iteration, seed, signal };
-    const { groups: own, extra } = await collectGroups({
-      ...draw,
-      instances: schedule.next().value,
-      pool: instances,
-      maxExtraGroups: config.maxExtraGroups,
-      group: config.rollouts,
-      score: (group) => scoreGroup(group, { reward, advantage: config.advantage, filter: config.filter }),
-      temperature: config.temperature,
-      spare: config.spareRollouts,
-      groupSeconds: config.groupSeconds,
-      onTrajectory: options.onTrajectory,
-    });
-    const { groups: scoredGroups, credit } = await credited(own, config, {
-      ...draw,
-      reward,
-      advantage: config.advantage,
-      temperature: config.temperature,
-    });
-    const groups = options.assign ? await options.assign(scoredGroups, iteration) : scoredGroups;
-    const sampled = performance.now();
+    const attributes = { "tokenring.stage": purpose, "tokenring.iteration": iteration };
+    yield await span("iteration", attributes, async (note): Promise<DapoIteration> => {
+      const begin = performance.now();
+      const draw = { rollouts: options.rollouts, purpose, iteration, seed, signal };
+      const { groups: own, extra } = await collectGroups({
+        ...draw,
+        instances: schedule.next().value,
+        pool: instances,
+        maxExtraGroups: config.maxExtraGroups,
+        group: config.rollouts,
+        score: (group) => scoreGroup(group, { reward, advantage: config.advantage, filter: config.filter }),
+        temperature: config.temperature,
+        spare: config.spareRollouts,
+        groupSeconds: config.groupSeconds,
+        onTrajectory: options.onTrajectory,
+      });
+      const { groups: scoredGroups, credit } = await credited(own, config, {
+        ...draw,
+        reward,
+        advantage: config.advantage,
+        temperature: config.temperature,
+      });
+      const groups = options.assign ? await options.assign(scoredGroups, iteration) : scoredGroups;
+      const sampled = performance.now();
 
-    const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
-    const begun = performance.now();
-    const { documents, passes } = await scored(order, config, options, where);
-    const learning = performance.now();
-    const batches = evenParts(documents, config.batchSize);
-    const steps: StepMetrics[] = [];
-    const learnt = new Map<string, LearntTokens>();
-    const plans = batches.map((batch, step): StepOptions => {
-      const rate = learningRate(done + step, { peak: config.learningRate, warmupSteps: config.warmupSteps });
-      return {
-        policy,
-        documents: batch,
-        loss,
-        optimiser: { ...adamwOptions(config), learningRate: rate },
-        aggregation: config.aggregation,
-        microBatchTokens: config.microBatchTokens,
-        tisCap: config.tisCap,
-        where: `${where}, step ${done + step}`,
-        onLearnt: (id, tokens) => learnt.set(id, { step, ...tokens }),
-        ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
-        ...(signal ? { signal } : {}),
-      };
-    });
-    for await (const metrics of trainSteps(plans, { ahead: true })) {
-      done++;
-      options.onStep?.({ iteration, step: steps.length, steps: batches.length, metrics });
-      steps.push(metrics);
-    }
-    yield {
-      iteration,
-      groups,
-      steps,
-      learnt,
-      summary: {
+      const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
+      const begun = performance.now();
+      const { documents, passes } = await scored(order, config, options, where);
+      const learning = performance.now();
+      const batches = evenParts(documents, config.batchSize);
+      const steps: StepMetrics[] = [];
+      const learnt = new Map<string, LearntTokens>();
+      const plans = batches.map((batch, step): StepOptions => {
+        const rate = learningRate(done + step, {
+          peak: config.learningRate,
+          warmupSteps: config.warmupSteps,
+        });
+        return {
+          policy,
+          documents: batch,
+          loss,
+          optimiser: { ...adamwOptions(config), learningRate: rate },
+          aggregation: config.aggregation,
+          microBatchTokens: config.microBatchTokens,
+          tisCap: config.tisCap,
+          where: `${where}, step ${done + step}`,
+          onLearnt: (id, tokens) => learnt.set(id, { step, ...tokens }),
+          ...(config.logprobTolerance === null ? {} : { logprobTolerance: config.logprobTolerance }),
+          ...(signal ? { signal } : {}),
+        };
+      });
+      for await (const metrics of trainSteps(plans, { ahead: true })) {
+        done++;
+        options.onStep?.({ iteration, step: steps.length, steps: batches.length, metrics });
+        steps.push(metrics);
+      }
+      const summary: DapoSummary = {
         ...summarise(groups, options.ranTests),
         groupsExtra: extra,
         credit,
@@ -449,8 +450,15 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
         scoredTokens: passes * documents.reduce((sum, { tokens }) => sum + tokens.length, 0),
         scoreMs: learning - begun,
         learnMs: performance.now() - learning,
-      },
-      next: { iteration: iteration + 1, step: done },
-    };
+      };
+      note({
+        "tokenring.episodes": summary.episodes,
+        "tokenring.pass_rate": summary.passRate,
+        "tokenring.reward": summary.reward,
+        "tokenring.groups_kept": summary.groupsKept,
+        "tokenring.optimiser_steps": steps.length,
+      });
+      return { iteration, groups, steps, learnt, summary, next: { iteration: iteration + 1, step: done } };
+    });
   }
 }

@@ -10,6 +10,7 @@ import type {
   Policy,
   PolicyLoss,
 } from "../policy/types.ts";
+import { span } from "../trace.ts";
 import { checkAborted } from "./abort.ts";
 import { located } from "./located.ts";
 import { Measure } from "./measure.ts";
@@ -207,7 +208,20 @@ export function beginStep(options: StepOptions): BegunStep {
       learnMs: performance.now() - begin,
     };
   };
-  return { finish, drop: () => policy.dropGradients(), updating };
+  const traced = (): Promise<StepMetrics> =>
+    span("optimiser step", { "tokenring.step": where }, async (note) => {
+      const metrics = await finish();
+      note({
+        "tokenring.loss": metrics.loss,
+        "tokenring.gradient_norm": metrics.gradientNorm,
+        "tokenring.learning_rate": metrics.learningRate,
+        "tokenring.trajectories": metrics.trajectories,
+        "tokenring.tokens": metrics.packedTokens,
+        "tokenring.loss_tokens": metrics.tokens,
+      });
+      return metrics;
+    });
+  return { finish: traced, drop: () => policy.dropGradients(), updating };
 }
 
 /**

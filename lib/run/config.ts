@@ -224,6 +224,13 @@ const job = z.strictObject({
   episodes: count.default(64),
   /** Tokens of one forward and backward pass. */
   microBatchTokens: count.default(4096),
+  /** Trackers that are written while the job runs; all of them can also be made from metrics.jsonl later. */
+  tracking: z
+    .strictObject({
+      /** An event file in the run's folder tensorboard/. */
+      tensorboard: z.boolean().default(false),
+    })
+    .prefault({}),
   /** Seconds of the warm start or of RFT that a crash may cost; more where saving takes over 1 % of that time. */
   checkpointSeconds: seconds.default(30),
   warmStart: warmStart.optional(),

@@ -7,15 +7,16 @@
 //   trajectories/         index.jsonl and one safetensors shard per batch of trajectories
 //   checkpoints/<name>/   whole or not there: one a stage, and the one that the job goes on from, which a newer one
 //                         replaces; `latest` is a link to the newest stage's
+//   tensorboard/          an event file that is made of metrics.jsonl, where the config asks for it
 //   lock                  who writes
 import { mkdir, readdir, readFile, rm, rmdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
-import type { RunEvent } from "../learn/events.ts";
+import type { LoggedEvent, RunEvent } from "../learn/events.ts";
 import { ROLLING, removeRolling, saveCheckpoint, tidyCheckpoints } from "./checkpoints.ts";
 import { fault, guarded, isMissing, RESTORE, writeAtomic } from "./files.ts";
 import { takeLock } from "./lock.ts";
-import { AppendLog } from "./metrics.ts";
+import { AppendLog, readEvents } from "./metrics.ts";
 import { TrajectoryStore } from "./trajectories.ts";
 
 /** Grows when a reader of older directories would misread a newer one. */
@@ -97,6 +98,9 @@ async function readState(directory: string): Promise<State> {
   return checked(stateSchema, state, file);
 }
 
+/** Folder of a run with its event file. */
+export const TENSORBOARD = "tensorboard";
+
 /** What `create` puts into its directory. */
 const MADE = [
   "run.json",
@@ -130,6 +134,7 @@ export class RunDirectory implements AsyncDisposable {
   #made: "nothing" | "content" | "folder" = "nothing";
   #progress: unknown;
   #checkpoint: string | null;
+  #follower: ((event: LoggedEvent) => Promise<void>) | null = null;
   #closed = false;
 
   private constructor(
@@ -249,9 +254,21 @@ export class RunDirectory implements AsyncDisposable {
     return this.#checkpoint;
   }
 
-  /** Appends one event to metrics.jsonl; it is in the file when the promise resolves. */
+  /** Appends one event to metrics.jsonl; it is in the file, and whoever follows has it, when the promise resolves. */
   async record(event: RunEvent): Promise<void> {
-    await guarded(this.path, () => this.#metrics.append({ ...event, at: Date.now() }));
+    const logged: LoggedEvent = { ...event, at: Date.now() };
+    await guarded(this.path, () => this.#metrics.append(logged));
+    await this.#follower?.(logged);
+  }
+
+  /** Gives every event to `follower` when it is in metrics.jsonl, in the place of whoever followed before; null: to nobody. */
+  follow(follower: ((event: LoggedEvent) => Promise<void>) | null): void {
+    this.#follower = follower;
+  }
+
+  /** The events of metrics.jsonl so far. */
+  events(): Promise<LoggedEvent[]> {
+    return readEvents(this.#metrics.path);
   }
 
   /**

@@ -12,6 +12,7 @@ import type { LearntTokens } from "../learn/types.ts";
 import { Policy } from "../policy/policy.ts";
 import { type ArcStage, arcStage } from "../report/arc.ts";
 import type { Instance } from "../tasks/types.ts";
+import { span } from "../trace.ts";
 import { findCheckpoint } from "./checkpoints.ts";
 import type { JobConfig, StageConfig } from "./config.ts";
 import type { RunDirectory } from "./directory.ts";
@@ -20,6 +21,7 @@ import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.
 import type { ProgressSink } from "./progress.ts";
 import { dapoConfig } from "./stage.ts";
 import { Stations } from "./stations.ts";
+import { startTracking } from "./tracking.ts";
 import { readIndex, type StoredTrajectory, TrajectoryReader } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
 
@@ -55,7 +57,12 @@ function sampled(group: Group): StoredTrajectory[] {
  * trajectories are those of a run that was never interrupted, to the bit. An abort ends it after the episode or
  * micro-batch under way with ERR_TOKENRING_ABORTED, when what was done so far is saved.
  */
-export async function runJob(config: JobConfig, options: JobOptions): Promise<JobResult> {
+export function runJob(config: JobConfig, options: JobOptions): Promise<JobResult> {
+  const attributes = { "tokenring.run": options.run.path, "tokenring.seed": config.seed };
+  return span("job", attributes, () => work(config, options));
+}
+
+async function work(config: JobConfig, options: JobOptions): Promise<JobResult> {
   const { run } = options;
   const saved = jobProgress(run.progress, path.join(run.path, "state.json"));
   const name = run.checkpoint ?? saved?.stages.at(-1)?.name;
@@ -65,6 +72,7 @@ export async function runJob(config: JobConfig, options: JobOptions): Promise<Jo
     ...(checkpoint === undefined ? {} : { checkpoint, optimiser: true }),
     ...(options.signal ? { signal: options.signal } : {}),
   });
+  await using _ = await startTracking(config.tracking, run, options.progress);
   const job = new Job(config, context, options, saved);
   try {
     await job.base();
@@ -310,6 +318,13 @@ class Job {
     work: (stage: CurrentStage, cursor: StageCursor | null) => Promise<void>,
   ): Promise<void> {
     if (this.stages.some((stage) => stage.name === name)) return;
+    await span("stage", { "tokenring.stage": name }, () => this.#runStage(name, work));
+  }
+
+  async #runStage(
+    name: string,
+    work: (stage: CurrentStage, cursor: StageCursor | null) => Promise<void>,
+  ): Promise<void> {
     const before = this.#resumed?.stage === name ? this.#resumed : null;
     this.#resumed = null;
     const stations = new Stations(before ? { all: before.seconds, spent: before.stations } : undefined);
@@ -389,7 +404,15 @@ class Job {
     this.#unsaved = null;
   }
 
-  async #evaluate(name: string): Promise<Evaluation> {
+  #evaluate(name: string): Promise<Evaluation> {
+    return span("evaluate", { "tokenring.stage": name }, async (note) => {
+      const evaluation = await this.#evaluation(name);
+      note({ "tokenring.pass1": evaluation.pass1, "tokenring.episodes": evaluation.episodes });
+      return evaluation;
+    });
+  }
+
+  async #evaluation(name: string): Promise<Evaluation> {
     const { runs, temperature, limits, alsoAt, confidence } = this.#config.evaluate;
     const { heldOut: instances, apart = {} } = this.#context.tasks;
     const tasks = instances.length + Object.values(apart).flat().length;

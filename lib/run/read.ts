@@ -6,6 +6,7 @@ import type { LoggedEvent } from "../learn/events.ts";
 import type { EpisodeRow, RunData, StoredEpisode, TokenTexts } from "../report/data.ts";
 import { type RunManifest, readManifest } from "./directory.ts";
 import { type LinePlace, LogFollower } from "./follow.ts";
+import { configText } from "./tracking.ts";
 import { type TrajectoryEntry, TrajectoryReader } from "./trajectories.ts";
 
 async function textOr<T>(file: string, otherwise: T): Promise<string | T> {
@@ -89,9 +90,7 @@ export class RunReader implements RunData {
   static async open(directory: string): Promise<RunReader> {
     const at = path.resolve(directory);
     const manifest = await readManifest(at);
-    const config =
-      (await textOr(path.join(at, "config.yaml"), null)) ?? JSON.stringify(manifest.config, null, 2);
-    const reader = new RunReader(at, manifest, config);
+    const reader = new RunReader(at, manifest, await configText(at, manifest));
     await reader.poll();
     return reader;
   }

@@ -10,6 +10,7 @@ import { sectionsById } from "../report/overview.ts";
 import { encodePack, RowTable, vocabularyOf } from "../report/pack.ts";
 import type { LiveState } from "../report/page/types.ts";
 import { contentSecurityPolicy, renderLivePage } from "../report/report.ts";
+import { exposition, type WatchedRun } from "../track/prometheus.ts";
 import { RunReader } from "./read.ts";
 
 export interface WatchOptions {
@@ -120,6 +121,10 @@ class Server {
     };
     if (url.pathname === "/")
       return send(200, "text/html; charset=utf-8", renderLivePage(this.#run, this.#state));
+    if (url.pathname === "/metrics") {
+      const { type, text } = await exposition(this.#watched());
+      return send(200, type, text);
+    }
     if (url.pathname === "/events") return this.#stream(request, response, text);
     if (url.pathname === "/section") {
       const section = this.#sections.get(url.searchParams.get("id") ?? "");
@@ -138,6 +143,11 @@ class Server {
       return send(200, "application/octet-stream", encodePack([episode], { tokenizer, vocabulary }));
     }
     return text(404, "there is nothing here");
+  }
+
+  #watched(): WatchedRun {
+    const { name, version, seed, events, episodes } = this.#run;
+    return { name, version, seed, status: this.#state.status, events, episodes };
   }
 
   #stream(

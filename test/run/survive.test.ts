@@ -18,6 +18,7 @@ import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { Random } from "../../lib/random.ts";
 import { timeless } from "../support/timeless.ts";
+import { readEventFile } from "../track/event-reader.ts";
 
 const KILLS = process.env.TOKENRING_SOAK ? 50 : 4;
 /** A net: seconds on a machine of its own. */
@@ -35,6 +36,7 @@ seed: 3
 model: { create: { hiddenSize: 64, layers: 2, heads: 2, keyValueHeads: 1, headDim: 32, intermediateSize: 128, maxPositions: 512, initStd: 0.08, previousTokenBias: 5 } }
 tasks: { name: tinyswe, train: 6, heldOut: 2 }
 checkpointSeconds: 0.4
+tracking: { tensorboard: true }
 warmStart:
   copySteps: 10
   copyBatch: { sequences: 4, tokens: 48 }
@@ -98,7 +100,13 @@ function content(name: string): Record<string, unknown> {
     const whole = path.join(at, file);
     if (!statSync(whole).isFile() || ["report.html", "run.json"].includes(file)) continue;
     const bytes = readFileSync(whole);
-    if (file.endsWith(".jsonl")) {
+    if (file.startsWith("tensorboard/")) {
+      // Whatever was killed and done again: every number stands there once. Its name and all records hold times.
+      files.tensorboard = readEventFile(bytes).map(({ step, scalars }) => ({
+        step,
+        ...Object.fromEntries(Object.entries(scalars).filter(([tag]) => !/Ms$|\/seconds|MiB$/.test(tag))),
+      }));
+    } else if (file.endsWith(".jsonl")) {
       files[file] = bytes
         .toString()
         .trimEnd()
