@@ -3,7 +3,7 @@
 import type { ErrorCode } from "../errors.ts";
 
 /** Raised with every incompatible change of this file; the addon exports its own number as `abi`. */
-export const EXPECTED_ABI = 2;
+export const EXPECTED_ABI = 3;
 
 /** Field names as in Hugging Face's config.json. */
 export interface NativeDecoderConfig {
@@ -54,6 +54,31 @@ export interface NativeRankOptions {
   activationCheckpointing: boolean;
   maxBatchTokens: number;
   maxPages: number;
+  /** Absent: this rank alone. */
+  mesh?: NativeMesh;
+}
+
+/**
+ * The ranks that train together; native/parallel/mesh.h says how they are grouped. Every rank makes the same calls in
+ * the same order, with batches of its own: `join`, `accumulate`, `score`, `optimise`, `dropGradients`, `load`. A batch
+ * may be empty. Results are those of the rank's own part: `loss` and the lanes (0 where another rank holds the token)
+ * are added up by the caller, and what `optimise` gives is the same on all.
+ *
+ * A call that fails or is aborted on one rank breaks the mesh: the others fail with ERR_TOKENRING_COMMUNICATOR, which
+ * names the cause, in the same call or at the latest in `optimise`, before their weights change; ERR_TOKENRING_TIMEOUT
+ * names who did not come. ERR_TOKENRING_NON_FINITE of `optimise` comes to all alike and breaks nothing.
+ */
+export interface NativeMesh {
+  /** Of `uniqueId()`; the same for all. The process that made it lives until all have joined. */
+  id: Uint8Array;
+  rank: number;
+  size: number;
+  contextParallel: number;
+  contextSchedule: "ring" | "all_gather";
+  shard: 0 | 1 | 3;
+  shardSize: number;
+  /** Milliseconds of every wait for other ranks. */
+  timeout: number;
 }
 
 /** Lanes are aligned with `tokens`; see native/model/batch.h. */
@@ -127,13 +152,19 @@ export interface NativeUsage {
 /** Every method that computes queues a job for the engine thread; none blocks JavaScript. */
 export interface NativeRank {
   readonly disposed: boolean;
+  /** Settles when all ranks of the mesh are there. It is waited for in any case: other calls queue behind it. */
+  join(): NativeJob<void>;
   initialise(options: { std: number; seed: bigint; previousTokenBias: number }): NativeJob<void>;
-  accumulate(batch: NativeBatch, loss: NativeLoss): NativeJob<NativeLossResult>;
+  /**
+   * `last`: no other comes before `optimise`, so that a mesh can sum gradients while the backward pass still runs; it
+   * changes no bit, and nothing on a rank alone. All ranks say the same.
+   */
+  accumulate(batch: NativeBatch, loss: NativeLoss, last: boolean): NativeJob<NativeLossResult>;
   score(batch: NativeBatch, temperature: number): NativeJob<NativeLossResult>;
   optimise(options: NativeAdamW): NativeJob<{ gradientNorm: number; step: number; version: number }>;
   dropGradients(): NativeJob<void>;
   resetOptimiser(): NativeJob<void>;
-  /** Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). */
+  /** On a mesh rank 0 writes. Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). */
   save(
     directory: string,
     options: { dtype: "f32" | "bf16"; optimiser: boolean; shardBytes: number },

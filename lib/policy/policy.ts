@@ -152,7 +152,7 @@ export class Policy implements PolicyShape {
 
   async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
     const how = nativeLoss(loss);
-    return withSignal(() => this.rank.accumulate(nativeBatch(batch), how), options.signal);
+    return withSignal(() => this.rank.accumulate(nativeBatch(batch), how, false), options.signal);
   }
 
   async score(

@@ -142,6 +142,11 @@ double number_argument(Napi::Value value, const char* name, double low, double h
   return read_number(value, name, low, high);
 }
 
+bool boolean_argument(Napi::Value value, const char* name) {
+  if (!value.IsBoolean()) refuse_value(name, "true or false", value);
+  return value.As<Napi::Boolean>().Value();
+}
+
 std::string text_argument(Napi::Value value, const char* name) {
   if (!value.IsString()) refuse_value(name, "a string", value);
   return value.As<Napi::String>().Utf8Value();

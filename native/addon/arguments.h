@@ -41,6 +41,7 @@ class Arguments {
 // One bare argument, for methods that take no options object.
 int64_t session_id(Napi::Value value);
 double number_argument(Napi::Value value, const char* name, double low, double high);
+bool boolean_argument(Napi::Value value, const char* name);
 std::string text_argument(Napi::Value value, const char* name);
 std::vector<int32_t> integers_argument(Napi::Value value, const std::string& name);
 

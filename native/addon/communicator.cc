@@ -17,16 +17,6 @@ namespace {
 // Random, so that no other addon's objects carry it.
 constexpr napi_type_tag kCommunicatorTag = {0x52c1d09be7a346f8, 0xa9e4771b3c085d26};
 
-UniqueId id_argument(const Arguments& from, const char* field) {
-  UniqueId id;
-  const Napi::Value value = from.get(field);
-  require(value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array &&
-              value.As<Napi::Uint8Array>().ElementLength() == id.bytes.size(),
-          from.name(field), " must be the Uint8Array of ", id.bytes.size(), " bytes that uniqueId() gave");
-  std::memcpy(id.bytes.data(), value.As<Napi::Uint8Array>().Data(), id.bytes.size());
-  return id;
-}
-
 Reduction reduction_argument(Napi::Value value) {
   const std::string text = text_argument(value, "reduction");
   require(text == "sum" || text == "max" || text == "min", "reduction must be \"sum\", \"max\" or \"min\", got \"",
@@ -39,6 +29,16 @@ Tensor argument(Napi::Value value, const char* name, Held& held) {
 }
 
 }  // namespace
+
+UniqueId id_argument(const Arguments& from, const char* field) {
+  UniqueId id;
+  const Napi::Value value = from.get(field);
+  require(value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array &&
+              value.As<Napi::Uint8Array>().ElementLength() == id.bytes.size(),
+          from.name(field), " must be the Uint8Array of ", id.bytes.size(), " bytes that uniqueId() gave");
+  std::memcpy(id.bytes.data(), value.As<Napi::Uint8Array>().Data(), id.bytes.size());
+  return id;
+}
 
 Napi::Function CommunicatorObject::define(Napi::Env env) {
   using Self = CommunicatorObject;
@@ -70,14 +70,14 @@ Napi::Value CommunicatorObject::guard(const Napi::CallbackInfo& info) {
 CommunicatorObject::CommunicatorObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<CommunicatorObject>(info) {
   guarded(info.Env(), [&] {
     const Arguments from(info[0], "options");
-    SharedMemoryOptions options;
+    CommunicatorOptions options;
     options.id = id_argument(from, "id");
     options.size = from.integer("size", 1, kMaxSharedMemoryRanks);
     options.rank = from.integer("rank", 0, options.size - 1);
     options.timeout = std::chrono::milliseconds(from.integer("timeout", 1, std::numeric_limits<int32_t>::max()));
     link_ = std::make_shared<Link>();
     link_->device = Engine::of(info.Env()).device();
-    link_->comm = make_shared_memory_communicator(options);
+    link_->comm = shared_memory().make(options);
     link_->wire = link_->device->stream();
     jobs_ = std::make_unique<Jobs>(info.Env(), "the communicator", [link = std::weak_ptr(link_)] {
       if (const auto held = link.lock()) held->comm->abort("its thread is ending");
@@ -211,7 +211,7 @@ Napi::Value CommunicatorObject::dispose(const Napi::CallbackInfo& info) {
 
 Napi::Value unique_id(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const UniqueId id = make_shared_memory_id();
+    const UniqueId id = shared_memory().make_id();
     Napi::Uint8Array bytes = Napi::Uint8Array::New(info.Env(), id.bytes.size());
     std::memcpy(bytes.Data(), id.bytes.data(), id.bytes.size());
     return bytes;

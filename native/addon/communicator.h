@@ -19,7 +19,7 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
  private:
   // A rank's place, and the stream that its collectives go to.
   struct Link {
-    std::unique_ptr<SharedMemoryCommunicator> comm;
+    std::unique_ptr<Communicator> comm;
     std::shared_ptr<Device> device;
     std::unique_ptr<Stream> wire;  // ends first
   };
@@ -48,6 +48,9 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
   std::shared_ptr<Link> link_;  // null after dispose()
   std::unique_ptr<Jobs> jobs_;  // ends before the link
 };
+
+// A unique id, as uniqueId() gives it.
+UniqueId id_argument(const Arguments& from, const char* field);
 
 // uniqueId() of the binding.
 Napi::Value unique_id(const Napi::CallbackInfo&);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "addon/arguments.h"
+#include "addon/communicator.h"
 #include "addon/optimise.h"
 #include "addon/policy_loss.h"
 #include "addon/results.h"
@@ -63,6 +64,23 @@ DecoderConfig read_config(const Arguments& from) {
   return config;
 }
 
+MeshOptions read_mesh(const Arguments& from) {
+  MeshOptions mesh;
+  mesh.id = id_argument(from, "id");
+  mesh.size = from.integer("size", 1, kMaxSharedMemoryRanks);
+  mesh.rank = from.integer("rank", 0, mesh.size - 1);
+  mesh.context_parallel = from.integer("contextParallel", 1, mesh.size);
+  const std::string schedule = from.text("contextSchedule");
+  require(schedule == "ring" || schedule == "all_gather",
+          "options.mesh.contextSchedule must be \"ring\" or \"all_gather\", got \"", schedule, "\"");
+  mesh.context_schedule = schedule == "ring" ? ContextSchedule::ring : ContextSchedule::all_gather;
+  mesh.shard = from.integer("shard", 0, 3);
+  mesh.shard_size = from.integer("shardSize", 1, mesh.size);
+  mesh.timeout = std::chrono::milliseconds(from.integer("timeout", 1, kMost));
+  mesh.check();
+  return mesh;
+}
+
 RankOptions read_rank_options(const Arguments& from) {
   RankOptions options;
   options.config = read_config(from.object("config"));
@@ -75,6 +93,7 @@ RankOptions read_rank_options(const Arguments& from) {
   options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);
+  if (from.has("mesh")) options.mesh = read_mesh(from.object("mesh"));
   return options;
 }
 
@@ -108,6 +127,7 @@ Napi::Function RankObject::define(Napi::Env env) {
   return DefineClass(env, "Rank",
                      {
                          InstanceAccessor<&RankObject::guard<&RankObject::disposed>>("disposed"),
+                         InstanceMethod<&RankObject::guard<&RankObject::join>>("join"),
                          InstanceMethod<&RankObject::guard<&RankObject::initialise>>("initialise"),
                          InstanceMethod<&RankObject::guard<&RankObject::accumulate>>("accumulate"),
                          InstanceMethod<&RankObject::guard<&RankObject::score>>("score"),
@@ -207,17 +227,31 @@ std::shared_ptr<Completion<Result>> RankObject::begin(const std::shared_ptr<Call
 }
 
 template <class Result, class Work>
-Napi::Value RankObject::submit(Napi::Env env, Work work, bool is_pass) {
+Napi::Value RankObject::submit(Napi::Env env, Work work, Kind kind) {
   Rank& rank = live();
   const auto call = std::make_shared<Call>(env);
-  call->is_pass = is_pass;
+  call->is_pass = kind == Kind::pass;
   rank.post([&rank, work = std::move(work), completion = begin<Result>(call)] {
     completion->run([&] { return work(rank, completion->aborted()); });
   });
-  return job_handle(env, call);
+  if (kind == Kind::local || !rank.mesh()) return job_handle(env, call);
+  // Those who wait for this rank, or for whom it waits, cannot go on. An abort() that somebody keeps holds nothing.
+  return job_handle(env, call, [call, mesh = std::weak_ptr(rank.mesh())] {
+    if (const auto alive = mesh.lock(); alive && !call->over) alive->abort("a call was aborted by its caller");
+  });
 }
 
 // --- training ------------------------------------------------------------------------------------------
+
+Napi::Value RankObject::join(const Napi::CallbackInfo& info) {
+  return submit<Nothing>(
+      info.Env(),
+      [](Rank& rank, const std::atomic<bool>&) {
+        if (rank.mesh()) rank.mesh()->check();
+        return Nothing{};
+      },
+      Kind::collective);
+}
 
 Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
   const Arguments options(info[0], "options");
@@ -236,21 +270,22 @@ Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
 Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const PolicyLoss loss = policy_loss_argument(Arguments(info[1], "loss"));
-  batch.check(config_.vocab_size, config_.positions());
-  auto work = [batch = std::move(batch), loss](Rank& rank, const std::atomic<bool>& aborted) {
-    return rank.trainer().accumulate(batch, loss, aborted);
+  const bool last = boolean_argument(info[2], "last");
+  batch.check(config_.vocab_size, config_.positions(), live().mesh() != nullptr);
+  auto work = [batch = std::move(batch), loss, last](Rank& rank, const std::atomic<bool>& aborted) {
+    return rank.trainer().accumulate(batch, loss, aborted, last);
   };
-  return submit<LossResult>(info.Env(), std::move(work), true);
+  return submit<LossResult>(info.Env(), std::move(work), Kind::pass);
 }
 
 Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const float temperature = static_cast<float>(check_temperature(number_argument(info[1], "temperature", 0, 1e3)));
-  batch.check(config_.vocab_size, config_.positions());
-  return submit<LossResult>(info.Env(),
-                            [batch = std::move(batch), temperature](Rank& rank, const std::atomic<bool>& aborted) {
-                              return rank.trainer().score(batch, temperature, aborted);
-                            });
+  batch.check(config_.vocab_size, config_.positions(), live().mesh() != nullptr);
+  auto work = [batch = std::move(batch), temperature](Rank& rank, const std::atomic<bool>& aborted) {
+    return rank.trainer().score(batch, temperature, aborted);
+  };
+  return submit<LossResult>(info.Env(), std::move(work), Kind::collective);
 }
 
 Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
@@ -258,11 +293,12 @@ Napi::Value RankObject::optimise(const Napi::CallbackInfo& info) {
   // Those of which JavaScript has not heard yet.
   std::vector<std::shared_ptr<Call>> passes;
   std::copy_if(calls_.begin(), calls_.end(), std::back_inserter(passes), [](const auto& c) { return c->is_pass; });
-  return submit<OptimiserResult>(info.Env(), [options, passes](Rank& rank, const std::atomic<bool>&) {
+  auto work = [options, passes](Rank& rank, const std::atomic<bool>&) {
     for (const auto& pass : passes)
       if (pass->failed) fail("ABORTED", "optimise: a pass that it was queued behind failed; the weights are as before");
     return rank.trainer().optimise(options);
-  });
+  };
+  return submit<OptimiserResult>(info.Env(), std::move(work), Kind::collective);
 }
 
 Napi::Value RankObject::drop_gradients(const Napi::CallbackInfo& info) {
@@ -287,6 +323,7 @@ Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
   const bool optimiser = options.boolean("optimiser");
   const int64_t shard_bytes = static_cast<int64_t>(options.number("shardBytes", 1, 9007199254740991.0));
   return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
+    if (rank.mesh() && rank.mesh()->rank() > 0) return Nothing{};  // rank 0's weights are everybody's
     const auto stream = rank.device().stream();
     const DType stored = dtype == "f32" ? DType::f32 : DType::bf16;
     save_parameters(rank.parameters(), *stream, directory, stored, shard_bytes);

@@ -33,6 +33,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   };
 
   Napi::Value disposed(const Napi::CallbackInfo&);
+  Napi::Value join(const Napi::CallbackInfo&);
   Napi::Value initialise(const Napi::CallbackInfo&);
   Napi::Value accumulate(const Napi::CallbackInfo&);
   Napi::Value score(const Napi::CallbackInfo&);
@@ -62,9 +63,11 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   // Registers a call: its completion goes to an engine thread.
   template <class Result>
   std::shared_ptr<Completion<Result>> begin(const std::shared_ptr<Call>&);
-  // Queues work(rank, aborted) -> Result as a job; `is_pass`: one that adds to the gradients.
+  // Others take part in what is collective: on a mesh its abort is one of all. A pass adds to the gradients.
+  enum class Kind { local, collective, pass };
+  // Queues work(rank, aborted) -> Result as a job.
   template <class Result, class Work>
-  Napi::Value submit(Napi::Env, Work, bool is_pass = false);
+  Napi::Value submit(Napi::Env, Work, Kind = Kind::local);
 
   DecoderConfig config_;
   std::shared_ptr<Channel> channel_;

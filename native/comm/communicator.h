@@ -43,6 +43,9 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
+  // Blocks until all ranks are there; abort() ends it. Once, before anything else.
+  virtual void join() = 0;
+
   // x of `root` to all.
   virtual void broadcast(Stream&, Tensor x, int root) = 0;
   // In place. f32, bf16 (summed in float32) or i32.
@@ -61,28 +64,30 @@ class Communicator {
   virtual void abort(const std::string& why) noexcept = 0;
 };
 
-// Communicator of CPU ranks, threads or processes of one user on one host, over shared memory that vanishes with the
-// last of them, however they end.
-struct SharedMemoryOptions {
+// A rank's place in a communicator.
+struct CommunicatorOptions {
   UniqueId id;
   int rank = 0, size = 1;
   std::chrono::milliseconds timeout{600'000};  // of every wait, that for the other ranks to join included
+
+  void check(int most_ranks) const;  // Failure INVALID_ARGUMENT that names the field
 };
+
+// What makes communicators, whatever they go over.
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual UniqueId make_id() const = 0;
+  // Takes the place at once, and waits for nobody: join() does. Failure INVALID_ARGUMENT for a rank outside the size or
+  // an id of something else, COMMUNICATOR if the place is taken or the ranks disagree about the size.
+  virtual std::unique_ptr<Communicator> make(const CommunicatorOptions&) const = 0;
+};
+
+// Of CPU ranks, threads or processes of one user on one host, over shared memory that vanishes with the last of them,
+// however they end. The process that makes an id keeps its memory open until all ranks have joined; it need not be a
+// rank.
+const Transport& shared_memory();
 
 constexpr int kMaxSharedMemoryRanks = 64;
-
-// The process that makes an id keeps its memory open until all ranks have joined; it need not be a rank.
-UniqueId make_shared_memory_id();
-
-// A place in the communicator; join() then waits for the others.
-class SharedMemoryCommunicator : public Communicator {
- public:
-  // Blocks until all ranks are there; abort() ends it. Operations may be queued after it.
-  virtual void join() = 0;
-};
-
-// Takes the place of a rank. Failure INVALID_ARGUMENT for a rank outside the size or an id of something else,
-// COMMUNICATOR if the id's process has ended, the place is taken, or the other ranks said another size.
-std::unique_ptr<SharedMemoryCommunicator> make_shared_memory_communicator(const SharedMemoryOptions&);
 
 }  // namespace tokenring

@@ -88,7 +88,7 @@ StepHeader header(uint64_t number, Kind kind, const Tensor& t, int root = 0, Red
 
 // --- joining and leaving -------------------------------------------------------------------------------
 
-SharedMemory::SharedMemory(const SharedMemoryOptions& options)
+SharedMemory::SharedMemory(const CommunicatorOptions& options)
     : id_(options.id),
       rank_(options.rank),
       size_(options.size),
@@ -478,15 +478,22 @@ void SharedMemory::abort(const std::string& why) noexcept {
 
 namespace tokenring {
 
-UniqueId make_shared_memory_id() { return comm::open_region(); }
+namespace {
 
-std::unique_ptr<SharedMemoryCommunicator> make_shared_memory_communicator(const SharedMemoryOptions& options) {
-  require(options.size >= 1 && options.size <= kMaxSharedMemoryRanks, "communicator: size is ", options.size,
-          ", must be 1 to ", kMaxSharedMemoryRanks);
-  require(options.rank >= 0 && options.rank < options.size, "communicator: rank is ", options.rank, ", must be 0 to ",
-          options.size - 1);
-  require(options.timeout.count() > 0, "communicator: timeout is ", options.timeout.count(), " ms, must be positive");
-  return std::make_unique<comm::SharedMemory>(options);
+class SharedMemoryTransport final : public Transport {
+ public:
+  UniqueId make_id() const override { return comm::open_region(); }
+  std::unique_ptr<Communicator> make(const CommunicatorOptions& options) const override {
+    options.check(kMaxSharedMemoryRanks);
+    return std::make_unique<comm::SharedMemory>(options);
+  }
+};
+
+}  // namespace
+
+const Transport& shared_memory() {
+  static const SharedMemoryTransport transport;
+  return transport;
 }
 
 }  // namespace tokenring

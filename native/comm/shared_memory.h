@@ -19,9 +19,9 @@ namespace tokenring::comm {
 
 enum class Kind : uint8_t { join, broadcast, all_reduce, reduce_scatter, all_gather, barrier, exchange };
 
-class SharedMemory final : public SharedMemoryCommunicator {
+class SharedMemory final : public Communicator {
  public:
-  explicit SharedMemory(const SharedMemoryOptions&);
+  explicit SharedMemory(const CommunicatorOptions&);
   ~SharedMemory() override;
 
   int rank() const override { return rank_; }

@@ -60,12 +60,32 @@ void Schedule::release(const Slot& slot) {
   held_.erase(at);
 }
 
+const char* name_of(Track track) {
+  return track == Track::compute ? "compute" : track == Track::context ? "context" : "gradients";
+}
+
 void Schedule::add(const char* op, int layer, int64_t bytes, int64_t flops, std::function<void(const Frame&)> run) {
   entries_.push_back(Entry{op, layer, bytes, flops, std::move(run)});
 }
 
-void Schedule::run(const Frame& frame) const {
-  for (const Entry& entry : entries_) entry.run(frame);
+void Schedule::add(Track track, std::initializer_list<Track> after, const char* op, int layer, int64_t bytes,
+                   int64_t flops, std::function<void(const Frame&)> run) {
+  add(op, layer, bytes, flops, std::move(run));
+  entries_.back().track = track;
+  for (const Track other : after) entries_.back().after[static_cast<size_t>(other)] = true;
+}
+
+void Schedule::run(std::byte* arena, const Streams& streams) const {
+  const auto stream_of = [&](size_t track) -> Stream& {
+    if (!streams[track]) fail("INTERNAL", "a schedule has entries for ", name_of(static_cast<Track>(track)));
+    return *streams[track];
+  };
+  for (const Entry& entry : entries_) {
+    Stream& on = stream_of(static_cast<size_t>(entry.track));
+    for (size_t other = 0; other < kTracks; ++other)
+      if (entry.after[other]) on.wait(stream_of(other));
+    entry.run(Frame{arena, on});
+  }
 }
 
 void Schedule::upload(const Slot& slot, const void* host) {
@@ -94,21 +114,21 @@ int64_t Schedule::bytes() const {
   return sum;
 }
 
-Frame Executor::frame(const Schedule& schedule) {
+std::byte* Executor::arena(const Schedule& schedule) {
   if (schedule.arena_bytes() > arena_.bytes()) {
     stream_.synchronize();  // queued work may still read the old arena
     arena_ = Buffer();      // give it back first: the two need not fit side by side
     arena_ = Buffer(device_, schedule.arena_bytes(), "activations");
   }
-  return Frame{static_cast<std::byte*>(arena_.data()), stream_};
+  return static_cast<std::byte*>(arena_.data());
 }
 
-void Executor::run(const Schedule& schedule) { schedule.run(frame(schedule)); }
+void Executor::run(const Schedule& schedule) { schedule.run(arena(schedule), streams_); }
 
 void Executor::run(const Schedule& schedule, const std::atomic<bool>& aborted) {
-  const Frame at = frame(schedule);
+  std::byte* at = arena(schedule);
   const Watch watch(stream_, aborted);
-  schedule.run(at);
+  schedule.run(at, streams_);
   stream_.synchronize();
 }
 

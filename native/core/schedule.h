@@ -28,7 +28,16 @@ struct Slot {
   explicit operator bool() const { return rank != 0; }
 };
 
-// Where slots become tensors.
+// What an entry runs on: the compute stream, or one of those on which ranks exchange keys and values, or gradients and
+// parameters, while it goes on.
+enum class Track : uint8_t { compute, context, gradients };
+constexpr size_t kTracks = 3;
+const char* name_of(Track);
+
+// Streams by track; null where there is none.
+using Streams = std::array<Stream*, kTracks>;
+
+// Where slots become tensors. `stream` is that of the entry.
 struct Frame {
   std::byte* arena;
   Stream& stream;
@@ -36,11 +45,13 @@ struct Frame {
 };
 
 struct Entry {
-  const char* op;  // name in the table of ops
+  const char* op;  // name in the table of ops, or of the communicator's call
   int layer;       // -1 outside the layers
-  int64_t bytes;   // read and written
+  int64_t bytes;   // read and written; of a communicator's call, what this rank sends
   int64_t flops;
   std::function<void(const Frame&)> run;
+  Track track = Track::compute;
+  std::array<bool, kTracks> after{};  // starts after what these tracks have queued before it
 };
 
 class Schedule {
@@ -50,10 +61,15 @@ class Schedule {
   // The memory may be taken again by what follows. An empty slot, or one of zero bytes, is let pass.
   void release(const Slot& slot);
   void add(const char* op, int layer, int64_t bytes, int64_t flops, std::function<void(const Frame&)> run);
+  // On another track, or on compute after others. A slot that an entry of another track uses is released only behind a
+  // compute entry that comes after it.
+  void add(Track track, std::initializer_list<Track> after, const char* op, int layer, int64_t bytes, int64_t flops,
+           std::function<void(const Frame&)> run);
 
   size_t arena_bytes() const { return high_water_; }
   const std::vector<Entry>& entries() const { return entries_; }
-  void run(const Frame& frame) const;
+  // Queues the entries. Every track that has any needs its stream.
+  void run(std::byte* arena, const Streams& streams) const;
 
   // Entries that copy between the host and a slot. `host` holds slot.bytes() and must live until the stream is
   // synchronised.
@@ -73,10 +89,14 @@ class Schedule {
   std::vector<Entry> entries_;
 };
 
-// Runs schedules on one stream in one arena, which grows only when a schedule needs more than any before it.
+// Runs schedules in one arena, which grows only when a schedule needs more than any before it: on one compute stream,
+// and on the streams of the other tracks, which executors may share.
 class Executor {
  public:
-  Executor(Device& device, Stream& stream) : device_(device), stream_(stream) {}
+  Executor(Device& device, Stream& stream) : Executor(device, Streams{&stream}) {}
+  // streams[Track::compute] is there.
+  Executor(Device& device, const Streams& streams)
+      : device_(device), stream_(*streams[static_cast<size_t>(Track::compute)]), streams_(streams) {}
 
   // Queues the entries and returns; the arena keeps what they wrote until the next run.
   void run(const Schedule& schedule);
@@ -88,10 +108,11 @@ class Executor {
   size_t arena_bytes() const { return arena_.bytes(); }
 
  private:
-  Frame frame(const Schedule& schedule);
+  std::byte* arena(const Schedule& schedule);
 
   Device& device_;
   Stream& stream_;
+  Streams streams_;
   Buffer arena_;
 };
 

@@ -37,7 +37,9 @@ class ParamSource {
   virtual void release_edge(Schedule&) = 0;
 };
 
-// Who takes the gradients. ready() says that nothing more of this step adds to them.
+// Who takes the gradients. ready() says that nothing more of this pass adds to them; in the last pass of a step, whose
+// sums run behind those of the passes before it, that they are complete. Layers come from the last to the first, then
+// the edge.
 class GradSink {
  public:
   virtual ~GradSink() = default;
@@ -45,6 +47,11 @@ class GradSink {
   virtual EdgeGradients edge(Schedule&) = 0;
   virtual void ready(Schedule&, int layer) = 0;
   virtual void ready_edge(Schedule&) = 0;
+
+  // The same memory as flat f32 tensors, as few as it takes, which all ranks cut alike; -1: the edge's.
+  virtual std::vector<Tensor> bucket(int layer) = 0;
+  // Adds what is collected apart (see EdgeGradients::head) to its place in bucket(-1); once a step, after the passes.
+  virtual void complete_gradients(Stream&) = 0;
 };
 
 // Who attends. forward() leaves output and log-sum-exp in slots that backward() reads, so that

@@ -4,8 +4,8 @@
 
 namespace tokenring {
 
-void PackedBatch::check(int32_t vocab_size, int32_t max_positions) const {
-  require(!tokens.empty(), "batch: tokens is empty");
+void PackedBatch::check(int32_t vocab_size, int32_t max_positions, bool may_be_empty) const {
+  require(may_be_empty || !tokens.empty(), "batch: tokens is empty");
   int64_t sum = 0;
   for (size_t d = 0; d < lengths.size(); ++d) {
     require(lengths[d] > 0, "batch: lengths[", d, "] is ", lengths[d], "; a document has at least one token");

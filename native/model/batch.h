@@ -18,7 +18,8 @@ struct PackedBatch {
   std::vector<float> old_logprob;        // under the policy that sampled
   std::vector<float> reference_logprob;  // under the policy to stay near
 
-  void check(int32_t vocab_size, int32_t max_positions) const;
+  // Failure INVALID_ARGUMENT that names the entry; a batch without tokens only where `may_be_empty`.
+  void check(int32_t vocab_size, int32_t max_positions, bool may_be_empty = false) const;
 
   // The same documents in order, in batches of about `tokens` (0: one batch): half of it to all of it where documents
   // are short, and a multiple of `unit`, except for the last.

@@ -60,6 +60,7 @@ struct Parameters::Impl {
   Weight head_weight;
   Buffer master, gradient, first_moment, second_moment, copies, tied_head_gradient, tied_rows, rope_cos, rope_sin;
   int64_t version = 0, step = 0;
+  bool summed = false;
 
   int64_t qkv_rows() const {
     return (config.num_attention_heads + 2 * int64_t{config.num_key_value_heads}) * config.head_dim;
@@ -229,7 +230,11 @@ void Parameters::complete_gradients(Stream& stream) {
   p.ops.zero(stream, p.head_gradient());
 }
 
+bool Parameters::gradients_summed() const { return impl_->summed; }
+void Parameters::set_gradients_summed(bool summed) { impl_->summed = summed; }
+
 void Parameters::zero_gradients(Stream& stream) {
+  impl_->summed = false;
   if (!impl_->gradient.data()) return;
   impl_->ops.zero(stream, gradient());
   if (impl_->config.tie_word_embeddings) impl_->ops.zero(stream, impl_->head_gradient());
@@ -325,6 +330,16 @@ EdgeGradients Parameters::edge(Schedule&) {
       .head = p.head_gradient(),
       .final_norm = p.view(p.gradient, p.final_norm, p.config.hidden_size),
   };
+}
+
+// The blocks of a layer follow each other, the embedding comes before them, and the rest of the edge after.
+std::vector<Tensor> Parameters::bucket(int layer) {
+  impl_->need_training_state();
+  const Impl& p = *impl_;
+  const auto begin = [&](int l) { return l < p.config.num_hidden_layers ? p.layers[l].at.qkv : p.final_norm; };
+  const auto part = [&](int64_t from, int64_t to) { return p.view(p.gradient, from, to - from); };
+  if (layer < 0) return {part(0, begin(0)), part(p.final_norm, p.layout.elements)};
+  return {part(begin(layer), begin(layer + 1))};
 }
 
 // On one rank everything is always readable, and gradients stay where they are.

@@ -50,8 +50,11 @@ class Parameters : public ParamSource, public GradSink {
 
   // A tied embedding collects the head's gradient apart from its own, so that both sum over the tokens in their
   // order however the batch is split. This adds it to gradient(), once; call it before gradient() is read.
-  void complete_gradients(Stream&);
+  void complete_gradients(Stream&) override;
   void zero_gradients(Stream&);
+  // Whether gradient() is already the sum over the ranks of a mesh; no more may be added then. Zeroing ends it.
+  bool gradients_summed() const;
+  void set_gradients_summed(bool);
   // Gradients and moments become zero, the step 0.
   void reset_optimiser(Stream&);
 
@@ -71,6 +74,7 @@ class Parameters : public ParamSource, public GradSink {
   EdgeGradients edge(Schedule&) override;
   void ready(Schedule&, int layer) override;
   void ready_edge(Schedule&) override;
+  std::vector<Tensor> bucket(int layer) override;
 
  private:
   struct Impl;

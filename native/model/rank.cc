@@ -27,11 +27,25 @@ std::unique_ptr<Device> make_device(const RankOptions& options) {
 struct Engine {
   explicit Engine(const RankOptions& options)
       : device(make_device(options)),
+        mesh(options.mesh ? std::make_shared<Mesh>(*device, shared_memory(), *options.mesh) : nullptr),
         parameters(*device, options.config),
-        trainer(*device, parameters, options.trainer),
+        trainer(*device, parameters, options.trainer, mesh.get()),
         sampler(*device, parameters, options.sampler) {}
+  // Others may hold the mesh for longer, to abort it.
+  ~Engine() {
+    if (mesh) mesh->leave();
+  }
+
+  // The sums over ranks take the ranks to hold the same numbers in the same places.
+  void join() {
+    mesh->join();
+    Mesh::call(mesh.get(), [&] {
+      mesh->agree({{"the model's parameters", static_cast<double>(parameters.elements())}});
+    });
+  }
 
   std::unique_ptr<Device> device;
+  std::shared_ptr<Mesh> mesh;
   Parameters parameters;
   Trainer trainer;
   Sampler sampler;
@@ -43,6 +57,7 @@ struct Rank::Impl {
   // Runs until stopping: all queued jobs, then one tick of the sampler, so that neither holds up the other for
   // more than one round.
   void loop() {
+    if (mesh) count([&] { join(); });
     while (true) {
       std::deque<std::function<void()>> round;
       {
@@ -60,6 +75,14 @@ struct Rank::Impl {
     }
   }
 
+  // What it fails with, the mesh says in every call.
+  void join() {
+    try {
+      engine->join();
+    } catch (const std::exception&) {
+    }
+  }
+
   template <class Work>
   void count(const Work& work) {
     const auto started = std::chrono::steady_clock::now();
@@ -72,6 +95,7 @@ struct Rank::Impl {
   std::deque<std::function<void()>> jobs;
   std::atomic<bool> stopping = false;
   std::unique_ptr<Engine> engine;
+  std::shared_ptr<Mesh> mesh;
   double busy = 0;  // seconds
   std::thread thread;
 };
@@ -82,6 +106,7 @@ Rank::Rank(RankOptions options) : impl_(std::make_unique<Impl>()) {
   impl_->thread = std::thread([&built, options, impl = impl_.get()] {
     try {
       impl->engine = std::make_unique<Engine>(options);
+      impl->mesh = impl->engine->mesh;
     } catch (...) {
       built.set_exception(std::current_exception());
       return;
@@ -103,6 +128,7 @@ Rank::~Rank() {
     std::lock_guard lock(impl_->mutex);
     impl_->stopping = true;
   }
+  if (impl_->mesh) impl_->mesh->close();
   impl_->wake.notify_all();
   impl_->thread.join();
   impl_->jobs.clear();
@@ -117,6 +143,7 @@ void Rank::post(std::function<void()> job) {
   impl_->wake.notify_all();
 }
 
+std::shared_ptr<Mesh> Rank::mesh() const { return impl_->mesh; }
 double Rank::busy_seconds() const { return impl_->busy; }
 Device& Rank::device() { return *impl_->engine->device; }
 Parameters& Rank::parameters() { return impl_->engine->parameters; }

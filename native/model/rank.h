@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "core/device.h"
@@ -11,6 +12,7 @@
 #include "model/config.h"
 #include "model/sampler.h"
 #include "model/trainer.h"
+#include "parallel/mesh.h"
 
 namespace tokenring {
 
@@ -21,18 +23,24 @@ struct RankOptions {
   Precision precision = Precision::float32;
   TrainerOptions trainer;
   SamplerOptions sampler;
+  // One rank among others; absent: alone.
+  std::optional<MeshOptions> mesh;
 };
 
 class Rank {
  public:
-  // Builds everything on the engine thread and waits for it; rethrows the Failure that stopped it.
+  // Builds everything on the engine thread and waits for it; rethrows the Failure that stopped it. On a mesh it waits
+  // for no other rank: that is the first thing the engine thread does, and what it fails with, later calls repeat.
   explicit Rank(RankOptions);
   // Drains: the running job finishes, queued ones are destroyed unrun (their owners turn that into Failure
-  // DISPOSED), and requests of the sampler end with Failure DISPOSED.
+  // DISPOSED), and requests of the sampler end with Failure DISPOSED. A call that other ranks take part in is aborted,
+  // and the mesh with it.
   ~Rank();
 
   // Queues a job for the engine thread; it must not throw. Between jobs the thread runs the sampler's ticks.
   void post(std::function<void()> job);
+  // From any thread; null for a rank alone.
+  std::shared_ptr<Mesh> mesh() const;
 
   // The following may be touched from jobs only.
   // What the thread has spent on earlier jobs and on the sampler's ticks.

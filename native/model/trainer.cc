@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <list>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -9,6 +10,8 @@
 #include "model/attend.h"
 #include "model/decoder.h"
 #include "model/parameters.h"
+#include "parallel/gradient_sum.h"
+#include "parallel/mesh.h"
 
 namespace tokenring {
 
@@ -70,15 +73,30 @@ struct Trainer::Impl {
   Decoder decoder;
   AdamWOptimiser optimiser;
   TrainerOptions options;
+  Mesh* mesh;
+  std::optional<GradientSum> sum;  // on a mesh of several ranks
+  // Norm of the weights of a version, by which ranks tell whether theirs are the same.
+  double weights_norm = 0;
+  int64_t weights_version = -1;
 
-  Impl(Device& device, Parameters& parameters, TrainerOptions options)
+  Impl(Device& device, Parameters& parameters, TrainerOptions options, Mesh* mesh)
       : device(device),
         parameters(parameters),
         stream(device.stream()),
-        executor(device, *stream),
+        executor(device, streams_with(*stream, mesh)),
         decoder(parameters.config(), device.ops(), parameters.rope()),
         optimiser(device, segments_of(parameters), parameters.elements()),
-        options(options) {}
+        options(options),
+        mesh(mesh) {
+    if (mesh) {
+      const MeshOptions& of = mesh->options();
+      require(of.context_parallel == 1 && of.shard == 0, "mesh: contextParallel is ", of.context_parallel,
+              " and shard is ", of.shard, "; this version takes 1 and 0");
+    }
+    if (mesh && mesh->size() > 1) sum.emplace(parameters, parameters.config().num_hidden_layers, *mesh);
+  }
+
+  static Streams streams_with(Stream& compute, Mesh* mesh) { return mesh ? mesh->streams(compute) : Streams{&compute}; }
 
   std::string first_non_finite(Tensor flat) { return parameters.first_non_finite(*stream, flat); }
 
@@ -147,14 +165,14 @@ struct Trainer::Impl {
 
   // Streams with an arena each, for parts of a batch side by side.
   struct Lane {
-    explicit Lane(Device& device) : stream(device.lane()), executor(device, *stream) {}
+    Lane(Device& device, Mesh* mesh) : stream(device.lane()), executor(device, streams_with(*stream, mesh)) {}
     std::unique_ptr<Stream> stream;
     Executor executor;
   };
   std::list<Lane> lanes;
 
   // Queues forward and backward. The sums over tokens take turns with the part before, if there is one.
-  void backpropagate(Executor& on, Pass& of, const PolicyLoss& loss, std::shared_ptr<Turn>& turn) {
+  void backpropagate(Executor& on, Pass& of, const PolicyLoss& loss, GradSink& sink, std::shared_ptr<Turn>& turn) {
     PackedAttend attend(decoder.config(), decoder.ops(), of.batch.lengths);
     Schedule schedule;
     of.positions = positions_of(of.batch.lengths);
@@ -164,7 +182,7 @@ struct Trainer::Impl {
     const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
     const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, of.rows, of.lanes);
     parameters.release_edge(schedule);
-    decoder.backward(schedule, parameters, parameters, attend, pass, dhidden);
+    decoder.backward(schedule, parameters, sink, attend, pass, dhidden);
     int64_t common = 0, of_head = 0;
     for (const Entry& entry : schedule.entries()) {
       if (sums_tokens(entry)) ++(entry.layer < 0 && common == 0 ? of_head : common);
@@ -177,62 +195,121 @@ struct Trainer::Impl {
     on.stream().call([end = std::shared_ptr<void>(nullptr, [mine](void*) { mine->finish(); })] {});
   }
 
-  // Forward and backward of all parts.
-  void backpropagate(std::list<Pass>& passes, const PolicyLoss& loss, const std::atomic<bool>& aborted) {
+  // Forward and backward of all parts; with `last`, and the sum over the ranks.
+  void backpropagate(std::list<Pass>& passes, const PolicyLoss& loss, bool last, const std::atomic<bool>& aborted) {
     const size_t count = static_cast<size_t>(device.lanes());
     std::vector<Executor*> on{&executor};
     if (count > 1 && passes.size() >= 2 * count) {
-      while (lanes.size() < count) lanes.emplace_back(device);
+      while (lanes.size() < count) lanes.emplace_back(device, mesh);
       on.clear();
       for (Lane& lane : lanes) on.push_back(&lane.executor);
     }
     std::list<Drain> drains;
     std::list<Watch> watches;
+    if (sum) drains.emplace_back(mesh->gradient_stream());
     for (Executor* each : on) {
       drains.emplace_back(each->stream());
       watches.emplace_back(each->stream(), aborted);
     }
-    std::shared_ptr<Turn> turn;
-    size_t next = 0;
-    for (Pass& pass : passes) backpropagate(*on[next++ % on.size()], pass, loss, turn);
-    for (Executor* each : on) each->stream().synchronize();
+    try {
+      std::shared_ptr<Turn> turn;
+      size_t next = 0;
+      for (Pass& pass : passes) {
+        const bool sums = sum && last && &pass == &passes.back();
+        backpropagate(*on[next++ % on.size()], pass, loss, sums ? static_cast<GradSink&>(*sum) : parameters, turn);
+      }
+      if (sum && last && passes.empty()) queue_sum();
+      for (Executor* each : on) each->stream().synchronize();
+      if (sum && last) mesh->gradient_stream().synchronize();
+    } catch (const std::exception& error) {
+      if (mesh) mesh->abort(error.what());  // before the streams are drained: they may wait for other ranks
+      throw;
+    }
+    if (last) parameters.set_gradients_summed(true);
+  }
+
+  void queue_sum() {
+    Schedule schedule;
+    sum->add(schedule);
+    executor.run(schedule);
+  }
+
+  double norm_of_weights() {
+    if (weights_version != parameters.version()) {
+      weights_norm = optimiser.norm(*stream, parameters.master());
+      weights_version = parameters.version();
+    }
+    return weights_norm;
+  }
+
+  // The gradients of the step, complete and of all ranks.
+  void gather_gradients(const AdamW& how) {
+    if (!sum) return parameters.complete_gradients(*stream);
+    const double norm = norm_of_weights();
+    if (!parameters.gradients_summed()) queue_sum();
+    stream->wait(mesh->gradient_stream());
+    // Behind the sums: a rank that has failed since it queued its own is heard of here.
+    mesh->agree({{"the optimiser's step", static_cast<double>(parameters.optimiser_step())},
+                 {"the version of the weights", static_cast<double>(parameters.version())},
+                 {"the norm of the weights", norm},
+                 {"learningRate", how.learning_rate},
+                 {"beta1", how.beta1},
+                 {"beta2", how.beta2},
+                 {"epsilon", how.epsilon},
+                 {"weightDecay", how.weight_decay},
+                 {"clipNorm", how.clip_norm}});
+  }
+
+  LossResult accumulate(const PackedBatch&, const PolicyLoss&, const std::atomic<bool>& aborted, bool last);
+  LossResult score(const PackedBatch&, float temperature, const std::atomic<bool>& aborted);
+  OptimiserResult step(const AdamW&);
+
+  void drop_gradients() {
+    parameters.zero_gradients(*stream);
+    stream->synchronize();
   }
 };
 
-Trainer::Trainer(Device& device, Parameters& parameters, TrainerOptions options)
-    : impl_(std::make_unique<Impl>(device, parameters, options)) {}
+Trainer::Trainer(Device& device, Parameters& parameters, TrainerOptions options, Mesh* mesh)
+    : impl_(std::make_unique<Impl>(device, parameters, options, mesh)) {}
 Trainer::~Trainer() = default;
 
-LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted) {
-  const DecoderConfig& config = impl_->decoder.config();
-  batch.check(config.vocab_size, config.positions());
+LossResult Trainer::Impl::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted,
+                                     bool last) {
+  const DecoderConfig& config = decoder.config();
+  batch.check(config.vocab_size, config.positions(), mesh != nullptr);
   loss.check();
-  require(loss.scalars.objective == PolicyObjective::nll || (!batch.advantage.empty() && !batch.old_logprob.empty()),
+  const bool empty = batch.tokens.empty();
+  require(loss.scalars.objective == PolicyObjective::nll || empty ||
+              (!batch.advantage.empty() && !batch.old_logprob.empty()),
           "accumulate: this objective needs the lanes advantage and old_logprob");
-  require(loss.scalars.kl_coef == 0 || !batch.reference_logprob.empty(),
+  require(loss.scalars.kl_coef == 0 || empty || !batch.reference_logprob.empty(),
           "accumulate: kl_coef needs the lane reference_logprob");
+  require(!parameters.gradients_summed(),
+          "accumulate: the gradients are summed over the ranks already; optimise or drop them before more are added");
 
   const size_t tokens = batch.tokens.size();
   LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
   const LossRows rows = rows_of(batch, false);
-  if (rows.size() == 0) return result;
+  last = last && sum;
+  if (rows.size() == 0 && !last) return result;
   try {
-    impl_->check_lane("weight", rows, rows.weight);
-    impl_->check_lane("advantage", rows, rows.advantage);
-    impl_->check_lane("old_logprob", rows, rows.old_logprob);
-    impl_->check_lane("reference_logprob", rows, rows.reference_logprob);
-    std::list<Impl::Pass> passes;
+    check_lane("weight", rows, rows.weight);
+    check_lane("advantage", rows, rows.advantage);
+    check_lane("old_logprob", rows, rows.old_logprob);
+    check_lane("reference_logprob", rows, rows.reference_logprob);
+    std::list<Pass> passes;
     int64_t first = 0;
-    for (PackedBatch& part : batch.parts(impl_->pass_tokens(), impl_->decoder.ops().cut_rows())) {
+    for (PackedBatch& part : batch.parts(pass_tokens(), decoder.ops().cut_rows())) {
       LossRows of = rows_of(part, false);
       const int64_t tokens = static_cast<int64_t>(part.tokens.size());
       if (of.size() > 0) passes.push_back({first, std::move(part), std::move(of), {}, {}});
       first += tokens;
     }
-    impl_->backpropagate(passes, loss, aborted);
-    for (const Impl::Pass& pass : passes) {
+    backpropagate(passes, loss, last, aborted);
+    for (const Pass& pass : passes) {
       const int64_t first = pass.first;
-      impl_->check_lanes(pass.rows, pass.lanes, first);
+      check_lanes(pass.rows, pass.lanes, first);
       for (int64_t i = 0; i < pass.rows.size(); ++i) {
         const int64_t token = first + pass.rows.row[i] + 1;
         result.logprob[token] = pass.lanes.logprob[i];
@@ -248,9 +325,9 @@ LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss,
   return result;
 }
 
-LossResult Trainer::score(const PackedBatch& batch, float temperature, const std::atomic<bool>& aborted) {
-  const DecoderConfig& config = impl_->decoder.config();
-  batch.check(config.vocab_size, config.positions());
+LossResult Trainer::Impl::score(const PackedBatch& batch, float temperature, const std::atomic<bool>& aborted) {
+  const DecoderConfig& config = decoder.config();
+  batch.check(config.vocab_size, config.positions(), mesh != nullptr);
   require(std::isfinite(temperature) && temperature > 0, "score: temperature is ", temperature, "; it must be above 0");
   const size_t tokens = batch.tokens.size();
   LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
@@ -258,21 +335,20 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
   if (rows.size() == 0) return result;
 
   const std::vector<int32_t> positions = positions_of(batch.lengths);
-  PackedAttend attend(config, impl_->decoder.ops(), batch.lengths);
+  PackedAttend attend(config, decoder.ops(), batch.lengths);
   LossLanes lanes;
   Schedule schedule;
-  const Impl::Inputs in = Impl::upload(schedule, batch, positions);
-  const DecoderPass pass =
-      impl_->decoder.forward(schedule, impl_->parameters, attend, in.tokens, in.positions, Keep::nothing);
-  const PolicyHead head{impl_->device.ops(), impl_->parameters.acquire_edge(schedule).head, Tensor{}};
+  const Inputs in = upload(schedule, batch, positions);
+  const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, Keep::nothing);
+  const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, Tensor{}};
   policy_score(schedule, head, temperature, 0, pass.hidden, rows, lanes);
-  impl_->parameters.release_edge(schedule);
+  parameters.release_edge(schedule);
   {
-    const Drain drain{*impl_->stream};
-    impl_->executor.run(schedule, aborted);
-    impl_->stream->synchronize();
+    const Drain drain{*stream};
+    executor.run(schedule, aborted);
+    stream->synchronize();
   }
-  impl_->check_lanes(rows, lanes, 0);
+  check_lanes(rows, lanes, 0);
   for (int64_t i = 0; i < rows.size(); ++i) {
     const int64_t token = rows.row[i] + 1;
     result.logprob[token] = lanes.logprob[i];
@@ -281,39 +357,55 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
   return result;
 }
 
-OptimiserResult Trainer::optimise(const AdamW& how) {
-  how.check();
-  Parameters& p = impl_->parameters;
-  Stream& stream = *impl_->stream;
-  p.complete_gradients(stream);
+// From gradients that are complete; all ranks of a mesh hold the same, and fail alike.
+OptimiserResult Trainer::Impl::step(const AdamW& how) {
+  Parameters& p = parameters;
   const int64_t step = p.optimiser_step() + 1;
-  const double norm = impl_->optimiser.norm(stream, p.gradient());
+  const double norm = optimiser.norm(*stream, p.gradient());
   if (!std::isfinite(norm)) {
-    const std::string bad = impl_->first_non_finite(p.gradient());
+    const std::string bad = first_non_finite(p.gradient());
     drop_gradients();
     fail("NON_FINITE", "optimiser step ", step, ": ",
          bad.empty() ? "the norm of the gradients overflows" : "the gradient of " + bad + " is not finite",
          "; all gradients were dropped and the weights are as before");
   }
-  impl_->optimiser.step(stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
+  optimiser.step(*stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
+  p.set_gradients_summed(false);
   p.set_optimiser_step(step);
-  p.publish(stream);
+  p.publish(*stream);
   // Finite gradients can still make weights that are not: a learning rate that overflows, an epsilon of 0.
-  if (!std::isfinite(impl_->optimiser.norm(stream, p.master()))) {
-    const std::string bad = impl_->first_non_finite(p.master());
+  if (!std::isfinite(norm_of_weights())) {
+    const std::string bad = first_non_finite(p.master());
     if (!bad.empty()) {
       fail("NON_FINITE", "optimiser step ", step, " made the weights of ", bad, " not finite (learning rate ",
            how.learning_rate, ", epsilon ", how.epsilon, "); load an earlier checkpoint");
     }
   }
-  stream.synchronize();
+  stream->synchronize();
   return OptimiserResult{norm, step, p.version()};
 }
 
-void Trainer::drop_gradients() {
-  impl_->parameters.zero_gradients(*impl_->stream);
-  impl_->stream->synchronize();
+LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted,
+                               bool last) {
+  return Mesh::call(impl_->mesh, [&] { return impl_->accumulate(batch, loss, aborted, last); });
 }
+
+LossResult Trainer::score(const PackedBatch& batch, float temperature, const std::atomic<bool>& aborted) {
+  return Mesh::call(impl_->mesh, [&] { return impl_->score(batch, temperature, aborted); });
+}
+
+OptimiserResult Trainer::optimise(const AdamW& how) {
+  how.check();
+  Mesh::call(impl_->mesh, [&] { impl_->gather_gradients(how); });
+  try {
+    return impl_->step(how);
+  } catch (const Failure& failure) {
+    if (impl_->mesh && failure.code() != "NON_FINITE") impl_->mesh->abort(failure.what());
+    throw;
+  }
+}
+
+void Trainer::drop_gradients() { impl_->drop_gradients(); }
 
 void Trainer::reset_optimiser() {
   impl_->parameters.reset_optimiser(*impl_->stream);

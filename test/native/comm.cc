@@ -22,7 +22,7 @@ using std::chrono::milliseconds;
 namespace {
 
 struct Rank {
-  SharedMemoryCommunicator& comm;
+  Communicator& comm;
   Stream& stream;
   int r, n;
 };
@@ -30,14 +30,14 @@ struct Rank {
 // Runs `body` on every rank of a new communicator; what each of them failed with, "" for those that did not.
 std::vector<std::string> run(int size, const std::function<void(Rank)>& body,
                              milliseconds timeout = milliseconds(20000)) {
-  const UniqueId id = make_shared_memory_id();
+  const UniqueId id = shared_memory().make_id();
   std::vector<std::string> failures(size);
   std::vector<std::thread> threads;
   for (int r = 0; r < size; ++r)
     threads.emplace_back([&, r] {
       const auto stream = fixture::device().stream();
       try {
-        const auto comm = make_shared_memory_communicator({id, r, size, timeout});
+        const auto comm = shared_memory().make({id, r, size, timeout});
         const Drain drain{*stream};
         comm->join();
         body({*comm, *stream, r, size});
@@ -279,8 +279,8 @@ TEST(comm_waits_have_a_deadline_that_names_who_is_missing) {
       milliseconds(1000));
   CHECK(all(failures, "TIMEOUT", {"waited in all_reduce #2 for 1 s; missing: rank 2 (its last call, barrier #1)"}));
   // A rank that never comes.
-  const UniqueId id = make_shared_memory_id();
-  const auto comm = make_shared_memory_communicator({id, 0, 2, milliseconds(50)});
+  const UniqueId id = shared_memory().make_id();
+  const auto comm = shared_memory().make({id, 0, 2, milliseconds(50)});
   try {
     comm->join();
     CHECK(false);
@@ -311,17 +311,17 @@ TEST(comm_leaving_and_aborting_end_the_others) {
 }
 
 TEST(comm_refuses_what_cannot_be) {
-  const UniqueId id = make_shared_memory_id();
-  CHECK_FAILS("INVALID_ARGUMENT", make_shared_memory_communicator({id, 2, 2}));
-  CHECK_FAILS("INVALID_ARGUMENT", make_shared_memory_communicator({id, 0, 65}));
-  CHECK_FAILS("INVALID_ARGUMENT", make_shared_memory_communicator({id, 0, 1, milliseconds(0)}));
-  CHECK_FAILS("INVALID_ARGUMENT", make_shared_memory_communicator({UniqueId{}, 0, 1}));
-  const auto comm = make_shared_memory_communicator({id, 0, 2});
-  CHECK_FAILS("COMMUNICATOR", make_shared_memory_communicator({id, 0, 2}));
-  CHECK_FAILS("COMMUNICATOR", make_shared_memory_communicator({id, 1, 3}));
+  const UniqueId id = shared_memory().make_id();
+  CHECK_FAILS("INVALID_ARGUMENT", shared_memory().make({id, 2, 2}));
+  CHECK_FAILS("INVALID_ARGUMENT", shared_memory().make({id, 0, 65}));
+  CHECK_FAILS("INVALID_ARGUMENT", shared_memory().make({id, 0, 1, milliseconds(0)}));
+  CHECK_FAILS("INVALID_ARGUMENT", shared_memory().make({UniqueId{}, 0, 1}));
+  const auto comm = shared_memory().make({id, 0, 2});
+  CHECK_FAILS("COMMUNICATOR", shared_memory().make({id, 0, 2}));
+  CHECK_FAILS("COMMUNICATOR", shared_memory().make({id, 1, 3}));
   UniqueId other = id;
   other.bytes[8] ^= 1;  // of the nonce
-  CHECK_FAILS("COMMUNICATOR", make_shared_memory_communicator({other, 1, 2}));
+  CHECK_FAILS("COMMUNICATOR", shared_memory().make({other, 1, 2}));
   const auto stream = fixture::device().stream();
   std::vector<float> x(3), y(3);
   CHECK_FAILS("INVALID_ARGUMENT", comm->broadcast(*stream, of(x), 2));

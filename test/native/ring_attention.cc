@@ -50,13 +50,13 @@ void run(const Values& given, const std::vector<Shard>& shards, ContextSchedule 
   for (const auto& lanes : {std::vector<Lane>(std::begin(kForward), std::end(kForward)),
                             std::vector<Lane>(std::begin(kGradients), std::end(kGradients))})
     for (const Lane& lane : lanes) (got.*lane.data).assign(total * lane.width, NAN);
-  const UniqueId id = make_shared_memory_id();
+  const UniqueId id = shared_memory().make_id();
   std::vector<std::thread> threads;
   for (int r = 0; r < size; ++r)
     threads.emplace_back([&, r] {
       fixture::Bench b;
       const auto wire = b.dev().stream();
-      const auto comm = make_shared_memory_communicator({id, r, size, std::chrono::milliseconds(20'000)});
+      const auto comm = shared_memory().make({id, r, size, std::chrono::milliseconds(20'000)});
       try {
         comm->join();
         const RingAttention ring(b.ops(), *comm, kShape, shards, schedule);
@@ -177,7 +177,7 @@ TEST(ring_attention_refuses_shards_that_cannot_be) {
   CHECK_FAILS("INVALID_ARGUMENT", check_shards({{{0, 5, -1}}}));
   CHECK_FAILS("INVALID_ARGUMENT", check_shards({{{0, 2'000'000'000, 2'000'000'000}}}));
   check_shards({{{0, 0, 10}, {1, 0, 10}}, {{0, 10, 3}, {0, 40, 0}}, {}});
-  const auto comm = make_shared_memory_communicator({make_shared_memory_id(), 0, 2});
+  const auto comm = shared_memory().make({shared_memory().make_id(), 0, 2});
   CHECK_FAILS("INVALID_ARGUMENT",
               RingAttention(fixture::device().ops(), *comm, kShape, {{{0, 0, 4}}}, ContextSchedule::ring));
 }

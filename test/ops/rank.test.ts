@@ -117,7 +117,7 @@ describe("Rank", () => {
     [batch({ tokens: new Int32Array(8).fill(97) }), /97/],
     [batch({ tokens: new Int32Array(0), lengths: new Int32Array(0), weight: new Float32Array(0) }), /./],
   ])("refuses the batch %#", (given, message) => {
-    expect(() => rank.accumulate(given, loss)).toThrow(invalid(message) as Error);
+    expect(() => rank.accumulate(given, loss, false)).toThrow(invalid(message) as Error);
   });
 
   it.each([
@@ -131,7 +131,7 @@ describe("Rank", () => {
     [{ temperature: Number.NaN }, /^loss.temperature must be a finite number .*, got NaN$/],
     [{ chunkRows: -1 }, /^loss.chunkRows must be an integer from 0/],
   ])("refuses the loss %j", (changes, message) => {
-    expect(() => rank.accumulate(batch({}), { ...loss, ...changes } as NativeLoss)).toThrow(
+    expect(() => rank.accumulate(batch({}), { ...loss, ...changes } as NativeLoss, false)).toThrow(
       invalid(message) as Error,
     );
   });
@@ -199,8 +199,8 @@ describe("Rank", () => {
       lengths: Int32Array.of(512),
       weight: new Float32Array(512).fill(1, 1),
     });
-    const running = rank.accumulate(long, loss);
-    const waiting = rank.accumulate(long, loss);
+    const running = rank.accumulate(long, loss, false);
+    const waiting = rank.accumulate(long, loss, false);
     waiting.abort();
     waiting.abort();
     await expect(waiting.promise).rejects.toMatchObject({ code: "ERR_TOKENRING_ABORTED" });

@@ -1,5 +1,7 @@
-// Runs the same function as every rank of a new communicator, all in this thread.
+// Runs the same function as every rank of a new communicator or mesh, all in this thread.
+import type { NativeMesh, NativeRank, NativeRankOptions } from "../../lib/ops/binding.ts";
 import { Communicator } from "../../lib/ops/communicator.ts";
+import { loadBinding } from "../../lib/ops/native.ts";
 
 const ids = (size: number): number[] => Array.from({ length: size }, (_, rank) => rank);
 
@@ -25,4 +27,22 @@ export async function ranks<T>(size: number, body: (communicator: Communicator) 
     if (outcome.status === "rejected") throw outcome.reason;
     return outcome.value;
   });
+}
+
+/** What each rank of a new mesh gave; all are made before any is waited for. */
+export async function settledMesh<T>(
+  options: NativeRankOptions,
+  mesh: Partial<NativeMesh> & { size: number },
+  body: (rank: NativeRank, index: number) => Promise<T>,
+): Promise<PromiseSettledResult<T>[]> {
+  const { Rank, uniqueId } = loadBinding();
+  const shape = { contextParallel: 1, contextSchedule: "ring", shard: 0, shardSize: mesh.size } as const;
+  const id = uniqueId();
+  const all = ids(mesh.size).map(
+    (rank) => new Rank({ ...options, mesh: { id, rank, timeout: 20_000, ...shape, ...mesh } }),
+  );
+  const outcomes = Promise.allSettled(all.map((rank, index) => body(rank, index)));
+  await outcomes;
+  await Promise.all(all.map((rank) => rank.dispose()));
+  return outcomes;
 }

@@ -104,7 +104,8 @@ describe("the trainer", () => {
           const norms = [];
           for (const step of c.steps) {
             const made = step.map(({ seed, length }) => makeDocument(c.model.config, seed, length));
-            for (const part of cut(made, way.cuts)) await policy.rank.accumulate(packed(part), loss).promise;
+            for (const part of cut(made, way.cuts))
+              await policy.rank.accumulate(packed(part), loss, false).promise;
             norms.push((await policy.optimise(c.optimiser)).gradientNorm);
           }
           outcomes.push({ norms, state: await stateOf(policy) });
