@@ -20,6 +20,13 @@ export function positiveNumber(text: string): number {
   return value;
 }
 
+/** A sampling temperature. */
+export function temperature(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== "" && value >= 0 && value <= 10) return value;
+  throw new InvalidArgumentError("Give a number from 0 (greedy) to 10.");
+}
+
 /** A path that is not "", which would mean the working directory. */
 export function givenPath(text: string): string {
   if (text === "") throw new InvalidArgumentError("Give a path.");

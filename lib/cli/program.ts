@@ -6,6 +6,7 @@ import { register as registerDoctor } from "./doctor.ts";
 import { register as registerEvaluate } from "./evaluate.ts";
 import { register as registerExport } from "./export.ts";
 import { register as registerReport } from "./report.ts";
+import { register as registerRollout } from "./rollout.ts";
 import { interruptedExitCode } from "./signals.ts";
 import { register as registerSolve } from "./solve.ts";
 import { register as registerTasks } from "./tasks.ts";
@@ -15,6 +16,7 @@ import { register as registerWatch } from "./watch.ts";
 /** Each command's module exports `register`, which adds it to the program. In the order of the help. */
 const commands: readonly ((program: Command) => void)[] = [
   registerTrain,
+  registerRollout,
   registerEvaluate,
   registerReport,
   registerWatch,

@@ -2,14 +2,14 @@
 // stderr; with --json both are JSON Lines on stdout.
 import { readFile, writeFile } from "node:fs/promises";
 import { text } from "node:stream/consumers";
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { type Command, Option } from "commander";
 import { printable } from "../agent/observation.ts";
 import type { Turn } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
 import type { LimitsConfig } from "../run/config.ts";
 import type { Attempt, Solution } from "../run/solve.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
-import { givenPath, positiveNumber, wholeNumber } from "./options.ts";
+import { givenPath, positiveNumber, temperature, wholeNumber } from "./options.ts";
 import { commandSignal } from "./signals.ts";
 
 interface SolveCommandOptions {
@@ -44,12 +44,6 @@ const LIMITS: Omit<LimitsConfig, "maxContext"> = {
   commandSeconds: 60,
   autoSubmit: true,
 };
-
-function temperatureOf(value: string): number {
-  const number = Number(value);
-  if (value.trim() !== "" && number >= 0 && number <= 10) return number;
-  throw new InvalidArgumentError("Give a number from 0 (greedy) to 10.");
-}
 
 function refuse(message: string, cause?: unknown): TokenringError {
   return new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message, cause === undefined ? {} : { cause });
@@ -232,7 +226,7 @@ export function register(program: Command): void {
     )
     .option("--apply", "apply the patch to your working tree; with --test only if that passes")
     .option("--out <file>", "write the patch there instead of printing it", givenPath)
-    .option("--temperature <t>", "of sampling; 0 is greedy", temperatureOf, 1)
+    .option("--temperature <t>", "of sampling; 0 is greedy", temperature, 1)
     .option("--seed <n>", "decides every draw", wholeNumber, 1)
     .option("--max-turns <n>", `turns of an attempt ${limit}else 40)`, positiveNumber)
     .option("--max-context <n>", `tokens of an attempt ${limit}else the model's context)`, positiveNumber)

@@ -5,10 +5,12 @@ import { readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Command, Option } from "commander";
+import { TokenringError } from "../errors.ts";
 import type { JobConfig } from "../run/config.ts";
-import { parseConfig, readConfig } from "../run/config-file.ts";
+import { parseConfig, readConfig, withKeys } from "../run/config-file.ts";
 import { RunDirectory, readManifest } from "../run/directory.ts";
 import type { JobResult } from "../run/job.ts";
+import type { SampledTotals } from "../run/rollout-job.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
 import { givenPath, prepareJson, wholeNumber } from "./options.ts";
 import { duration, Progress } from "./progress.ts";
@@ -18,7 +20,7 @@ import { commandSignal } from "./signals.ts";
 const DEMO_CONFIG = fileURLToPath(new URL("../../recipes/tinyswe.yaml", import.meta.url));
 const PACKAGE = fileURLToPath(new URL("../../package.json", import.meta.url));
 
-interface ResultOptions {
+export interface ResultOptions {
   json?: string;
   quiet?: boolean;
 }
@@ -27,10 +29,12 @@ interface TrainOptions extends ResultOptions {
   seed?: number;
   sandbox?: JobConfig["sandbox"]["kind"];
   out?: string;
+  replay?: string;
+  replayStage?: string[];
 }
 
 /** `base`, or `base-2`, `base-3`, …: the first that is not there yet. */
-function freshDirectory(base: string): string {
+export function freshDirectory(base: string): string {
   for (let n = 1; ; n++) {
     const candidate = n === 1 ? base : `${base}-${n}`;
     if (!existsSync(candidate)) return candidate;
@@ -38,13 +42,33 @@ function freshDirectory(base: string): string {
 }
 
 async function train(file: string, name: string, options: TrainOptions): Promise<void> {
-  const { config: parsed, text: configText } = await readConfig(file);
+  const read = await readConfig(file);
+  const { replay, replayStage: stages } = options;
+  if (stages && !replay) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      "--replay-stage: says nothing without --replay; add it, or leave --replay-stage out",
+    );
+  }
+  // Resuming may happen from elsewhere.
+  const stored = replay && { path: path.resolve(replay), ...(stages ? { stages } : {}) };
+  const { config: parsed, text: configText } = stored ? withKeys(read.text, file, { replay: stored }) : read;
   const config: JobConfig = {
     ...parsed,
     seed: options.seed ?? parsed.seed,
     sandbox: { ...parsed.sandbox, kind: options.sandbox ?? parsed.sandbox.kind },
   };
   const directory = options.out ?? freshDirectory(path.join("runs", `${name}-seed${config.seed}`));
+  await begin(config, configText, directory, options);
+}
+
+/** Does a job in a new run directory. */
+export async function begin(
+  config: JobConfig,
+  configText: string,
+  directory: string,
+  options: ResultOptions,
+): Promise<void> {
   const { version } = JSON.parse(await readFile(PACKAGE, "utf8")) as { version: string };
   const manifest = { config, configText, seed: config.seed, version };
   await work(config, directory, () => RunDirectory.create(directory, manifest), options);
@@ -89,13 +113,20 @@ async function work(
   const report = await writeReport([await readRun(directory)], path.join(directory, "report.html"));
   if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 2)}\n`);
   if (options.quiet) return;
-  process.stdout.write(`\n${arcTable(result.stages, { columns: process.stdout.columns ?? 80 })}\n\n`);
+  if (result.sampled) process.stdout.write(`\n${describeSampled(result.sampled)}\n`);
+  else process.stdout.write(`\n${arcTable(result.stages, { columns: process.stdout.columns ?? 80 })}\n\n`);
   process.stdout.write(
     `${duration(result.seconds)}, at most ${Math.round(result.peakRssMiB)} MiB, seed ${result.seed}\nreport: ${report}\n`,
   );
 }
 
-function addResultOptions(command: Command): Command {
+function describeSampled({ episodes, solved, dropped, instances, instancesSolved }: SampledTotals): string {
+  const share = episodes === 0 ? "0" : ((100 * solved) / episodes).toFixed(1);
+  const broken = dropped > 0 ? `, ${dropped} more that a sandbox broke` : "";
+  return `${episodes} episodes${broken}: ${solved} solved (${share} %), ${instancesSolved} of ${instances} instances at least once`;
+}
+
+export function addResultOptions(command: Command): Command {
   return command
     .option("--json <path>", "also write the arc and its cost as JSON", givenPath)
     .option("--quiet", "print nothing but errors");
@@ -137,7 +168,9 @@ export function register(program: Command): void {
       .description(
         "Runs the job of CONFIG, for example recipes/tinyswe.yaml, which is also what `demo` runs.",
       )
-      .argument("<config>", "path of the job's YAML"),
+      .argument("<config>", "path of the job's YAML")
+      .option("--replay <run>", "learn from the trajectories of this run in place of sampling", givenPath)
+      .option("--replay-stage <name...>", "with --replay: from these of its stages alone"),
   ).action((config: string, options: TrainOptions) => train(config, path.parse(config).name, options));
 
   addResultOptions(

@@ -25,7 +25,7 @@ export interface EpisodeStatistics {
  * Whether a trajectory says anything about the policy. One that the sandbox or the verification broke leaves every
  * count: it is neither a success nor a failure.
  */
-export function counts(trajectory: Trajectory): boolean {
+export function counts(trajectory: Pick<Trajectory, "exit" | "reason">): boolean {
   return trajectory.exit !== "infra_failed" && trajectory.reason !== "infra_failed";
 }
 

@@ -182,6 +182,11 @@ export interface DapoOptions {
   reference?: Pick<Policy, "score">;
   /** A reward of one's own, finite, in place of verdict and length penalty; what the group filter is to look at is `filter`. */
   reward?: (trajectory: Trajectory) => number;
+  /**
+   * `rollouts` gives stored trajectories, by whatever policy: their logprobs are what ratios are taken against (or what
+   * importance weights correct for, with oldLogprobs "trainer"), and no step is held against them. Default false.
+   */
+  stored?: boolean;
   /** Decides the order of the pool and of the trajectories within an iteration. */
   seed: number | bigint;
   /** Names the random streams; stages of one job need different names. Default "dapo". */
@@ -206,14 +211,18 @@ export function evenParts<T>(items: readonly T[], size: number): T[][] {
   );
 }
 
-function documentsOf(groups: readonly ScoredGroup[]): TrainingDocument[] {
+function documentsOf(groups: readonly ScoredGroup[], stored: boolean): TrainingDocument[] {
   return groups.flatMap((scored) =>
     scored.state !== "live"
       ? []
       : scored.trajectories.flatMap((trajectory, i) => {
           const advantage = scored.turnAdvantages?.[i] ?? (scored.advantages[i] as number);
           // A trajectory without advantage has no gradient and must not dilute the mean either.
-          const document = trajectoryDocument(trajectory, { advantage });
+          const document: TrainingDocument = {
+            ...trajectoryDocument(trajectory, { advantage }),
+            // Another policy's versions may have the same numbers.
+            ...(stored && { version: null }),
+          };
           const signal = [advantage].flat().some((one) => one !== 0);
           return signal && carriesLoss(document) ? [document] : [];
         }),
@@ -247,7 +256,7 @@ function meansOf(steps: readonly StepMetrics[]): StepMeans | null {
 
 function summarise(
   groups: readonly ScoredGroup[],
-  ranTests?: (trajectory: Trajectory) => boolean,
+  { ranTests, stored }: Pick<DapoOptions, "ranTests" | "stored">,
 ): Omit<
   DapoSummary,
   | "groupsExtra"
@@ -281,7 +290,7 @@ function summarise(
     ...(groups.some(({ group }) => group.spared !== undefined) && {
       spared: groups.reduce((sum, { group }) => sum + (group.spared ?? 0), 0),
     }),
-    sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
+    sampledTokens: stored ? 0 : Math.round(statistics.actionTokens * statistics.episodes),
   };
 }
 
@@ -408,7 +417,9 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
       const groups = options.assign ? await options.assign(scoredGroups, iteration) : scoredGroups;
       const sampled = performance.now();
 
-      const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(documentsOf(groups));
+      const order = Random.of(seed, `${purpose}/order`, iteration).shuffle(
+        documentsOf(groups, options.stored ?? false),
+      );
       const begun = performance.now();
       const { documents, passes } = await scored(order, config, options, where);
       const learning = performance.now();
@@ -440,7 +451,7 @@ export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration,
         steps.push(metrics);
       }
       const summary: DapoSummary = {
-        ...summarise(groups, options.ranTests),
+        ...summarise(groups, options),
         groupsExtra: extra,
         credit,
         trained: documents.length,

@@ -2,6 +2,7 @@
 import type { Evaluation } from "../evaluate/evaluate.ts";
 import type { DapoSummary } from "./dapo.ts";
 import type { RftSummary } from "./rft.ts";
+import type { RolloutSummary } from "./rollout-summary.ts";
 import type { StepMetrics } from "./types.ts";
 
 /** Wall seconds by what they were spent on; stations of one stage do not overlap. */
@@ -30,6 +31,8 @@ export type RunEvent =
   | { type: "step"; stage: string; step: number; iteration?: number; metrics: StepMetrics }
   /** What RFT collected, before its steps. */
   | { type: "rollouts"; stage: string; summary: RftSummary }
+  /** One iteration of sampling without training. */
+  | { type: "sampled"; stage: string; iteration: number; summary: RolloutSummary }
   /** One iteration of DAPO, after its steps. */
   | { type: "iteration"; stage: string; iteration: number; summary: DapoSummary }
   /** `stage` names the checkpoint that was evaluated: "base", "rft", "stage1", ... */

@@ -1,9 +1,10 @@
 // Rejection fine-tuning: sample, keep what the tests accept, imitate it once.
 import type { Trajectory } from "../agent/types.ts";
-import { counts, type EpisodeStatistics, episodeStatistics } from "../evaluate/episodes.ts";
+import { counts } from "../evaluate/episodes.ts";
 import { type AdamWOptions, OPTIMISER_DEFAULTS, type Policy } from "../policy/types.ts";
 import { Random } from "../random.ts";
 import type { Instance } from "../tasks/types.ts";
+import { type RolloutSummary, rolloutSummary } from "./rollout-summary.ts";
 import { sft } from "./sft.ts";
 import { adamwOptions } from "./step.ts";
 import type { Group, RolloutSource, StepMetrics } from "./types.ts";
@@ -48,19 +49,11 @@ export const RFT_DEFAULTS: Readonly<RftConfig> = {
   logprobTolerance: 0,
 };
 
-export interface RftSummary extends EpisodeStatistics {
+export interface RftSummary extends RolloutSummary {
   /** Trajectories that were solved and are learnt from. */
   kept: number;
   /** Optimiser steps that follow. */
   steps: number;
-  /** Trajectories that infrastructure broke. */
-  dropped: number;
-  /** Instances that were solved at least once. */
-  instancesSolved: number;
-  instances: number;
-  /** Tokens that the engine sampled, and the milliseconds of wall time from sampling to verdict. */
-  sampledTokens: number;
-  rolloutMs: number;
 }
 
 /** First one "rollouts" event, then one "step" event for each optimiser step. */
@@ -86,6 +79,8 @@ export interface RftOptions {
   collected?: readonly Group[];
   /** Optimiser steps on `collected` that are already done, on resume. Default 0. */
   startStep?: number;
+  /** The trajectories are stored ones, by whatever policy: none is held against this one. Default false. */
+  stored?: boolean;
 }
 
 function* shuffledBatches(
@@ -103,14 +98,14 @@ function* shuffledBatches(
 }
 
 /** The solved trajectories as documents, in the order of the groups. */
-function solvedDocuments(groups: readonly Group[], config: RftConfig): TrainingDocument[] {
+function solvedDocuments(groups: readonly Group[], config: RftConfig, stored: boolean): TrainingDocument[] {
   return groups
     .flatMap((group) => group.trajectories.filter(counts))
     .filter((trajectory) => trajectory.verdict === "resolved")
     .map((trajectory) => {
       const document = trajectoryDocument(trajectory, { maskFormatErrors: config.maskFormatErrors });
       // Cross entropy is taken at temperature 1: logprobs of another temperature are not to be compared with it.
-      return config.temperature === 1 ? document : { ...document, version: null };
+      return config.temperature === 1 && !stored ? document : { ...document, version: null };
     })
     .filter(carriesLoss);
 }
@@ -136,27 +131,12 @@ export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, 
       ...(options.onTrajectory ? { onTrajectory: options.onTrajectory } : {}),
     }));
   const rolloutMs = performance.now() - begin;
-  const documents = solvedDocuments(groups, config);
+  const { stored = false } = options;
+  const documents = solvedDocuments(groups, config, stored);
   const steps = Math.ceil(documents.length / config.batchSize) * config.epochs;
   if (!options.collected) {
-    const counted = groups.map((group) => group.trajectories.filter(counts));
-    const episodes = counted.flat();
-    const sampled = groups.reduce((sum, group) => sum + group.trajectories.length + group.dropped.length, 0);
-    const statistics = episodeStatistics(episodes, options.ranTests);
-    yield {
-      type: "rollouts",
-      groups,
-      summary: {
-        ...statistics,
-        kept: documents.length,
-        steps,
-        dropped: sampled - episodes.length,
-        instances: groups.length,
-        instancesSolved: counted.filter((list) => list.some(({ verdict }) => verdict === "resolved")).length,
-        sampledTokens: Math.round(statistics.actionTokens * statistics.episodes),
-        rolloutMs,
-      },
-    };
+    const summary = rolloutSummary(groups, { rolloutMs, stored, ranTests: options.ranTests });
+    yield { type: "rollouts", groups, summary: { ...summary, kept: documents.length, steps } };
   }
 
   const startStep = options.startStep ?? 0;

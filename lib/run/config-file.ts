@@ -181,6 +181,21 @@ export function parseConfig(text: string, file: string): JobConfig {
   });
 }
 
+/**
+ * The text of a job's YAML with top-level `keys` set, its comments kept, and what it says then.
+ * Throws ERR_TOKENRING_CONFIG as `parseConfig`.
+ */
+export function withKeys(
+  text: string,
+  file: string,
+  keys: Readonly<Record<string, unknown>>,
+): { config: JobConfig; text: string } {
+  const document = parseDocument(text);
+  for (const [key, value] of Object.entries(keys)) document.set(key, value);
+  const changed = document.toString({ lineWidth: 0 });
+  return { config: parseConfig(changed, file), text: changed };
+}
+
 /** Keeps a byte order mark: the text is stored as its author wrote it. */
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 

@@ -133,8 +133,28 @@ const rft = z.strictObject({
   ...adamw,
 });
 
+/** Sampling without training (docs/replay.md): a job that has this has no other stage. */
+const rollout = z.strictObject({
+  split: z.enum(["train", "held-out"]).default("train"),
+  /** So many instances of the split, from its first on. */
+  instances: count,
+  rollouts: count,
+  temperature: z.number().min(0).default(1),
+  /** Decides the draws; the job's seed where left out, which decides the tasks as well. */
+  seed: z.int().min(0).optional(),
+  limits,
+});
+
+/** Stored trajectories that RFT and DAPO learn from in place of sampling (docs/replay.md). */
+const replay = z.strictObject({
+  /** A run directory. */
+  path: z.string().min(1),
+  /** Those of its stages alone; all but evaluations where left out. */
+  stages: z.array(z.string().min(1)).min(1).optional(),
+});
+
 /** Checkpoints and shards of trajectories that the job itself names. */
-const RESERVED = /^(base|rft|latest)$|-evaluation$/;
+const RESERVED = /^(base|rft|latest|rollout)$|-evaluation$/;
 
 const stage = z.strictObject({
   name: z
@@ -236,6 +256,8 @@ const job = z.strictObject({
   warmStart: warmStart.optional(),
   rft: rft.extend({ limits }).optional(),
   stages: stages.default([]),
+  rollout: rollout.optional(),
+  replay: replay.optional(),
   /** The same for every checkpoint, so that the arc compares like with like. */
   evaluate: z.strictObject({
     runs: count.default(10),
@@ -257,6 +279,7 @@ export const jobSchema = job.superRefine((config, context) => {
     one.limits,
   ]);
   if (config.rft) bounded.push([["rft"], config.rft.limits]);
+  if (config.rollout) bounded.push([["rollout"], config.rollout.limits]);
   // These bound the demonstrations of the warm start too.
   bounded.push([["evaluate"], config.evaluate.limits]);
 
@@ -303,6 +326,30 @@ export const jobSchema = job.superRefine((config, context) => {
         ? "missing; give the file of its rows"
         : "tinyswe makes its own; leave it out";
     fault(["tasks", "rows"], message);
+  }
+  if (config.rollout) {
+    const others = (["warmStart", "rft", "replay"] as const).filter((key) => config[key] !== undefined);
+    const named = [...others, ...(config.stages.length > 0 ? ["stages"] : [])].join(", ");
+    if (named !== "") fault(["rollout"], `samples and trains nothing; leave it out, or leave out ${named}`);
+    const { split, instances } = config.rollout;
+    const there = split === "train" ? config.tasks.train : config.tasks.heldOut;
+    if (instances > there)
+      fault(["rollout", "instances"], `${instances} is more than the ${there} tasks of ${split}; lower it`);
+  }
+  if (config.replay) {
+    if (!config.rft && config.stages.length === 0)
+      fault(["replay"], "nothing learns from it; add rft or stages, or leave it out");
+    for (const [i, stage] of config.stages.entries()) {
+      const sampling = {
+        maxExtraGroups: stage.maxExtraGroups > 0,
+        stepCredit: stage.stepCredit.turns > 0,
+        shaping: stage.shaping.weight > 0,
+        spareRollouts: stage.spareRollouts > 0,
+        groupSeconds: stage.groupSeconds !== null,
+      };
+      for (const [key, asked] of Object.entries(sampling))
+        if (asked) fault(["stages", i, key], "needs episodes to be run, and replay runs none; leave it out");
+    }
   }
   const checkpoints = ["base", ...(config.rft ? ["rft"] : [])];
   for (const [i, stage] of config.stages.entries()) {

@@ -16,6 +16,7 @@ import { loadTokenizer, tokenizerFromJson } from "../engine/tokenizer.ts";
 import { buildByteTokenizer } from "../engine/tokenizer-build.ts";
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
 import { isTokenringError, TokenringError } from "../errors.ts";
+import { readCarriedFiles, writeCarriedFiles } from "../policy/carried-files.ts";
 import { contextLength } from "../policy/config.ts";
 import { findModel } from "../policy/model-source.ts";
 import { Policy } from "../policy/policy.ts";
@@ -34,12 +35,14 @@ export interface JobContext extends AsyncDisposable {
   readonly tokenizer: Tokenizer;
   readonly chat: ChatFormat;
   readonly policy: Policy;
-  /** Episodes of this job under the given limits. */
-  rollouts(limits: LimitsConfig): RolloutSource;
+  /** Episodes of this job under the given limits; `seed` decides their draws, the config's where left out. */
+  rollouts(limits: LimitsConfig, seed?: number): RolloutSource;
   /** Whether an episode ran the tests; for statistics. */
   ranTests(trajectory: Trajectory): boolean;
   /** Weights with the tokenizer's files beside them: a directory that Hugging Face tools open. */
   save(directory: string): Promise<void>;
+  /** The tokenizer's files alone. */
+  saveTokenizer(directory: string): Promise<void>;
 }
 
 /**
@@ -83,7 +86,7 @@ export async function openJob(
       tokenizer,
       chat,
       policy,
-      rollouts: (limits) =>
+      rollouts: (limits, seed = config.seed) =>
         new Rollouts({
           engine,
           tokenizer,
@@ -96,7 +99,7 @@ export async function openJob(
           verdicts,
           limits: episodeLimits(limits),
           workspace: { style: "compact" },
-          seed: config.seed,
+          seed,
           episodes: config.episodes,
         }),
       ranTests: (trajectory) => trajectory.turns.some((turn) => turn.command?.startsWith(TEST_COMMAND)),
@@ -105,12 +108,11 @@ export async function openJob(
         // A policy that was loaded carries the files that it came with.
         if (given !== undefined)
           await writeFile(path.join(directory, "chat_template.jinja"), template.source);
-        if (!made) return;
-        await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(made.tokenizerJson));
-        await writeFile(
-          path.join(directory, "tokenizer_config.json"),
-          JSON.stringify(made.tokenizerConfig, null, 2),
-        );
+        if (made) await writeTokenizer(directory, made);
+      },
+      async saveTokenizer(directory) {
+        if (made) await writeTokenizer(directory, made);
+        else await writeCarriedFiles(directory, await readCarriedFiles(from as string));
       },
       [Symbol.asyncDispose]: close,
     };
@@ -118,6 +120,15 @@ export async function openJob(
     await close();
     throw error;
   }
+}
+
+/** A new model's tokenizer, in the form of Hugging Face. */
+async function writeTokenizer(
+  directory: string,
+  { tokenizerJson, tokenizerConfig }: { tokenizerJson: object; tokenizerConfig: object },
+): Promise<void> {
+  await writeFile(path.join(directory, "tokenizer.json"), JSON.stringify(tokenizerJson));
+  await writeFile(path.join(directory, "tokenizer_config.json"), JSON.stringify(tokenizerConfig, null, 2));
 }
 
 /** Where the config's model lies, downloaded if need be; undefined for a new one. */
@@ -164,6 +175,7 @@ function checkFit(config: JobConfig, policy: Policy, tokenizer: Tokenizer): void
   const limits = [
     ...config.stages.map((stage, i) => [`stages.${i}`, stage.limits] as const),
     ...(config.rft ? [["rft", config.rft.limits] as const] : []),
+    ...(config.rollout ? [["rollout", config.rollout.limits] as const] : []),
     ["evaluate", config.evaluate.limits] as const,
   ];
   for (const [name, { maxContext }] of limits) {

@@ -28,6 +28,8 @@ const cursor = z.discriminatedUnion("kind", [
     /** Ids of the stage's instances, in their order. */
     pool: z.array(z.string()),
   }),
+  /** So many iterations of sampling are done. */
+  z.object({ kind: z.literal("rollout"), next: count }),
   /** All but the evaluation is done. */
   z.object({ kind: z.literal("trained") }),
 ]);

@@ -1,9 +1,8 @@
 // The main job: warm start, RFT, stages of DAPO, an evaluation after each, everything written to the run directory.
 // The same program whatever the config names as device, engine and sandbox.
 import path from "node:path";
-import type { Group, Trajectory } from "../agent/types.ts";
+import type { Group, RolloutSource } from "../agent/types.ts";
 import { isTokenringError, TokenringError } from "../errors.ts";
-import { counts } from "../evaluate/episodes.ts";
 import { type Evaluation, evaluate } from "../evaluate/evaluate.ts";
 import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
@@ -14,19 +13,23 @@ import { type ArcStage, arcStage } from "../report/arc.ts";
 import type { Instance } from "../tasks/types.ts";
 import { span } from "../trace.ts";
 import { findCheckpoint } from "./checkpoints.ts";
-import type { JobConfig, StageConfig } from "./config.ts";
+import type { JobConfig, LimitsConfig, StageConfig } from "./config.ts";
 import type { RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
 import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.ts";
 import type { ProgressSink } from "./progress.ts";
+import { Replay } from "./replay.ts";
+import { runRollouts, type SampledTotals } from "./rollout-job.ts";
 import { dapoConfig } from "./stage.ts";
 import { Stations } from "./stations.ts";
 import { startTracking } from "./tracking.ts";
-import { readIndex, type StoredTrajectory, TrajectoryReader } from "./trajectories.ts";
+import { brokenOf, readIndex, type StoredTrajectory, storedGroup, TrajectoryReader } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
 
 export interface JobResult {
   stages: ArcStage[];
+  /** Of a job that only samples. */
+  sampled?: SampledTotals;
   seconds: number;
   /** Largest resident set of this process, in MiB. */
   peakRssMiB: number;
@@ -41,16 +44,6 @@ export interface JobOptions {
 
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
-/** The trajectories of a group that infrastructure broke: kept to be looked at. */
-function broken(group: Group): StoredTrajectory[] {
-  const uncounted = group.trajectories.filter((trajectory) => !counts(trajectory));
-  return [...uncounted, ...group.dropped].map((trajectory) => ({ trajectory, dropped: true }));
-}
-
-function sampled(group: Group): StoredTrajectory[] {
-  return [...group.trajectories.filter(counts).map((trajectory) => ({ trajectory })), ...broken(group)];
-}
-
 /**
  * Runs the job of `config` in a run directory: from its beginning in a new one; in one that was opened again, from the
  * last finished iteration of DAPO, or the last saved step of the warm start or of RFT. Either way weights, metrics and
@@ -64,6 +57,10 @@ export function runJob(config: JobConfig, options: JobOptions): Promise<JobResul
 
 async function work(config: JobConfig, options: JobOptions): Promise<JobResult> {
   const { run } = options;
+  if (config.rollout) {
+    const { totals, seconds } = await runRollouts(config, config.rollout, options);
+    return { stages: [], sampled: totals, ...(await ended(run, seconds)), seed: config.seed };
+  }
   const saved = jobProgress(run.progress, path.join(run.path, "state.json"));
   const name = run.checkpoint ?? saved?.stages.at(-1)?.name;
   const checkpoint = name === undefined ? undefined : (await findCheckpoint(run.path, name)).path;
@@ -72,8 +69,12 @@ async function work(config: JobConfig, options: JobOptions): Promise<JobResult> 
     ...(checkpoint === undefined ? {} : { checkpoint, optimiser: true }),
     ...(options.signal ? { signal: options.signal } : {}),
   });
+  const replay = config.replay
+    ? await Replay.open({ ...config.replay, tokenizer: context.tokenizer, tasks: context.tasks })
+    : null;
+  for (const [i, stage] of config.stages.entries()) replay?.check(stage, `stages.${i}`);
   await using _ = await startTracking(config.tracking, run, options.progress);
-  const job = new Job(config, context, options, saved);
+  const job = new Job(config, context, options, saved, replay);
   try {
     await job.base();
     if (config.rft) await job.rft(config.rft);
@@ -82,10 +83,14 @@ async function work(config: JobConfig, options: JobOptions): Promise<JobResult> 
     if (isTokenringError(error, "ERR_TOKENRING_ABORTED")) await job.saveUnsaved();
     throw error;
   }
-  const seconds = job.seconds();
+  return { stages: job.stages, ...(await ended(run, job.seconds())), seed: config.seed };
+}
+
+/** Writes down that the job is done, and what it cost. */
+async function ended(run: RunDirectory, seconds: number): Promise<{ seconds: number; peakRssMiB: number }> {
   const peakRssMiB = process.resourceUsage().maxRSS / 1024;
-  await options.run.record({ type: "end", seconds, peakRssMiB });
-  return { stages: job.stages, seconds, peakRssMiB, seed: config.seed };
+  await run.record({ type: "end", seconds, peakRssMiB });
+  return { seconds, peakRssMiB };
 }
 
 /** Of the time between two checkpoints of steps, at most this share goes into saving. */
@@ -104,10 +109,15 @@ class Job {
   readonly #began: number;
   readonly #config: JobConfig;
   readonly #context: JobContext;
+  /** What to learn from in place of sampling. */
+  readonly #replay: Replay | null;
   readonly #run: RunDirectory;
   readonly #progress: ProgressSink;
   readonly #signal: { signal?: AbortSignal };
-  /** On CUDA sampler and trainer differ by bf16's rounding: measured at every step, and not judged. */
+  /**
+   * On CUDA sampler and trainer differ by bf16's rounding, with stored trajectories the policies differ: measured at
+   * every step, and not judged.
+   */
   readonly #tolerance: { logprobTolerance?: null };
   /** Where the stage that was under way goes on; until that is taken up. */
   #resumed: JobProgress["current"];
@@ -116,16 +126,23 @@ class Job {
   /** Steps that are done and not saved, and the version of the weights then. */
   #unsaved: { stage: CurrentStage; cursor: StageCursor; at: number; version: number } | null = null;
 
-  constructor(config: JobConfig, context: JobContext, options: JobOptions, saved: JobProgress | null) {
+  constructor(
+    config: JobConfig,
+    context: JobContext,
+    options: JobOptions,
+    saved: JobProgress | null,
+    replay: Replay | null,
+  ) {
     this.stages = [...(saved?.stages ?? [])];
     this.#rates = SolveRates.fromJSON(saved?.rates ?? {});
     this.#began = performance.now() - 1000 * (saved?.seconds ?? 0);
     this.#config = config;
     this.#context = context;
+    this.#replay = replay;
     this.#run = options.run;
     this.#progress = options.progress;
     this.#signal = options.signal ? { signal: options.signal } : {};
-    this.#tolerance = config.device === "cuda" ? { logprobTolerance: null } : {};
+    this.#tolerance = config.device === "cuda" || replay ? { logprobTolerance: null } : {};
     this.#resumed = saved?.current ?? null;
   }
 
@@ -165,16 +182,18 @@ class Job {
     return this.#stage("rft", async (stage, cursor) => {
       const { policy, tasks } = this.#context;
       const { limits, instances, ...rest } = config;
-      const pool = tasks.train.slice(0, instances);
+      const replay = this.#replay;
+      const pool = replay ? replay.instances : tasks.train.slice(0, instances);
       const resumed =
-        cursor?.kind === "rft"
-          ? { collected: await this.#collected("rft", pool), startStep: cursor.step }
-          : {};
-      if (cursor === null) this.#progress.phase("rft: rollouts", pool.length * config.rollouts);
+        cursor?.kind === "rft" ? { collected: await this.#collected("rft"), startStep: cursor.step } : {};
+      if (cursor === null && replay) {
+        this.#progress.log(`rft: learns from ${replay.path}; instances, rollouts and limits say nothing`);
+        this.#progress.phase("rft: stored trajectories", replay.episodes);
+      } else if (cursor === null) this.#progress.phase("rft: rollouts", pool.length * config.rollouts);
       let episodes = 0;
       const events = rft({
         policy,
-        rollouts: this.#context.rollouts(limits),
+        ...this.#source(limits),
         instances: pool,
         config: { ...rest, microBatchTokens: this.#config.microBatchTokens, ...this.#tolerance },
         seed: this.#config.seed,
@@ -187,7 +206,7 @@ class Job {
       for await (const event of events) {
         if (event.type === "rollouts") {
           stage.stations.lap("rollouts");
-          await this.#keep("rft", 0, event.groups.flatMap(sampled));
+          await this.#keep("rft", 0, event.groups.flatMap(storedGroup));
           await this.#run.record({ type: "rollouts", stage: "rft", summary: event.summary });
           this.#progress.log(`rft: kept ${event.summary.kept} of ${event.summary.episodes} trajectories`);
           if (event.summary.kept === 0) {
@@ -219,16 +238,20 @@ class Job {
       await using reference = config.klCoef > 0 ? await this.#reference(near) : null;
       const started = cursor?.kind === "dapo" ? cursor : null;
       // The rates that refined the pool have grown since.
+      const all = this.#replay?.instances ?? tasks.train;
       const pool = started
-        ? this.#instances(started.pool)
+        ? (this.#replay?.byKey(started.pool) ?? this.#instances(started.pool))
         : which === "refined"
-          ? refinePool(tasks.train, this.#rates)
-          : tasks.train;
-      if (which === "refined")
-        this.#progress.log(`${name}: ${pool.length} of ${tasks.train.length} instances left`);
+          ? refinePool(all, this.#rates)
+          : all;
+      const what = this.#replay ? `stored groups of ${this.#replay.path}` : "instances";
+      if (which === "refined" || this.#replay)
+        this.#progress.log(
+          `${name}: ${pool.length} of ${all.length} ${what}${which === "refined" ? " left" : ""}`,
+        );
       const iterations = dapo({
         policy,
-        rollouts: this.#context.rollouts(limits),
+        ...this.#source(limits),
         instances: pool,
         ...(reference ? { reference } : {}),
         config: { ...dapoConfig(config, this.#config), ...this.#tolerance },
@@ -259,7 +282,7 @@ class Job {
               advantage: scored.advantages[i] as number,
               ...(learnt.has(trajectory.id) && { learnt: learnt.get(trajectory.id) as LearntTokens }),
             })),
-            ...broken(scored.group),
+            ...brokenOf(scored.group),
           ]),
         );
         this.#progress.update(
@@ -268,10 +291,16 @@ class Job {
         );
         // After the last one comes the stage's own checkpoint.
         if (next.iteration === config.iterations) continue;
-        const ids = pool.map((instance) => instance.instance_id);
+        const ids = this.#replay?.keys(pool) ?? pool.map((instance) => instance.instance_id);
         await this.#save(stage, { kind: "dapo", next, pool: ids }, next.iteration);
       }
     });
+  }
+
+  /** Where a stage's trajectories come from. */
+  #source(limits: LimitsConfig): { rollouts: RolloutSource; stored: boolean } {
+    const rollouts = this.#replay ?? this.#context.rollouts(limits);
+    return { rollouts, stored: this.#replay !== null };
   }
 
   /** Instances of the training split, by id. */
@@ -287,20 +316,19 @@ class Job {
     });
   }
 
-  /** The groups of `stage` as they were stored. */
-  async #collected(stage: string, pool: readonly Instance[]): Promise<Group[]> {
-    const groups = new Map(
-      pool.map((instance) => [
-        instance.instance_id,
-        { instance, trajectories: [] as Trajectory[], dropped: [] as Trajectory[] },
-      ]),
-    );
+  /** The trajectories of `stage` as they were stored, in their order; which group they are of says nothing to RFT. */
+  async #collected(stage: string): Promise<Group[]> {
+    const group: Group = {
+      instance: this.#context.tasks.train[0] as Instance,
+      trajectories: [],
+      dropped: [],
+    };
     const reader = new TrajectoryReader(this.#run.path);
     for await (const entry of readIndex(this.#run.path)) {
       if (entry.stage !== stage || entry.dropped) continue;
-      groups.get(entry.instanceId)?.trajectories.push((await reader.read(entry)).trajectory);
+      group.trajectories.push((await reader.read(entry)).trajectory);
     }
-    return [...groups.values()];
+    return [group];
   }
 
   /** The policy of a finished stage's checkpoint, the last one's where none is named; the caller disposes of it. */
@@ -431,7 +459,7 @@ class Job {
       onTrajectory: () => this.#progress.update(++episodes),
       ...this.#signal,
     });
-    await this.#keep(`${name}-evaluation`, 0, groups.flatMap(sampled));
+    await this.#keep(`${name}-evaluation`, 0, groups.flatMap(storedGroup));
     return evaluation;
   }
 

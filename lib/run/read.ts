@@ -120,10 +120,12 @@ export class RunReader implements RunData {
       await this.poll();
       return { events: true, rows: 0, reset: true };
     }
-    // The first checkpoint brings the tokenizer.
-    const checkpoint = path.join(this.#directory, "checkpoints", "latest");
-    if (!this.#tokenizer && (await textOr(path.join(checkpoint, "tokenizer.json"), null)) !== null)
-      this.#tokenizer = await loadTokenizer(checkpoint);
+    // The first checkpoint brings the tokenizer; a run that only samples has it by itself.
+    for (const folder of ["checkpoints/latest", "tokenizer"]) {
+      const from = path.join(this.#directory, folder);
+      if (!this.#tokenizer && (await textOr(path.join(from, "tokenizer.json"), null)) !== null)
+        this.#tokenizer = await loadTokenizer(from);
+    }
     return { events: this.events.length > events, rows, reset: false };
   }
 }

@@ -129,7 +129,7 @@ function checkRoom(options: SolveOptions, instance: Instance): void {
   if (prompt < room) return;
   const cure =
     limits.maxContext < engine.contextLimit
-      ? "give it a larger context (at most the model's, " + `${engine.contextLimit}) or shorten the issue`
+      ? `give it a larger context (at most the model's, ${engine.contextLimit}) or shorten the issue`
       : "shorten the issue or take a model with a longer context";
   throw new TokenringError(
     "ERR_TOKENRING_TASK",

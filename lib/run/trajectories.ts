@@ -1,8 +1,9 @@
 // Trajectories on disk: index.jsonl says what happened, safetensors shards hold the token lanes.
 import { open, readdir, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
-import type { Budget, Trajectory } from "../agent/types.ts";
+import type { Budget, Group, Trajectory } from "../agent/types.ts";
 import { TokenringError } from "../errors.ts";
+import { counts } from "../evaluate/episodes.ts";
 import type { LearntTokens } from "../learn/types.ts";
 import { guarded, syncDirectory } from "./files.ts";
 import { AppendLog, readLog } from "./metrics.ts";
@@ -38,6 +39,17 @@ export interface StoredTrajectory {
   reward?: number;
   advantage?: number;
   learnt?: LearntTokens;
+}
+
+/** The trajectories of a group that infrastructure broke: kept to be looked at. */
+export function brokenOf(group: Group): StoredTrajectory[] {
+  const uncounted = group.trajectories.filter((trajectory) => !counts(trajectory));
+  return [...uncounted, ...group.dropped].map((trajectory) => ({ trajectory, dropped: true }));
+}
+
+/** A group as it was sampled, before anything is learnt of it. */
+export function storedGroup(group: Group): StoredTrajectory[] {
+  return [...group.trajectories.filter(counts).map((trajectory) => ({ trajectory })), ...brokenOf(group)];
 }
 
 /** Pieces of a lane, the first of which says its dtype where there are no others. */
