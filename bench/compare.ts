@@ -1,8 +1,10 @@
 // Two runs side by side: what became faster, what slower, and what lies within the noise of both.
 import { biggerIsBetter, type Result, type Results } from "./result.ts";
 
+/** What became of a result. */
 export type Verdict = "faster" | "same" | "slower";
 
+/** One result in two runs. Values are in `unit`. */
 export interface Change {
   name: string;
   unit: string;
@@ -15,6 +17,7 @@ export interface Change {
   verdict: Verdict;
 }
 
+/** Two runs side by side. */
 export interface RunComparison {
   /** "slower" if any result is; else "faster" if any is. */
   verdict: Verdict | "not comparable";
@@ -26,6 +29,7 @@ export interface RunComparison {
   added: string[];
 }
 
+/** What counts as a change. */
 export interface CompareOptions {
   /** Part of the first run's value that a change must exceed to count (default 0.05). */
   threshold?: number;

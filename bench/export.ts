@@ -4,8 +4,10 @@ import { biggerIsBetter, type Result, type Results } from "./result.ts";
 
 /** One of the action's `tool` inputs; a file of it holds results of one direction only. */
 export type ActionTool = "customBiggerIsBetter" | "customSmallerIsBetter";
+/** Both tools: results of one run go into a file for each. */
 export const ACTION_TOOLS: readonly ActionTool[] = ["customBiggerIsBetter", "customSmallerIsBetter"];
 
+/** One result as github-action-benchmark reads it. */
 export interface ActionEntry {
   name: string;
   unit: string;

@@ -34,6 +34,7 @@ export interface Case extends Comparison {
   close(): Promise<void>;
 }
 
+/** How long a comparison is measured. */
 export interface MeasureOptions {
   /** Turns that each side gets (default 7). */
   rounds?: number;

@@ -5,6 +5,7 @@ import { z } from "zod";
 
 const spread = z.number().nonnegative();
 
+/** One result, as zod. */
 export const resultSchema = z.object({
   /** What was done, and against which peer; unique in a run. */
   name: z.string().min(1),
@@ -19,6 +20,7 @@ export const resultSchema = z.object({
   ratio: z.number().nullable(),
 });
 
+/** A run of the benchmarks, schema 1, as zod: what `--json` writes. */
 export const resultsSchema = z
   .object({
     schema: z.literal(1),

@@ -11,6 +11,7 @@ import { sample } from "./suites/sample.ts";
 import { sandbox } from "./suites/sandbox.ts";
 import { train } from "./suites/train.ts";
 
+/** Comparisons that belong together. */
 export interface Suite {
   name: string;
   /** What it times, in one line. */
@@ -22,6 +23,7 @@ export interface Suite {
 /** In the order in which they run. */
 export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox, loadSuite];
 
+/** How `runSuites` runs, and whom it tells. */
 export interface RunOptions extends MeasureOptions {
   /** Of every side that computes a model (default: all cores). */
   threads?: number;

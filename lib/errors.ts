@@ -1,5 +1,6 @@
 // The one error family. Messages are one line: what was wrong, where, and what to do.
 
+/** The codes of TokenringError; docs/errors.md has the cause and cure of each. */
 export type ErrorCode =
   | "ERR_TOKENRING_INVALID_ARGUMENT"
   | "ERR_TOKENRING_CONFIG"
@@ -26,7 +27,9 @@ export type ErrorCode =
  */
 export class TokenringError extends Error {
   override readonly name = "TokenringError";
+  /** What kind of fault: stable, for programs. */
   readonly code: ErrorCode;
+  /** Paths, keys and numbers of the message, for programs; {} where there are none. */
   readonly details: Readonly<Record<string, unknown>>;
 
   constructor(

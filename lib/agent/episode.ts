@@ -17,6 +17,7 @@ import { type CommandOutcome, Workspace, type WorkspaceOptions } from "./workspa
 /** The working tree's diff is taken after the episode's own time is over. */
 const DIFF_MS = 60_000;
 
+/** One episode: who acts, where, on what, and within which limits. */
 export interface EpisodeRequest {
   instance: Instance;
   template: PromptTemplate;

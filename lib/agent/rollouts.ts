@@ -22,6 +22,7 @@ const OPEN_MS = 300_000;
 const CLOSE_MS = 60_000;
 const VERIFY_MS = 1_800_000;
 
+/** What episodes need: an engine, text formats, tasks, sandboxes and a judge. */
 export interface RolloutOptions {
   engine: Engine;
   tokenizer: Tokenizer;
@@ -66,6 +67,7 @@ interface GroupRun extends Collection {
   places: Places;
 }
 
+/** Groups of episodes, many at once, each in a sandbox of its own and judged in another. */
 export class Rollouts implements RolloutSource {
   readonly #options: RolloutOptions;
   readonly #verdicts: VerdictCache;
@@ -83,6 +85,7 @@ export class Rollouts implements RolloutSource {
     this.#verdicts = options.verdicts ?? new VerdictCache();
   }
 
+  /** What an episode may spend. */
   get limits(): EpisodeLimits {
     return this.#options.limits;
   }

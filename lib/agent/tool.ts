@@ -17,6 +17,7 @@ import {
 /** "compact" says the same in fewer tokens: short paths, and after an edit only the lines around it. */
 export type Style = "full" | "compact";
 
+/** What a tool works on: the sandbox, the agent's place and open file, and how much it may show. */
 export interface ToolContext {
   readonly sandbox: Sandbox;
   readonly state: EditorState;
@@ -25,12 +26,14 @@ export interface ToolContext {
   readonly signal?: AbortSignal;
 }
 
+/** What a tool shows the agent; `submitted` ends the episode. */
 export interface ToolResult {
   output: string;
   /** Ends the episode: the working tree is what the agent proposes. */
   submitted?: boolean;
 }
 
+/** A command of the agent that is no shell command. */
 export interface Tool {
   /** First word of the command. */
   readonly name: string;

@@ -4,14 +4,18 @@ import type { Verdict } from "../verify/types.ts";
 
 /** Where a token came from; the loss mask is made of this and of nothing else. */
 export const PROMPT = 0;
+/** Provenance of a token that the environment showed after the prompt: it carries no loss. */
 export const OBSERVATION = 1;
+/** Provenance of a token that the policy sampled: it alone carries loss. */
 export const ACTION = 2;
 
 /** How an episode ended; retry reads this, reward reads the verdict. */
 export type Exit = "submitted" | "turn_limit" | "context_limit" | "timeout" | "infra_failed";
 
+/** Why no command could be read from a turn: none was in a block of its own, or several were. */
 export type FormatError = "no_command" | "multiple_commands";
 
+/** One turn of an episode: what the policy said, what it ran, and what it was shown in reply. */
 export interface Turn {
   /** Tokens [start, end) of the trajectory are this turn's action. */
   start: number;
@@ -30,6 +34,7 @@ export interface Turn {
   toolMs: number;
 }
 
+/** One judged episode: the token stream as the policy saw and produced it, its turns, how it ended and the verdict. */
 export interface Trajectory {
   id: string;
   instanceId: string;

@@ -6,6 +6,7 @@ import { printable, shellPrompt, truncateMiddle } from "./observation.ts";
 import { type Style, type Tool, type ToolContext, ToolError } from "./tool.ts";
 import { defaultTools } from "./tools.ts";
 
+/** How an agent's shell looks: tools, style, window of the open file, lengths. */
 export interface WorkspaceOptions {
   tools?: readonly Tool[];
   style?: Style;

@@ -1,5 +1,6 @@
 // Text to token ids and back, and where a turn ends. Built from Hugging Face tokenizer files.
 
+/** Text to token ids and back (byte-level BPE). */
 export interface Tokenizer {
   readonly vocabularySize: number;
   /** Special tokens by their text. */

@@ -1,5 +1,6 @@
 // Who samples: token ids in, token ids and logprobs out. An engine knows nothing of text.
 
+/** How one turn is sampled. */
 export interface SampleOptions {
   /** At most this many tokens. */
   maxTokens: number;
@@ -12,6 +13,7 @@ export interface SampleOptions {
   signal?: AbortSignal;
 }
 
+/** One sampled turn: ids and behaviour logprobs (natural logarithm), one a token. */
 export interface SampledTurn {
   tokens: Int32Array;
   /** log pi(token | prefix) at the sampling temperature, over the whole vocabulary, one a token. */
@@ -35,6 +37,7 @@ export interface Session extends Disposable {
   dispose(): void;
 }
 
+/** Who samples: opens sessions, each one token stream. */
 export interface Engine {
   readonly name: string;
   readonly vocabularySize: number;

@@ -39,6 +39,7 @@ export interface AbstentionPoint {
   recall: number;
 }
 
+/** What a score of confidence is worth: abstention by it, and best-of-n. Rates are in [0, 1]. */
 export interface ConfidenceReport {
   /** At coverages of 5, 10, ... 100 %, or of every episode where there are fewer than twenty. */
   curve: AbstentionPoint[];

@@ -9,6 +9,7 @@ import { type AdvantageOptions, groupAdvantages, groupScale } from "./advantage.
 import { type Reward, rewardOf, type ScoredGroup } from "./filter.ts";
 import type { Group, RolloutSource } from "./types.ts";
 
+/** Credit by the turn from rollouts that go on from it (docs/learning.md). */
 export interface StepCreditOptions {
   /** Turns of a group at which its trajectories are forked, at most: 0 = off. */
   turns: number;
@@ -16,6 +17,7 @@ export interface StepCreditOptions {
   rollouts: number;
 }
 
+/** Credit by the turn from the tests that pass after it (docs/learning.md). */
 export interface ShapingOptions {
   /** Weight of the potential: 0 = off. 1 counts all tests passed as much as the reward. */
   weight: number;

@@ -8,6 +8,7 @@ import type { Group } from "./types.ts";
 export class SolveRates {
   readonly #counts = new Map<string, { solved: number; episodes: number }>();
 
+  /** What `toJSON` gave. */
   static fromJSON(data: Readonly<Record<string, { solved: number; episodes: number }>>): SolveRates {
     const rates = new SolveRates();
     for (const [id, { solved, episodes }] of Object.entries(data))
@@ -34,6 +35,7 @@ export class SolveRates {
     return entry === undefined || entry.episodes === 0 ? null : entry.solved / entry.episodes;
   }
 
+  /** Counts by instance id, sorted. */
   toJSON(): Record<string, { solved: number; episodes: number }> {
     return Object.fromEntries([...this.#counts].sort(([a], [b]) => (a < b ? -1 : 1)));
   }

@@ -68,6 +68,7 @@ export interface DapoConfig extends AdamWOptions, ObjectiveOptions {
   logprobTolerance: number | null;
 }
 
+/** Stage 1 of the paper (arXiv 2508.03501, Table 3). */
 export const DAPO_STAGE1: Readonly<DapoConfig> = {
   iterations: 24,
   instances: 300,
@@ -100,6 +101,7 @@ export const DAPO_STAGE1: Readonly<DapoConfig> = {
   logprobTolerance: 0,
 };
 
+/** Stage 2 of the paper: twice the turns, larger batches, a narrower clip, on fewer instances. */
 export const DAPO_STAGE2: Readonly<DapoConfig> = {
   ...DAPO_STAGE1,
   iterations: 20,
@@ -158,6 +160,7 @@ export interface DapoCursor {
   step: number;
 }
 
+/** One iteration of `dapo`, when its steps are taken. */
 export interface DapoIteration {
   iteration: number;
   groups: ScoredGroup[];
@@ -169,6 +172,7 @@ export interface DapoIteration {
   next: DapoCursor;
 }
 
+/** What `dapo` needs: a policy, a source of rollouts, a pool, and options. */
 export interface DapoOptions {
   policy: Policy;
   rollouts: RolloutSource;

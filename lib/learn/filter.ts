@@ -14,6 +14,7 @@ export type GroupFilter = "outcome" | "final_reward";
 /** live: carries a signal; solved / failed: everyone did; empty: no trajectory counts. */
 export type GroupState = "live" | "solved" | "failed" | "empty";
 
+/** A group with rewards and advantages, one for each trajectory that counts. */
 export interface ScoredGroup {
   group: Group;
   /** The trajectories that count; those that infrastructure broke are left out. */

@@ -4,6 +4,7 @@ import { GSPO_CLIP } from "../ops/policy-loss.ts";
 import type { Objective, PolicyLoss } from "../policy/types.ts";
 import type { Aggregation } from "./weights.ts";
 
+/** What a stage of reinforcement learning minimises (docs/losses.md). */
 export interface ObjectiveOptions {
   /** "ppo_clip". */
   objective: Exclude<Objective, "nll">;

@@ -34,6 +34,7 @@ export interface RftConfig extends AdamWOptions {
   logprobTolerance: number | null;
 }
 
+/** RFT as in the paper (arXiv 2508.03501, section 4.2 and appendix C). */
 export const RFT_DEFAULTS: Readonly<RftConfig> = {
   rollouts: 10,
   temperature: 1,

@@ -3,6 +3,7 @@ import type { Trajectory } from "../agent/types.ts";
 import { counts, type EpisodeStatistics, episodeStatistics } from "../evaluate/episodes.ts";
 import type { Group } from "./types.ts";
 
+/** Counts and means of a set of groups. */
 export interface RolloutSummary extends EpisodeStatistics {
   /** Trajectories that infrastructure broke. */
   dropped: number;

@@ -22,6 +22,7 @@ export const ADAMW_DEFAULTS = {
   clipNorm: 0,
 } as const;
 
+/** One AdamW step: rates, moments' decay, and clipping by the global norm. */
 export interface AdamWStepOptions extends CallOptions {
   learningRate: number;
   /** Number of this step, from 1: the moments are corrected for their start at zero by it. */

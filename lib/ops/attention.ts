@@ -113,6 +113,7 @@ export async function attentionBlockBackward(
   await withSignal(() => loadBinding().attentionBackward(call), options.signal);
 }
 
+/** How packed tokens are dealt to ranks: equal ranges in order, or folded so that all have as many keys to look at. */
 export type ShardLayout = "contiguous" | "zigzag";
 
 /**

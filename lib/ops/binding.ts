@@ -46,6 +46,7 @@ export type NativeRopeScaling =
       high_freq_factor: number;
     };
 
+/** See RankOptions of `tokenring`; every value is given. */
 export interface NativeRankOptions {
   config: NativeDecoderConfig;
   device: string;
@@ -91,6 +92,7 @@ export interface NativeBatch {
   referenceLogprob?: Float32Array;
 }
 
+/** See PolicyLossOptions; every value is given. */
 export interface NativeLoss {
   objective: "nll" | "ppo_clip" | "gspo" | "cispo";
   clipLow: number;
@@ -104,6 +106,7 @@ export interface NativeLoss {
   chunkRows: number;
 }
 
+/** See LossResult: lanes have one entry a token, in nats. */
 export interface NativeLossResult {
   loss: number;
   logprob: Float32Array;
@@ -112,6 +115,7 @@ export interface NativeLossResult {
   flags: Int32Array;
 }
 
+/** See AdamWOptions; every value is given. */
 export interface NativeAdamW {
   learningRate: number;
   beta1: number;
@@ -122,6 +126,7 @@ export interface NativeAdamW {
   clipNorm: number;
 }
 
+/** See SampleOptions of `tokenring`. */
 export interface NativeSampleRequest {
   maxTokens: number;
   stop: Int32Array;
@@ -129,6 +134,7 @@ export interface NativeSampleRequest {
   seed: bigint;
 }
 
+/** See SampledTurn of `tokenring`. */
 export interface NativeSampleResult {
   tokens: Int32Array;
   logprobs: Float32Array;
@@ -142,6 +148,7 @@ export interface NativeJob<T> {
   abort(): void;
 }
 
+/** What the sampler's sessions hold and may hold, in pages and tokens. */
 export interface NativeUsage {
   sessions: number;
   pages: number;
@@ -199,6 +206,7 @@ export interface NativeTensor {
  */
 export type DLPackCapsule = object & { readonly DLPackCapsule: unique symbol };
 
+/** Native memory with a dtype and a shape; DeviceTensor wraps it. */
 export interface NativeDeviceTensor {
   readonly disposed: boolean;
   readonly dtype: NativeTensor["dtype"];
@@ -223,6 +231,7 @@ export interface NativeAttention {
   scale: number;
 }
 
+/** All f32, shapes as of the tensors they belong to; dq, dk, dv are added to. */
 export interface NativeAttentionGradients extends NativeAttention {
   dout: NativeTensor;
   dq: NativeTensor;
@@ -236,6 +245,7 @@ export interface NativeAttentionBlock {
   keys: Int32Array;
 }
 
+/** How attention goes around ranks: which tokens each rank holds, and the schedule. */
 export interface NativeRing {
   shards: Int32Array[];
   schedule: "ring" | "all_gather";
@@ -258,6 +268,7 @@ export interface NativePolicyLoss {
   dhead?: NativeTensor;
 }
 
+/** Equally long f32 tensors; weight and moments are updated in place. */
 export interface NativeParameter {
   weight: NativeTensor;
   gradient: NativeTensor;
@@ -283,6 +294,7 @@ export interface NativeCommunicator {
   dispose(): Promise<void>;
 }
 
+/** The addon's whole surface. The functions and classes above it are what a program should use. */
 export interface Binding {
   readonly abi: number;
   /** "avx512", "avx2" or "scalar": the path the CPU backend takes on this machine. */

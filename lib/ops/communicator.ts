@@ -4,11 +4,13 @@ import { type CallOptions, withSignal } from "./jobs.ts";
 import { loadBinding } from "./native.ts";
 import { native, type TensorLike } from "./tensor.ts";
 
+/** How ranks' elements become one: always in the order of the ranks. */
 export type Reduction = "sum" | "max" | "min";
 
 /** A message of a group: `tensor` goes to a rank, or is filled by one. */
 export type Transfer = { send: TensorLike; to: number } | { receive: TensorLike; from: number };
 
+/** Who joins which communicator, and how long a wait may take. */
 export interface CommunicatorOptions {
   /** What `Communicator.uniqueId()` gave to one of the ranks or to whoever starts them; the same for all. */
   id: Uint8Array;
@@ -33,7 +35,9 @@ export interface CommunicatorOptions {
  * on without it. After an error the communicator is broken: dispose it and make another one.
  */
 export class Communicator implements AsyncDisposable {
+  /** This one's number, from 0. */
   readonly rank: number;
+  /** How many ranks there are. */
   readonly size: number;
   /** The native object, for the ops that span ranks. @internal */
   readonly native: NativeCommunicator;
@@ -111,10 +115,12 @@ export class Communicator implements AsyncDisposable {
     await withSignal(() => this.native.exchange(group), options.signal);
   }
 
+  /** Sends x, any dtype, to one rank, which must receive as many elements of that dtype. */
   async send(x: TensorLike, to: number, options: CallOptions = {}): Promise<void> {
     await this.exchange([{ send: x, to }], options);
   }
 
+  /** Fills x from one rank, which must send as many elements of that dtype. */
   async receive(x: TensorLike, from: number, options: CallOptions = {}): Promise<void> {
     await this.exchange([{ receive: x, from }], options);
   }

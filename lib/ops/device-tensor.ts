@@ -5,6 +5,7 @@ import { type CallOptions, withSignal } from "./jobs.ts";
 import { loadBinding } from "./native.ts";
 import { type DType, type HostArray, native, type Tensor } from "./tensor.ts";
 
+/** Where memory lies, and what it holds. */
 export interface DeviceTensorOptions {
   /** Default "f32". */
   dtype?: DType;
@@ -21,9 +22,13 @@ export interface DeviceTensorOptions {
 export class DeviceTensor implements Tensor, Disposable {
   /** The native object. */
   readonly data: NativeDeviceTensor;
+  /** Where the memory lies. */
   readonly device: "cpu" | "cuda";
+  /** The stream whose work on it comes first, as its address; 0 on the CPU. */
   readonly stream: bigint;
+  /** Of its elements. */
   readonly dtype: DType;
+  /** Row-major, without gaps. */
   readonly shape: readonly number[];
   /** What a lent pointer belongs to stays alive as long as the tensor does. */
   readonly owner: object | undefined;

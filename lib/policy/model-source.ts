@@ -5,6 +5,7 @@ import { TokenringError } from "../errors.ts";
 import { CachedModel, defaultCache, hubHome, missingFiles } from "./model-cache.ts";
 import type { DownloadOptions } from "./model-download.ts";
 
+/** How `findModel` looks for a model: revision, cache, network. */
 export interface ModelSourceOptions extends Partial<DownloadOptions> {
   /** Branch, tag or commit on the hub (default "main"). */
   revision?: string;

@@ -1,6 +1,6 @@
 // The policy on one rank of the addon: weights, gradients and optimiser state live there; JavaScript holds a handle.
 import { join } from "node:path";
-import { TokenringError } from "../errors.ts";
+import { isTokenringError, TokenringError } from "../errors.ts";
 import type { NativeAdamW, NativeBatch, NativeRank } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
@@ -68,7 +68,12 @@ export interface LoadOptions extends RankOptions {
 /** Bytes of tensors that one file of a saved model holds: what transformers 4 writes. */
 const SHARD_BYTES = 5e9;
 
+/**
+ * A decoder with its gradients and optimiser on one rank: scores packed documents, takes steps, is saved and loaded. Calls are
+ * queued and run in their order on a native thread; each rejects with ERR_TOKENRING_DISPOSED after `dispose`.
+ */
 export class Policy implements PolicyShape {
+  /** Its shape, as in Hugging Face's config.json. */
   readonly config: DecoderConfig;
   /** The native rank, for the embedded engine. @internal */
   readonly rank: NativeRank;
@@ -126,7 +131,8 @@ export class Policy implements PolicyShape {
     const decoder = parseConfig(config, join(directory, "config.json"));
     const files = await readCarriedFiles(directory);
     const { ropeScaling } = options;
-    const policy = new Policy(ropeScaling ? { ...decoder, rope_scaling: ropeScaling } : decoder, options);
+    const shape = ropeScaling ? { ...decoder, rope_scaling: ropeScaling } : decoder;
+    const policy = ofFile(join(directory, "config.json"), () => new Policy(shape, options));
     policy.#source = { config: config as Record<string, unknown>, files };
     return policy.#begin(() => policy.load(directory, { optimiser: options.optimiser ?? false }));
   }
@@ -146,15 +152,22 @@ export class Policy implements PolicyShape {
     return this.rank.disposed;
   }
 
+  /** Version of the weights; grows with every optimiser step and load. */
   get version(): number {
     return this.#version;
   }
 
+  /**
+   * Forward and backward pass of the batch; its gradients are added to what is accumulated. Lanes are aligned with the
+   * batch's tokens, logprobs and entropies in nats.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT for lanes that do not fit, ERR_TOKENRING_NON_FINITE, ERR_TOKENRING_OUT_OF_MEMORY.
+   */
   async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
     const how = nativeLoss(loss);
     return withSignal(() => this.rank.accumulate(nativeBatch(batch), how, false), options.signal);
   }
 
+  /** Logprob and entropy (nats) of every token but the first of each document; no gradients. */
   async score(
     batch: Pick<PackedBatch, "tokens" | "lengths">,
     options: CallOptions & { temperature?: number } = {},
@@ -183,6 +196,7 @@ export class Policy implements PolicyShape {
     return withSignal(() => this.rank.busySeconds());
   }
 
+  /** Forgets what `accumulate` has added since the last step. */
   async dropGradients(): Promise<void> {
     await withSignal(() => this.rank.dropGradients());
   }
@@ -192,6 +206,11 @@ export class Policy implements PolicyShape {
     await withSignal(() => this.rank.resetOptimiser());
   }
 
+  /**
+   * Writes config.json and model.safetensors (or shards and their index), the files of the model that was loaded, and with
+   * `optimiser` AdamW's state.
+   * @throws ERR_TOKENRING_CHECKPOINT naming the file that could not be written.
+   */
   async save(directory: string, options: SaveOptions = {}): Promise<void> {
     if (this.disposed)
       throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");
@@ -201,6 +220,10 @@ export class Policy implements PolicyShape {
     await withSignal(() => this.rank.save(directory, { dtype, optimiser, shardBytes }));
   }
 
+  /**
+   * Reads the weights (and with `optimiser` AdamW's state) of a checkpoint of the same shape into this policy.
+   * @throws ERR_TOKENRING_CHECKPOINT naming the file and the tensor.
+   */
   async load(directory: string, options: { optimiser?: boolean } = {}): Promise<void> {
     const optimiser = options.optimiser ?? false;
     try {
@@ -219,6 +242,20 @@ export class Policy implements PolicyShape {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
+  }
+}
+
+const SHAPE_FAULT = "decoder config: ";
+
+/** What the native code finds wrong with a shape is the fault of the file that it came from. */
+function ofFile<T>(file: string, make: () => T): T {
+  try {
+    return make();
+  } catch (cause) {
+    if (!isTokenringError(cause, "ERR_TOKENRING_INVALID_ARGUMENT")) throw cause;
+    if (!cause.message.startsWith(SHAPE_FAULT)) throw cause;
+    const message = `${file}: ${cause.message.slice(SHAPE_FAULT.length)}; give a model whose sizes fit together`;
+    throw new TokenringError("ERR_TOKENRING_CHECKPOINT", message, { cause, details: { file } });
   }
 }
 

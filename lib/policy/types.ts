@@ -6,6 +6,7 @@ import type { PolicyLossOptions } from "../ops/policy-loss.ts";
 
 export type { Objective } from "../ops/policy-loss.ts";
 export type { CallOptions };
+/** What the policy's loss minimises: objective, clip range, KL and entropy terms, temperature (docs/losses.md). */
 export type PolicyLoss = PolicyLossOptions;
 
 /** Shape of a decoder; field names as in Hugging Face's config.json. */
@@ -37,6 +38,7 @@ export interface LossResult {
   flags: Int32Array;
 }
 
+/** One AdamW step; what is left out is `OPTIMISER_DEFAULTS`. `learningRate` is per step, `weightDecay` decoupled. */
 export interface AdamWOptions {
   learningRate: number;
   beta1?: number;

@@ -386,7 +386,9 @@ export const jobSchema = job.superRefine((config, context) => {
   }
 });
 
+/** A job's config with every default filled in; recipes/tinyswe.yaml shows one, faults are named by key and line. */
 export type JobConfig = z.output<typeof jobSchema>;
 export type JobInput = z.input<typeof jobSchema>;
+/** One stage of DAPO in a job's config. */
 export type StageConfig = JobConfig["stages"][number];
 export type LimitsConfig = z.output<typeof limits>;

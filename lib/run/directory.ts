@@ -125,8 +125,11 @@ async function removeIfEmpty(directory: string): Promise<void> {
 
 /** One job's directory, locked for writing until `close()`. */
 export class RunDirectory implements AsyncDisposable {
+  /** Absolute. */
   readonly path: string;
+  /** run.json: schema, version, seed and config. */
   readonly manifest: RunManifest;
+  /** Where the run's trajectories are written. */
   readonly trajectories: TrajectoryStore;
   readonly #metrics: AppendLog;
   readonly #unlock: () => Promise<void>;

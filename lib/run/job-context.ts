@@ -30,6 +30,7 @@ import type { ProgressSink } from "./progress.ts";
 import { checkSupported } from "./supported.ts";
 import { openWorld } from "./world.ts";
 
+/** What the stages of a job share, opened by `openJob`; disposing of it closes everything. */
 export interface JobContext extends AsyncDisposable {
   readonly tasks: TaskSet;
   readonly tokenizer: Tokenizer;

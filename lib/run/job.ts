@@ -26,6 +26,7 @@ import { startTracking } from "./tracking.ts";
 import { brokenOf, readIndex, type StoredTrajectory, storedGroup, TrajectoryReader } from "./trajectories.ts";
 import { warmStart } from "./warm-start.ts";
 
+/** What a job came to. */
 export interface JobResult {
   stages: ArcStage[];
   /** Of a job that only samples. */
@@ -36,6 +37,7 @@ export interface JobResult {
   seed: number;
 }
 
+/** Where a job writes, whom it tells, and what stops it. */
 export interface JobOptions {
   run: RunDirectory;
   progress: ProgressSink;

@@ -6,6 +6,7 @@ import path from "node:path";
 import { TokenringError } from "../errors.ts";
 import { pristineRepository } from "../tasks/pristine.ts";
 
+/** A user's git repository, clean at a commit. */
 export interface OwnRepository {
   /** The top of its working tree. */
   readonly root: string;

@@ -22,6 +22,7 @@ interface StoredGroup {
   sampled: number;
 }
 
+/** Which stored trajectories, and who is to learn from them. */
 export interface ReplayOptions {
   /** The run directory that holds the trajectories. */
   path: string;
@@ -38,6 +39,7 @@ export interface ReplayOptions {
  * instance may stand there several times, once a group.
  */
 export class Replay implements RolloutSource {
+  /** The run directory, absolute. */
   readonly path: string;
   readonly #options: ReplayOptions;
   readonly #groups: ReadonlyMap<Instance, StoredGroup>;
@@ -126,6 +128,12 @@ export class Replay implements RolloutSource {
     if (largest !== stage.rollouts) refuse("rollouts", stage.rollouts, largest);
   }
 
+  /**
+   * Reads the groups that the instances stand for, in their order; `rollouts`, `iteration` and `temperature` of the request
+   * change nothing.
+   * @throws ERR_TOKENRING_RUN_DIRECTORY for a damaged shard, ERR_TOKENRING_TOKENIZER, ERR_TOKENRING_ABORTED;
+   * ERR_TOKENRING_INVALID_ARGUMENT for what only episodes that are run can give.
+   */
   async collect(request: Parameters<RolloutSource["collect"]>[0]): Promise<Group[]> {
     if (request.prefixes || request.spare || request.alsoAt?.length) {
       throw new TokenringError(

@@ -10,7 +10,7 @@ import type { Engine } from "../engine/types.ts";
 import { TokenringError } from "../errors.ts";
 import { confidenceOf } from "../evaluate/confidence.ts";
 import { localBackend } from "../sandbox/local.ts";
-import type { SandboxLimits } from "../sandbox/types.ts";
+import type { SandboxBackend, SandboxLimits } from "../sandbox/types.ts";
 import { provenLines } from "../tasks/log-parsers.ts";
 import type { Instance, PromptTemplate, TestStatus } from "../tasks/types.ts";
 import type { Verdict, Verification } from "../verify/types.ts";
@@ -18,6 +18,7 @@ import { verify } from "../verify/verify.ts";
 import type { JobConfig } from "./config.ts";
 import { type OwnRepository, privateCopy } from "./own-repository.ts";
 
+/** What `solve` needs: an agent, the repository, the issue, and how much may be spent. */
 export interface SolveOptions {
   engine: Engine;
   tokenizer: Tokenizer;
@@ -52,6 +53,7 @@ export interface SolveOptions {
   onWarning?: (message: string) => void;
 }
 
+/** One attempt of `solve`. */
 export interface Attempt {
   /** From 0. */
   attempt: number;
@@ -68,6 +70,7 @@ export interface Attempt {
   confidence: number;
 }
 
+/** What came of `solve`. */
 export interface Solution {
   /** The chosen patch; "" where no attempt made one. */
   patch: string;
@@ -75,6 +78,8 @@ export interface Solution {
   chosen: number | null;
   attempts: Attempt[];
 }
+
+const TEST_MS = 600_000;
 
 /** What builds and tests of real projects want, beyond what generated ones do. */
 const SANDBOX: Partial<SandboxLimits> = {
@@ -112,6 +117,41 @@ function testOf(command: string): {
       [command]: /^exit 0$/m.test(provenLines(log, nonce)) ? "PASSED" : "FAILED",
     }),
   };
+}
+
+/** A test that cannot be run would fail every patch: found out before the first attempt. */
+async function tryTest(
+  command: string,
+  copy: string,
+  sandboxes: SandboxBackend,
+  { testMs = TEST_MS, signal, onWarning }: SolveOptions,
+): Promise<void> {
+  const how = signal ? { signal } : {};
+  const limits = { cpuSeconds: Math.ceil(testMs / 1000) };
+  const sandbox = await sandboxes.open({ repository: copy, limits }, how);
+  try {
+    const run = await sandbox.exec(`( ${command}\n) </dev/null`, { timeoutMs: testMs, ...how });
+    const said = run.output.trim().split("\n").at(-1) ?? "";
+    // 126 and 127 are the shell's own: found and no program, and not found.
+    const why = run.timedOut
+      ? `takes longer than ${testMs / 1000} s`
+      : run.exitCode === 126 || run.exitCode === 127
+        ? `cannot be run in the sandbox (${said})`
+        : null;
+    if (why !== null) {
+      throw new TokenringError(
+        "ERR_TOKENRING_TASK",
+        `the test "${command}" ${why}; a sandbox has the system's programs and the files of the commit, nothing else ` +
+          "that git ignores unless it is named",
+      );
+    }
+    if (run.exitCode === 0)
+      onWarning?.(
+        `"${command}" passes before any patch: it cannot show that the bug is mended, only that nothing broke`,
+      );
+  } finally {
+    await sandbox.close();
+  }
 }
 
 /** Resolved before others, handed in before cut off, then the surest. Null where nobody has a patch. */
@@ -160,11 +200,12 @@ export async function solve(options: SolveOptions): Promise<Solution> {
       ...(options.onWarning ? { onWarning: options.onWarning } : {}),
     });
     try {
+      if (test !== undefined) await tryTest(test, copy, sandboxes, options);
       const judge = async (patch: string, how: { signal: AbortSignal }): Promise<Verification> => {
         const nothing = { tests: {}, failToPass: 0, passToPass: 0, exitCode: null, log: "" };
         if (test === undefined) return { verdict: "not_run", reason: null, ...nothing };
         const tasks = { repository: async () => copy, ...testOf(test) };
-        const timeoutMs = options.testMs ?? 600_000;
+        const timeoutMs = options.testMs ?? TEST_MS;
         return verify({ instance, tasks, patch, backend: sandboxes, timeoutMs, ...how });
       };
       const rollouts = new Rollouts({

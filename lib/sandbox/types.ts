@@ -15,6 +15,7 @@ export interface SandboxLimits {
   fileBytes: number;
 }
 
+/** What a sandbox is opened on. */
 export interface SandboxSpec {
   /** Host directory whose content (a git repository) is copied; it is never written to. */
   repository: string;
@@ -29,6 +30,7 @@ export interface ExecOptions {
   signal?: AbortSignal;
 }
 
+/** What a command came to. */
 export interface ExecResult {
   /** stdout and stderr as they came, cut at `outputBytes`. */
   output: string;
@@ -64,6 +66,7 @@ export interface Sandbox {
   close(): Promise<void>;
 }
 
+/** Opens sandboxes of one kind. */
 export interface SandboxBackend {
   /** "bubblewrap", "landlock", "container", "kubernetes", "unsafe-host". */
   readonly name: string;

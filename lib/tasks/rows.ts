@@ -7,6 +7,7 @@ import { provenPytest } from "./pytest-reports.ts";
 import type { Instance, PromptTemplate, TaskSet } from "./types.ts";
 import { VERIFIED_REPOSITORIES } from "./verified-repositories.ts";
 
+/** A row of a dataset as an instance, with what runs and reads its tests. */
 export interface Row {
   instance: Instance;
   /** Runs the tests when the files or modules of `targets` are put behind it. */

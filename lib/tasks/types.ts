@@ -29,6 +29,7 @@ export interface PromptTemplate {
   opening(instance: Instance): string;
 }
 
+/** Instances, and all that is needed to act on them and to judge what was done. */
 export interface TaskSet {
   readonly name: string;
   readonly train: readonly Instance[];

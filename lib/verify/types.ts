@@ -4,6 +4,7 @@ import type { TestStatus } from "../tasks/types.ts";
 /** not_run: there was nothing to run (no patch) or the sandbox failed; see `reason`. */
 export type Verdict = "resolved" | "failed" | "not_run";
 
+/** A verdict, why it is that, and what the tests said. */
 export interface Verification {
   verdict: Verdict;
   /** "empty_patch", "patch_failed", "tests_failed", "invalid_run", "timeout", "infra_failed" or null when resolved. */

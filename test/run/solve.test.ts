@@ -116,8 +116,20 @@ describe("solve", () => {
     expect(attempts[0]).toMatchObject({ verdict: "failed", reason: "tests_failed" });
   });
 
+  test("a test that cannot be run is refused, and one that shows nothing is warned of", async () => {
+    await expect(attempt(repository(), [[]], { test: "no-such-program --all" })).rejects.toThrow(
+      /^the test "no-such-program --all" cannot be run in the sandbox \(.*not found\)/,
+    );
+    await expect(attempt(repository(), [[]], { test: "sleep 60", testMs: 1000 })).rejects.toThrow(
+      /^the test "sleep 60" takes longer than 1 s/,
+    );
+    const warnings: string[] = [];
+    await attempt(repository(), [[]], { test: "true", onWarning: (message) => warnings.push(message) });
+    expect(warnings.join("\n")).toContain('"true" passes before any patch');
+  });
+
   test("an attempt that changes nothing has no patch, and there is no solution", async () => {
-    expect(await attempt(repository(), [["true"]], { test: "true" })).toMatchObject({
+    expect(await attempt(repository(), [["true"]], { test: TEST_COMMAND })).toMatchObject({
       patch: "",
       chosen: null,
       attempts: [{ verdict: "not_run", reason: "empty_patch" }],
