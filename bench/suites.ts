@@ -7,6 +7,7 @@ import { layer } from "./suites/layer.ts";
 import { loadSuite } from "./suites/load.ts";
 import { loss } from "./suites/loss.ts";
 import { napi } from "./suites/napi.ts";
+import { report } from "./suites/report.ts";
 import { sample } from "./suites/sample.ts";
 import { sandbox } from "./suites/sandbox.ts";
 import { train } from "./suites/train.ts";
@@ -21,7 +22,7 @@ export interface Suite {
 }
 
 /** In the order in which they run. */
-export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox, loadSuite];
+export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox, loadSuite, report];
 
 /** How `runSuites` runs, and whom it tells. */
 export interface RunOptions extends MeasureOptions {

@@ -56,6 +56,9 @@ export type {
 } from "./policy/types.ts";
 export { Random } from "./random.ts";
 export type { ArcStage } from "./report/arc.ts";
+export type { ReportOptions } from "./report/blocks.ts";
+export type { RunData } from "./report/data.ts";
+export { writeReport } from "./report/report.ts";
 export { type Agent, type FoundAgent, findAgent, openAgent } from "./run/agent.ts";
 export { findCheckpoint } from "./run/checkpoints.ts";
 export { type JobConfig, jobSchema, type StageConfig } from "./run/config.ts";
@@ -65,6 +68,7 @@ export { type JobOptions, type JobResult, runJob } from "./run/job.ts";
 export { type JobContext, openJob } from "./run/job-context.ts";
 export { type OwnRepository, ownRepository } from "./run/own-repository.ts";
 export type { ProgressSink } from "./run/progress.ts";
+export { readRun } from "./run/read.ts";
 export { Replay, type ReplayOptions } from "./run/replay.ts";
 export { type Attempt, type Solution, type SolveOptions, solve } from "./run/solve.ts";
 export { dapoConfig } from "./run/stage.ts";

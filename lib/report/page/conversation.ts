@@ -50,12 +50,12 @@ export function createConversation(
 
   const watcher = new IntersectionObserver(
     (entries) => {
-      for (const entry of entries) {
-        const slab = slabOf.get(entry.target);
-        if (slab === undefined) continue;
-        if (entry.isIntersecting) draw(slab);
-        else forget(slab);
-      }
+      // Of a slab that came and went meanwhile the last word counts.
+      const last = new Map(entries.map((entry) => [slabOf.get(entry.target), entry]));
+      // First what is left: the entries tell its heights, so that nothing has to be laid out in between.
+      for (const [slab, { isIntersecting, boundingClientRect }] of last)
+        if (slab !== undefined && !isIntersecting) forget(slab, boundingClientRect.height);
+      for (const [slab, { isIntersecting }] of last) if (slab !== undefined && isIntersecting) draw(slab);
     },
     { root: scroller, rootMargin: "800px 0px" },
   );
@@ -133,9 +133,10 @@ export function createConversation(
     slab.element.append(fragment);
   }
 
-  function forget(slab: Slab): void {
+  /** Drops what is in a slab and keeps its place, which is `height` pixels high. */
+  function forget(slab: Slab, height: number): void {
     if (!slab.drawn) return;
-    slab.element.style.height = `${slab.element.getBoundingClientRect().height}px`;
+    slab.element.style.height = `${height}px`;
     slab.element.replaceChildren();
     slab.drawn = false;
   }
