@@ -1,4 +1,5 @@
-# Four targets: the core library (no N-API in it), the addon around it, its C++ tests, and the program that starts sandboxes.
+# The core library (no N-API in it); the addon and the table of ops as C functions around it; its C++ tests; the emulated
+# GPU for programs that know nothing of it; and the program that starts sandboxes.
 # Run through `npm run build`; "gypfile": false in package.json keeps npm from building on install.
 {
   "target_defaults": {
@@ -34,6 +35,35 @@
         "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
         "NODE_API_NO_EXTERNAL_BUFFERS_ALLOWED",
       ],
+      "libraries": ["-ldl", "-pthread"],
+      "ldflags": ["-Wl,--exclude-libs,ALL"],
+    },
+    {
+      # build/Release/tokenring_ops.so
+      "target_name": "tokenring_ops",
+      "type": "shared_library",
+      "product_prefix": "",
+      "product_dir": "<(PRODUCT_DIR)",
+      "sources": ["<!@(node scripts/native-sources.mjs native/capi)"],
+      "dependencies": ["tokenring_core"],
+      "libraries": ["-ldl", "-pthread"],
+      "ldflags": ["-Wl,--exclude-libs,ALL"],
+    },
+    {
+      "target_name": "tokenring_emulated",
+      "type": "shared_library",
+      "product_prefix": "",
+      "product_dir": "<(PRODUCT_DIR)",
+      "sources": [
+        "<!@(node scripts/native-sources.mjs test/native/emulated)",
+        "test/native/cuda_emulator.cc",
+        "test/native/cuda_emulator_async.cc",
+        "test/native/cuda_emulator_runtime.cc",
+        "test/native/cuda_emulator_wgmma.cc",
+      ],
+      "include_dirs": ["cuda"],
+      "cflags": ["-Wno-psabi"],
+      "dependencies": ["tokenring_core"],
       "libraries": ["-ldl", "-pthread"],
       "ldflags": ["-Wl,--exclude-libs,ALL"],
     },

@@ -9,7 +9,7 @@ const spread = z.number().nonnegative();
 export const resultSchema = z.object({
   /** What was done, and against which peer; unique in a run. */
   name: z.string().min(1),
-  /** A rate ("…/s") is better when it is bigger, everything else (ms, MiB, %) when it is smaller. */
+  /** As `biggerIsBetter` says: rates ("…/s") when they are bigger, most else (ms, MiB, %) when it is smaller. */
   unit: z.string().min(1),
   /** Median over all calls, and their median absolute deviation. */
   value: z.number(),
@@ -24,7 +24,16 @@ export const resultSchema = z.object({
 export const resultsSchema = z
   .object({
     schema: z.literal(1),
-    machine: z.object({ cpu: z.string(), gpu: z.string().nullable() }),
+    machine: z.object({
+      cpu: z.string(),
+      gpu: z.string().nullable(),
+      /** Of the GPU. */
+      driver: z.string().optional(),
+    }),
+    /** Of what was measured beside: "torch", "cudnn", … */
+    versions: z.record(z.string(), z.string()).optional(),
+    /** What was left out, and why; "failed: …" for a check that did not pass. */
+    notes: z.array(z.string()).optional(),
     /** When the run ended, as ISO 8601. */
     date: z.string().optional(),
     node: z.string().optional(),
@@ -44,9 +53,12 @@ export type Result = z.infer<typeof resultSchema>;
 /** A whole run. */
 export type Results = z.infer<typeof resultsSchema>;
 
+/** Shares and lengths that one wants large; gpu/results.py has the same list. */
+const WANTED_LARGE = new Set(["% MFU", "% Pass@1", "tokens"]);
+
 /** Whether a larger value of this unit is the better one. */
 export function biggerIsBetter(unit: string): boolean {
-  return unit.endsWith("/s");
+  return unit.endsWith("/s") || WANTED_LARGE.has(unit);
 }
 
 /** Ours against the peer's in this unit; above 1 ours is better. Null where a side is not above 0. */

@@ -337,6 +337,13 @@ void launch_forward(CudaStream stream, EncodeTiled encode, const AttentionForwar
   work.running ? launch_forward<T, true>(stream, encode, work, p) : launch_forward<T, false>(stream, encode, work, p);
 }
 
+ForwardParameters parameters_of(const AttentionForward& work) {
+  const int group = work.q.heads / work.k.heads;
+  return {work.tiles,          work.keys,       work.out,     work.lse, work.running,
+          work.counters,       work.tile_count, work.q.heads, group,    section_of(work.k) * group,
+          work.scale * kLog2E, work.causal};
+}
+
 }  // namespace
 
 int attention_forward_rows(int head_dim) {
@@ -348,10 +355,7 @@ void attention_forward(CudaStream stream, EncodeTiled encode, const AttentionFor
   check_shapes(work.q, work.k, work.v, work.scale, work.tile_count);
   require(work.multiprocessors > 0, "attention: ", work.multiprocessors, " multiprocessors");
   if (work.tile_count == 0) return;
-  const int group = work.q.heads / work.k.heads;
-  const ForwardParameters p{work.tiles,          work.keys,       work.out,     work.lse, work.running,
-                            work.counters,       work.tile_count, work.q.heads, group,    section_of(work.k) * group,
-                            work.scale * kLog2E, work.causal};
+  const ForwardParameters p = parameters_of(work);
   if (work.q.head_dim == 64)
     launch_forward<All64>(stream, encode, work, p);
   else if (work.causal)

@@ -65,8 +65,11 @@ __device__ __forceinline__ void wgmma_wait() {
 #define TR_D32 TR_D(0), TR_D(8), TR_D(16), TR_D(24)
 #define TR_D40 TR_D32, TR_D(32)
 #define TR_D48 TR_D40, TR_D(40)
-#define TR_D64 TR_D48, TR_D(48), TR_D(56)
-#define TR_D88 TR_D64, TR_D(64), TR_D(72), TR_D(80)
+#define TR_D56 TR_D48, TR_D(48)
+#define TR_D64 TR_D56, TR_D(56)
+#define TR_D72 TR_D64, TR_D(64)
+#define TR_D80 TR_D72, TR_D(72)
+#define TR_D88 TR_D80, TR_D(80)
 #define TR_D96 TR_D88, TR_D(88)
 
 // For N columns of H = N / 2 accumulators a thread; P0 .. P6 are H .. H + 6, the operands after them.
@@ -95,7 +98,10 @@ __device__ __forceinline__ void wgmma_wait() {
 TR_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
 TR_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 TR_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
+TR_WGMMA(112, 56, 56, 57, 58, 59, 60, 61, 62)
 TR_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
+TR_WGMMA(144, 72, 72, 73, 74, 75, 76, 77, 78)
+TR_WGMMA(160, 80, 80, 81, 82, 83, 84, 85, 86)
 TR_WGMMA(176, 88, 88, 89, 90, 91, 92, 93, 94)
 TR_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 // clang-format on

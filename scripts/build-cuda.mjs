@@ -2,7 +2,8 @@
 // addon loads for device "cuda" (native/cuda/module.h). Needs nvcc, not a GPU. The CUDA runtime is linked into it.
 // A file is compiled again when it, a header of cuda/ or native/core/, or the compiler changed. It fails where the
 // assembler spills registers, needs a stack frame or serialises products (scripts/ptxas.mjs).
-// With --report (`npm run check:ptxas`) it also lists what each kernel takes.
+// With --report (`npm run check:ptxas`) it also lists what each kernel takes. With --sweep it compiles cuda/sweep/*.cu
+// as well, into tokenring_sweep.so: the attention kernels in further tile shapes (native/cuda/sweep.h).
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -62,13 +63,13 @@ async function build(nvcc, source, target) {
   return complaints.length === 0;
 }
 
-/** Makes the module of the objects. */
-async function link(nvcc, objects, changed) {
-  const target = join(output, "tokenring_cuda.so");
+/** Makes a library of the objects. */
+async function link(nvcc, name, objects, changed) {
+  const target = join(output, name);
   if (!changed && existsSync(target)) return true;
   const args = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL", ...objects, "-o", target];
   const { ok, said } = await run(nvcc, args);
-  if (!ok) console.error(`build:cuda: the module was not linked:\n${said}`);
+  if (!ok) console.error(`build:cuda: ${name} was not linked:\n${said}`);
   return ok;
 }
 
@@ -86,7 +87,9 @@ function report(kernels, objectOf) {
 }
 
 async function main() {
-  const kernels = list("cuda", /\.cu$/);
+  const sweep = process.argv.includes("--sweep") ? list("cuda/sweep", /\.cu$/) : [];
+  const modules = list("cuda", /\.cu$/);
+  const kernels = [...modules, ...sweep];
   const nvcc = findNvcc();
   if (kernels.length === 0) {
     console.log("build:cuda: cuda/ holds no kernel (*.cu): there is nothing to compile");
@@ -105,13 +108,18 @@ async function main() {
     ...list("native/cuda", /^(attention\w*|cublaslt|launch|module|tensor_map)\.h$/),
     ...list("native/core", /^(check|device|failure|ops|tensor)\.h$/),
   ];
+  // Files of the sweep include those of the module.
+  const ofSweep = [...list("cuda/sweep", /\.cuh$/), "native/cuda/sweep.h", ...modules];
   const stamp = (source) =>
     JSON.stringify([
       version,
       flags,
-      ...[source, ...headers].map((file) => [file, statSync(join(root, file)).mtimeMs]),
+      ...[source, ...headers, ...(sweep.includes(source) ? ofSweep : [])].map((file) => [
+        file,
+        statSync(join(root, file)).mtimeMs,
+      ]),
     ]);
-  mkdirSync(output, { recursive: true });
+  mkdirSync(join(output, "sweep"), { recursive: true });
   const objectOf = (source) => join(output, source.slice("cuda/".length).replace(/\.cu$/, ".o"));
   const stale = kernels.filter((source) => {
     try {
@@ -132,7 +140,9 @@ async function main() {
     }
   };
   await Promise.all(Array.from({ length: availableParallelism() }, worker));
-  ok &&= await link(nvcc, kernels.map(objectOf), stale.length > 0);
+  const changed = (sources) => stale.some((source) => sources.includes(source));
+  ok &&= await link(nvcc, "tokenring_cuda.so", modules.map(objectOf), changed(modules));
+  if (sweep.length > 0) ok &&= await link(nvcc, "tokenring_sweep.so", sweep.map(objectOf), changed(sweep));
   if (ok && process.argv.includes("--report")) report(kernels, objectOf);
   if (ok)
     console.log(

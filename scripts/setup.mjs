@@ -1,5 +1,5 @@
 // Brings a checkout to the state that `npm run demo` and `npm test` need, and does nothing if it is there already.
-//   node scripts/setup.mjs --for demo|test|build|check
+//   node scripts/setup.mjs --for demo|test|build|bundle|check
 // Stages: machine, packages, bubblewrap, native code, TypeScript. Every fault ends in one line that says what to do.
 // No dependencies, and syntax that an old Node can still read, because this runs before anything is installed.
 import { spawn } from "node:child_process";
@@ -19,6 +19,7 @@ const purposes = {
   demo: { bubblewrap: true, native: "addon", dist: true },
   test: { bubblewrap: true, native: "all", dist: true },
   build: { bubblewrap: false, native: "addon", dist: true },
+  bundle: { bubblewrap: false, native: "bundle", dist: true },
   check: { bubblewrap: false, native: null, dist: false },
 };
 
@@ -264,9 +265,12 @@ function findNodeGyp() {
   );
 }
 
-const nativeProducts = {
-  addon: ["build/Release/tokenring.node", "build/Release/tokenring_sandbox"],
-  all: ["build/Release/tokenring.node", "build/Release/tokenring_sandbox", "build/Release/tokenring_test"],
+/** By scope; their files lie in build/Release. */
+const addonFiles = ["tokenring.node", "tokenring_sandbox"];
+const nativeFiles = {
+  addon: addonFiles,
+  bundle: [...addonFiles, "tokenring_ops.so"],
+  all: [...addonFiles, "tokenring_ops.so", "tokenring_emulated.so", "tokenring_test"],
 };
 
 async function buildNative(scope) {
@@ -274,7 +278,7 @@ async function buildNative(scope) {
   const sources = [...listFiles("native", isSource), "binding.gyp", "scripts/native-sources.mjs"];
   if (scope === "all") sources.push(...listFiles("test/native", isSource));
   const current = fingerprint(sources);
-  const products = nativeProducts[scope];
+  const products = nativeFiles[scope].map((file) => join("build", "Release", file));
   if (readStamp(`native-${scope}`) === current && products.every((file) => fs.existsSync(join(root, file))))
     return;
 
@@ -304,7 +308,7 @@ async function buildNative(scope) {
     const onLine = (line) => {
       if (/^\s*CXX\(target\)/.test(line)) note(`${++files} files`);
     };
-    const targets = scope === "all" ? [] : ["tokenring", "tokenring_sandbox"];
+    const targets = scope === "all" ? [] : nativeFiles[scope].map((file) => file.replace(/\.\w+$/, ""));
     const args = [...gyp, "build", "--jobs", `${process.env.JOBS || jobs}`, ...targets];
     const built = await run("native", process.execPath, args, {
       deadline: 30 * minute,
@@ -325,7 +329,8 @@ async function buildNative(scope) {
   });
   writeStamp(`native-${scope}`, current);
   if (scope === "all")
-    writeStamp("native-addon", fingerprint(sources.filter((file) => !file.startsWith("test/"))));
+    for (const part of ["addon", "bundle"])
+      writeStamp(`native-${part}`, fingerprint(sources.filter((file) => !file.startsWith("test/"))));
 }
 
 async function buildDist() {

@@ -27,6 +27,7 @@ export interface ResultOptions {
 
 interface TrainOptions extends ResultOptions {
   seed?: number;
+  device?: JobConfig["device"];
   sandbox?: JobConfig["sandbox"]["kind"];
   out?: string;
   replay?: string;
@@ -56,6 +57,7 @@ async function train(file: string, name: string, options: TrainOptions): Promise
   const config: JobConfig = {
     ...parsed,
     seed: options.seed ?? parsed.seed,
+    device: options.device ?? parsed.device,
     sandbox: { ...parsed.sandbox, kind: options.sandbox ?? parsed.sandbox.kind },
   };
   const directory = options.out ?? freshDirectory(path.join("runs", `${name}-seed${config.seed}`));
@@ -136,6 +138,12 @@ function addOptions(command: Command): Command {
   return addResultOptions(
     command
       .option("--seed <n>", "decides every random choice (default: the config's)", wholeNumber)
+      .addOption(
+        new Option("--device <device>", "where the policy computes (default: the config's)").choices([
+          "cpu",
+          "cuda",
+        ]),
+      )
       .addOption(
         new Option("--sandbox <kind>", "where the agent's commands run (default: the config's)").choices([
           ...SANDBOX_KINDS,

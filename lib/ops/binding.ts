@@ -52,6 +52,8 @@ export interface NativeRankOptions {
   device: string;
   threads: number;
   precision: "float32" | "bf16";
+  /** Absent: true. */
+  deterministic?: boolean;
   activationCheckpointing: boolean;
   maxBatchTokens: number;
   maxPages: number;

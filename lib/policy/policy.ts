@@ -28,6 +28,11 @@ export interface RankOptions {
    * masters; refused, with what is missing, where it cannot be used (docs/kernels.md).
    */
   device?: "cpu" | "cuda";
+  /**
+   * false: on CUDA, gradients of queries are added in any order, which is faster; their last bits then differ from run
+   * to run (default true). The CPU backend always gives the same bits.
+   */
+  deterministic?: boolean;
   /** Threads of the CPU backend; 0 = all cores (default). Results do not depend on it. */
   threads?: number;
   /**
@@ -86,6 +91,7 @@ export class Policy implements PolicyShape {
     this.rank = new (loadBinding().Rank)({
       config: this.config,
       device: options.device ?? "cpu",
+      deterministic: options.deterministic ?? true,
       threads: options.threads ?? 0,
       precision: options.precision ?? "float32",
       activationCheckpointing: options.activationCheckpointing ?? false,

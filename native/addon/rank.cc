@@ -90,6 +90,7 @@ RankOptions read_rank_options(const Arguments& from) {
   require(precision == "float32" || precision == "bf16", "options.precision must be \"float32\" or \"bf16\", got \"",
           precision, "\"");
   options.precision = precision == "bf16" ? Precision::bf16 : Precision::float32;
+  if (from.has("deterministic")) options.deterministic = from.boolean("deterministic");
   options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);

@@ -24,11 +24,11 @@ std::string in_mib(size_t bytes) {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(const Libraries& libraries)
+  CudaDevice(const Libraries& libraries, bool deterministic)
       : runtime_(*libraries.runtime),
         facts_(open(runtime_)),
         gemm_(*libraries.lt),
-        ops_(runtime_, *libraries.kernels, gemm_, libraries.encode, facts_.multiprocessors) {}
+        ops_(runtime_, *libraries.kernels, gemm_, libraries.encode, facts_.multiprocessors, deterministic) {}
 
   std::string name() const override { return std::string("cuda (") + facts_.name + ", bf16)"; }
   std::unique_ptr<Stream> stream() override { return std::make_unique<DeviceStream>(*this, runtime_); }
@@ -94,15 +94,18 @@ class CudaDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> make_device(const Libraries& libraries) { return std::make_unique<CudaDevice>(libraries); }
+std::unique_ptr<Device> make_device(const Libraries& libraries, bool deterministic) {
+  return std::make_unique<CudaDevice>(libraries, deterministic);
+}
 
 }  // namespace cuda
 
-std::unique_ptr<Device> make_cuda_device() {
+std::unique_ptr<Device> make_cuda_device(bool deterministic) {
   const CudaProbe probe = probe_cuda();
   require(probe.reason.empty(), "device \"cuda\" cannot be used: ", probe.reason);
   const cuda::Module& module = cuda::load_module();
-  return cuda::make_device({&module.runtime, &module.kernels, &cuda::lt::load(), cuda::driver_encode_tiled()});
+  return cuda::make_device({&module.runtime, &module.kernels, &cuda::lt::load(), cuda::driver_encode_tiled()},
+                           deterministic);
 }
 
 }  // namespace tokenring

@@ -2,7 +2,7 @@
 //
 // What it promises less than the CPU: cuBLASLt chooses how it adds by the shape of a product, so a row's last bits may
 // depend on the rows beside it, and the sampler's logprobs equal the trainer's within bf16's rounding, not bit for bit.
-// The same call on the same inputs has the same bits each time.
+// The same call on the same inputs has the same bits each time, unless a device is made otherwise.
 #pragma once
 
 #include <memory>
@@ -22,13 +22,15 @@ struct Libraries {
   EncodeTiled encode;
 };
 
+// Not `deterministic`: the gradients of queries (head dimension 64 and 128) are added in any order, so that their last
+// bits change from run to run; five products in place of seven, for a float32 copy of them as workspace.
 // Failure INVALID_ARGUMENT if the GPU is not of compute capability 9.0.
-std::unique_ptr<Device> make_device(const Libraries& libraries);
+std::unique_ptr<Device> make_device(const Libraries& libraries, bool deterministic = true);
 
 }  // namespace cuda
 
 // The first GPU that CUDA shows. Failure INVALID_ARGUMENT, with what to do, if driver, kernels, cuBLASLt or a GPU that
 // can run them is missing.
-std::unique_ptr<Device> make_cuda_device();
+std::unique_ptr<Device> make_cuda_device(bool deterministic = true);
 
 }  // namespace tokenring

@@ -57,7 +57,7 @@ struct Runtime {
   X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(sum_of_squares_workspace)            \
   X(sum_of_squares) X(attention_forward_rows) X(attention_forward) X(attention_backward_queries)                       \
   X(attention_backward_keys) X(attention_backward_workspace) X(attention_backward_begin) X(attention_backward)         \
-  X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta) X(attention_delta_f32)            \
+  X(attention_backward_end) X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta) X(attention_delta_f32)            \
   X(attention_plain_backward) X(kv_append) X(attention_paged)
 // clang-format on
 
@@ -78,7 +78,7 @@ struct Module {
   Kernels kernels;
 };
 // Counts the forms that Module and what its functions take have had.
-constexpr int kModuleAbi = 1;
+constexpr int kModuleAbi = 2;
 constexpr const char* kModuleFile = "tokenring_cuda.so";
 
 // Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in

@@ -11,8 +11,14 @@ class DeviceStream;
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(const Runtime& runtime, const Kernels& kernels, Gemm& gemm, EncodeTiled encode, int multiprocessors)
-      : runtime_(runtime), k_(kernels), gemm_(gemm), encode_(encode), multiprocessors_(multiprocessors) {}
+  CudaOps(const Runtime& runtime, const Kernels& kernels, Gemm& gemm, EncodeTiled encode, int multiprocessors,
+          bool deterministic)
+      : runtime_(runtime),
+        k_(kernels),
+        gemm_(gemm),
+        encode_(encode),
+        multiprocessors_(multiprocessors),
+        deterministic_(deterministic) {}
 
   DType activation() const override { return DType::bf16; }
 
@@ -90,6 +96,7 @@ class CudaOps final : public Ops {
   Gemm& gemm_;
   EncodeTiled encode_;
   int multiprocessors_;
+  bool deterministic_;
 };
 
 }  // namespace tokenring::cuda

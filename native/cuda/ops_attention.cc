@@ -49,13 +49,14 @@ PlainHeads plain(const Heads& h, float scale, const Qkv& at) {
 // Where the parts of the backward pass's workspace begin.
 struct Workspace {
   size_t statistics = 0, dk = 0, dv = 0, bytes = 0;
-  Workspace(const Kernels& k, const Heads& h, int64_t rows, const BackwardPlan& plan) {
+  Workspace(const Kernels& k, const Heads& h, int64_t rows, const BackwardPlan& plan, bool deterministic) {
     if (!for_hopper(h.head_dim)) {
       bytes = static_cast<size_t>(rows * h.heads) * sizeof(float);  // delta
       return;
     }
     const size_t gradient = aligned(static_cast<size_t>(rows * h.kv_width()) * sizeof(float));
-    dk = aligned(k.attention_backward_workspace(static_cast<int>(plan.queries.size()), h.heads, h.head_dim, true));
+    dk = aligned(
+        k.attention_backward_workspace(static_cast<int>(plan.queries.size()), h.heads, h.head_dim, deterministic));
     dv = dk + gradient;
     bytes = dv + gradient;
   }
@@ -84,7 +85,7 @@ size_t CudaOps::attention_workspace(const std::vector<AttentionTile>& tiles, int
   if (for_hopper(head_dim))
     plan =
         plan_backward(tiles, k_.attention_backward_queries(head_dim), k_.attention_backward_keys(), true, rows, rows);
-  return Workspace(k_, h, rows, plan).bytes;
+  return Workspace(k_, h, rows, plan, deterministic_).bytes;
 }
 
 void CudaOps::attention_forward(Stream& stream, Tensor qkv, const std::vector<AttentionTile>& tiles, int heads,
@@ -140,7 +141,7 @@ void CudaOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor
   const int queries = hopper ? k_.attention_backward_queries(head_dim) : kPlainRows;
   const BackwardPlan plan =
       plan_backward(tiles, queries, hopper ? k_.attention_backward_keys() : kPlainRows, true, m, m);
-  const Workspace room(k_, h, m, plan);
+  const Workspace room(k_, h, m, plan, deterministic_);
   check_bytes(op, "workspace", workspace, room.bytes);
   auto* memory = static_cast<std::byte*>(workspace.data);
   const auto *upstream = static_cast<const Bf16*>(dout.data), *forward = static_cast<const Bf16*>(out.data);
@@ -176,12 +177,17 @@ void CudaOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor
                                  dk,
                                  dv,
                                  memory,
-                                 true};
+                                 deterministic_};
     k_.attention_backward_begin(on.raw(), work);
     k_.attention_backward(on.raw(), encode_, work);
-    const Lists lists = forward_lists(on, tiles, k_.attention_dq_rows(), m, m, true);
-    k_.attention_dq(on.raw(), encode_,
-                    {q, k, v, d, forward, lse.f32(), lists.tiles, lists.count, lists.keys, true, scale, to.q, h.ld()});
+    if (deterministic_) {
+      const Lists lists = forward_lists(on, tiles, k_.attention_dq_rows(), m, m, true);
+      k_.attention_dq(
+          on.raw(), encode_,
+          {q, k, v, d, forward, lse.f32(), lists.tiles, lists.count, lists.keys, true, scale, to.q, h.ld()});
+    } else {
+      k_.attention_backward_end(on.raw(), work, to.q, h.ld());
+    }
     k_.round_rows(on.raw(), m, h.kv_width(), dk, to.k, h.ld());
     k_.round_rows(on.raw(), m, h.kv_width(), dv, to.v, h.ld());
   }

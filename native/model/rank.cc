@@ -19,7 +19,7 @@ namespace {
 std::unique_ptr<Device> make_device(const RankOptions& options) {
   require(options.threads >= 0, "threads must be 0 (all cores) or positive, got ", options.threads);
   if (options.device == "cpu") return make_cpu_device(options.threads, options.precision);
-  if (options.device == "cuda") return make_cuda_device();
+  if (options.device == "cuda") return make_cuda_device(options.deterministic);
   fail("INVALID_ARGUMENT", "device must be \"cpu\" or \"cuda\", got \"", options.device, "\"");
 }
 

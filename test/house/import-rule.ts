@@ -12,7 +12,7 @@ const libOrder = "cli run track report learn evaluate agent verify sandbox engin
   " ",
 );
 /** `sandbox` is a program of its own: nobody includes it. */
-const nativeOrder = "sandbox addon model parallel loss optim io cpu cuda comm core".split(" ");
+const nativeOrder = "sandbox addon capi model parallel loss optim io cpu cuda comm core".split(" ");
 
 /** The source without its comments; strings stay, so that a "//" in one is none. */
 export function stripComments(text: string): string {
@@ -71,7 +71,7 @@ function nativeViolation(file: string, target: string): string | null {
   // A kernel, or a test of the core library.
   if (from === null && b >= 0) {
     // Kernels know what they are declared by, not the backend that launches them.
-    const declared = /^cuda\/(attention\w*|cublaslt|launch|module|tensor_map)\.h$/.test(target);
+    const declared = /^cuda\/(attention\w*|cublaslt|launch|module|sweep|tensor_map)\.h$/.test(target);
     const allowed = file.startsWith("cuda/") ? folder === "core" || declared : folder !== "addon";
     return allowed ? null : `${path.posix.dirname(file)} may not include native/${folder}`;
   }

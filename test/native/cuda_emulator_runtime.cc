@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -45,6 +46,10 @@ struct World {
 };
 
 World* world = nullptr;
+
+// A program's threads share the GPU, and its runtime is theirs to call at any time.
+std::recursive_mutex mutex;
+using Lock = std::lock_guard<std::recursive_mutex>;
 
 Stream& stream_of(CudaStream stream) {
   auto* found = reinterpret_cast<Stream*>(stream);
@@ -104,11 +109,13 @@ Runtime make_runtime() {
         return 0;
       },
       .memory = [](size_t* free, size_t* total) -> int {
+        const Lock lock(mutex);
         *free = world->memory_bytes - world->held;
         *total = world->memory_bytes;
         return 0;
       },
       .allocate = [](void** data, size_t bytes) -> int {
+        const Lock lock(mutex);
         if (bytes > world->memory_bytes - world->held) return kCudaOutOfMemory;
         ++world->counts.allocations;
         auto memory = std::make_unique<Memory>(bytes);
@@ -119,6 +126,7 @@ Runtime make_runtime() {
       },
       // As cudaFree, it waits for all that is queued.
       .free = [](void* data) -> int {
+        const Lock lock(mutex);
         while (step_any()) {
         }
         const auto at = world->memory.find(data);
@@ -128,12 +136,14 @@ Runtime make_runtime() {
         return status();
       },
       .stream_create = [](CudaStream* stream) -> int {
+        const Lock lock(mutex);
         auto* made = new Stream;
         world->streams.insert(made);
         *stream = reinterpret_cast<CudaStream>(made);
         return status();
       },
       .stream_destroy = [](CudaStream stream) -> int {
+        const Lock lock(mutex);
         Stream& dead = stream_of(stream);
         finish(dead);
         world->streams.erase(&dead);
@@ -141,28 +151,34 @@ Runtime make_runtime() {
         return status();
       },
       .stream_synchronize = [](CudaStream stream) -> int {
+        const Lock lock(mutex);
         finish(stream_of(stream));
         return status();
       },
       .stream_wait = [](CudaStream stream, CudaEvent event) -> int {
+        const Lock lock(mutex);
         // What was recorded last, now: a later record is another matter.
         const auto done = reinterpret_cast<Event*>(event)->done;
         if (!done) return status();
         return push(stream_of(stream), {[done] { return *done; }, [] {}});
       },
       .event_create = [](CudaEvent* event) -> int {
+        const Lock lock(mutex);
         *event = reinterpret_cast<CudaEvent>(new Event);
         return status();
       },
       .event_destroy = [](CudaEvent event) -> int {
+        const Lock lock(mutex);
         delete reinterpret_cast<Event*>(event);
         return status();
       },
       .event_record = [](CudaEvent event, CudaStream stream) -> int {
+        const Lock lock(mutex);
         const auto done = reinterpret_cast<Event*>(event)->done = std::make_shared<bool>(false);
         return push(stream_of(stream), {nullptr, [done] { *done = true; }, true});
       },
       .copy = [](void* to, const void* from, size_t bytes, CudaStream stream) -> int {
+        const Lock lock(mutex);
         try {
           in_device_memory(to, bytes);
           if (in_device_memory(from, bytes))
@@ -176,6 +192,7 @@ Runtime make_runtime() {
                     {nullptr, [to, held = std::string(host, bytes)] { std::memcpy(to, held.data(), held.size()); }});
       },
       .fill = [](void* to, int byte, size_t bytes, CudaStream stream) -> int {
+        const Lock lock(mutex);
         try {
           if (!in_device_memory(to, bytes)) return kInvalidValue;
         } catch (const tokenring::Failure& failure) {
@@ -185,6 +202,7 @@ Runtime make_runtime() {
         return push(stream_of(stream), {nullptr, [=] { std::memset(to, byte, bytes); }});
       },
       .call = [](CudaStream stream, void (*function)(void*), void* argument) -> int {
+        const Lock lock(mutex);
         return push(stream_of(stream), {nullptr, [=] { function(argument); }});
       },
       .last_error = []() -> int { return status(); },
@@ -319,6 +337,7 @@ lt::Library make_library() {
       .Matmul = [](lt::Handle, lt::Operation op, const void* alpha, const void* a, lt::Layout of_a, const void* b,
                    lt::Layout of_b, const void* beta, const void* c, lt::Layout of_c, void* d, lt::Layout of_d,
                    const lt::Algorithm* algorithm, void* workspace, size_t bytes, CudaStream stream) -> int {
+        const Lock lock(mutex);
         const OperationOf operation = *cast<OperationOf>(op);
         const MatrixOf ma = *cast<MatrixOf>(of_a), mb = *cast<MatrixOf>(of_b), mc = *cast<MatrixOf>(of_c);
         const auto aligned = [&](const void* p, int i) {
@@ -346,6 +365,7 @@ lt::Library make_library() {
 }  // namespace
 
 void enqueue(void* stream, std::function<void()> work) {
+  const Lock lock(mutex);
   ++world->counts.launches;
   push(stream_of(static_cast<CudaStream>(stream)), {nullptr, std::move(work)});
 }
@@ -355,6 +375,7 @@ Emulation::Emulation(uint64_t first_seed, size_t memory_bytes)
   if (world) fail("LAUNCH", "there is an emulated GPU already");
   world = new World{};
   world->memory_bytes = memory_bytes;
+  world->facts = facts;
   seed(first_seed);
 }
 
@@ -363,10 +384,10 @@ Emulation::~Emulation() {
   world = nullptr;
 }
 
-std::unique_ptr<tokenring::Device> Emulation::device() {
+std::unique_ptr<tokenring::Device> Emulation::device(bool deterministic) {
   static const Kernels kernels = TOKENRING_KERNEL_TABLE;
   world->facts = facts;
-  return make_device({&runtime, &kernels, &lt, encode_tiled});
+  return make_device({&runtime, &kernels, &lt, encode_tiled}, deterministic);
 }
 
 RuntimeCounts Emulation::counts() { return world->counts; }

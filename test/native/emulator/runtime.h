@@ -32,7 +32,7 @@ class Emulation {
   tokenring::cuda::lt::Library lt;
   tokenring::cuda::DeviceFacts facts;
   // `kernels` are those that the test is linked with.
-  std::unique_ptr<tokenring::Device> device();
+  std::unique_ptr<tokenring::Device> device(bool deterministic = true);
 
   static RuntimeCounts counts();
 };

@@ -1,0 +1,87 @@
+// Device "cuda" as a user reaches it, on the emulated GPU: driver, kernels and cuBLASLt are found by name at run time.
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, expect, test } from "vitest";
+
+const library = path.resolve("build/Release/tokenring_emulated.so");
+const folder = mkdtempSync(path.join(tmpdir(), "tokenring-emulated-"));
+symlinkSync(library, path.join(folder, "libcuda.so.1"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const environment = {
+  ...process.env,
+  LD_LIBRARY_PATH: folder,
+  TOKENRING_CUDA_MODULE: library,
+  TOKENRING_CUBLASLT: library,
+};
+
+/** What gpu/policy.mjs answers, a line each. */
+function ask(request: object): Record<string, unknown>[] {
+  const { stdout, stderr } = spawnSync(process.execPath, ["gpu/policy.mjs"], {
+    input: JSON.stringify(request),
+    encoding: "utf8",
+    env: environment,
+    timeout: 50_000,
+  });
+  expect(stderr).toBe("");
+  return stdout
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+}
+
+// Heads for the Hopper kernels.
+const model = {
+  vocab_size: 64,
+  hidden_size: 64,
+  intermediate_size: 96,
+  num_hidden_layers: 1,
+  num_attention_heads: 2,
+  num_key_value_heads: 1,
+  head_dim: 64,
+  max_position_embeddings: 128,
+  rope_theta: 10_000,
+  rms_norm_eps: 1e-6,
+  tie_word_embeddings: true,
+  attention_bias: true,
+};
+const document = Array.from({ length: 24 }, (_, i) => (i * 37 + 11) % model.vocab_size);
+const far = (a: number[], b: number[]) => Math.max(...a.map((x, i) => Math.abs(x - (b[i] ?? Number.NaN))));
+
+test("doctor finds the GPU", () => {
+  const { stdout } = spawnSync(process.execPath, ["dist/cli/main.js", "doctor"], {
+    encoding: "utf8",
+    env: environment,
+    timeout: 50_000,
+  });
+  expect(stdout).toMatch(/ok +CUDA +an emulated H100/);
+});
+
+test("a policy trains on it as on the CPU, with gradients of queries in order and in any order", () => {
+  const request = { task: "steps", model, documents: [document], steps: 2 };
+  const options = { seed: 3, std: 0.1 };
+  const steps = (device: string, more: object = {}) =>
+    ask({ ...request, device, options: { ...options, ...more } }) as { logprobs: number[]; norm: number }[];
+  const expected = steps("cpu");
+  for (const deterministic of [true, false]) {
+    const got = steps("cuda", { deterministic });
+    expect(got).toHaveLength(2);
+    for (const [i, { logprobs, norm }] of got.entries()) {
+      // What bf16 rounds, as in the C++ tests of the backend; the second step is of weights that differ already.
+      expect(far(logprobs, expected[i]?.logprobs ?? [])).toBeLessThan(0.03 * (i + 1));
+      expect(Math.abs(norm / (expected[i]?.norm ?? 0) - 1)).toBeLessThan(0.02 * (i + 1));
+    }
+  }
+});
+
+test("what it samples has the logprobs that it scores", () => {
+  const request = { task: "sample", device: "cuda", model, options: { seed: 3, std: 0.1 } };
+  const [turn] = ask({ ...request, prompt: document, tokens: 3 }) as {
+    logprobs: number[];
+    scored: number[];
+  }[];
+  expect(turn?.logprobs).toHaveLength(3);
+  expect(far(turn?.logprobs ?? [], turn?.scored ?? [])).toBeLessThan(0.03);
+});

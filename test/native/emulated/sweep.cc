@@ -1,0 +1,2 @@
+// The list of the emulated GPU's tilings.
+#include "../../../cuda/sweep/module.cu"
