@@ -7,6 +7,7 @@ export {
   type Verdict,
 } from "./compare.ts";
 export { ACTION_TOOLS, type ActionEntry, type ActionTool, exportForAction, markdownTable } from "./export.ts";
+export { describeMachine, MOST_THREADS } from "./machine.ts";
 export { type Case, type Comparison, type MeasureOptions, measure, type Peer } from "./measure.ts";
 export {
   biggerIsBetter,

@@ -6,7 +6,10 @@ import type { Results } from "./result.ts";
 /** All cores. */
 export const MOST_THREADS: number = availableParallelism();
 
-/** @param threads of every side of a comparison */
+/**
+ * The machine as results name it: the CPU's model with `threads`, those of every side of a comparison; the GPUs that CUDA
+ * shows, null for none.
+ */
 export function describeMachine(threads: number): Results["machine"] {
   const { devices } = loadBinding().cuda();
   const gpu = devices.map(({ name }) => name).join(", ");

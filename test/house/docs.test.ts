@@ -1,6 +1,6 @@
 // What the documentation promises is in the source, and the other way round.
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
 import { describe, expect, test } from "vitest";
@@ -58,6 +58,41 @@ test("links of README, CONTRIBUTING and docs lead somewhere", () => {
       .map((target) => `${page}: ${target}`),
   );
   expect(broken).toEqual([]);
+});
+
+test("the README's picture and table of the arc are what docs/arc.json says", () => {
+  const { status, stdout } = spawnSync(process.execPath, ["scripts/arc.mjs", "--check"], {
+    encoding: "utf8",
+  });
+  expect({ status, stdout }).toEqual({ status: 0, stdout: "" });
+});
+
+test("the programs in docs/scripts.md and docs/harness.md are programs", () => {
+  const folder = path.resolve("build", "docs-programs");
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder, { recursive: true });
+  const programs = ["scripts", "harness"].flatMap((page) =>
+    [...text(`docs/${page}.md`).matchAll(/^```ts\n(.*?)^```$/gms)].map((match) => [page, match[1] as string]),
+  );
+  expect(programs).toHaveLength(4);
+  for (const [i, [page, program]] of programs.entries())
+    writeFileSync(path.join(folder, `${page}-${i}.ts`), program as string);
+  const options = {
+    extends: "../../tsconfig.check.json",
+    compilerOptions: {
+      rootDir: "../..",
+      paths: {
+        tokenring: ["../../lib/index.ts"],
+        "tokenring/ops": ["../../lib/ops/index.ts"],
+        "tokenring/bench": ["../../bench/index.ts"],
+      },
+    },
+    include: ["*.ts"],
+  };
+  writeFileSync(path.join(folder, "tsconfig.json"), JSON.stringify(options));
+  const tsc = path.resolve("node_modules", "typescript", "bin", "tsc");
+  const { stdout } = spawnSync(process.execPath, [tsc, "-p", folder], { encoding: "utf8", timeout: 50_000 });
+  expect(stdout).toBe("");
 });
 
 describe("the API reference", () => {
