@@ -5,6 +5,7 @@ import type { EpisodeRow, RunData, StoredEpisode } from "./data.ts";
 import { encodePack, RowTable, vocabularyOf } from "./pack.ts";
 import { samplingOrder } from "./sample.ts";
 
+/** What a report holds, and how large it may become. */
 export interface ReportOptions {
   /** Hold every episode, however large the page becomes. Default false. */
   all?: boolean;

@@ -40,6 +40,7 @@ export interface StoredEpisode {
 /** What texts of tokens are made from. */
 export type TokenTexts = Pick<Tokenizer, "bytes" | "decode" | "specials">;
 
+/** A run as the report reads it: what it is, what it wrote down, and its episodes. */
 export interface RunData {
   name: string;
   /** Of tokenring. */
