@@ -52,9 +52,14 @@ export type {
   LossResult,
   Objective,
   PackedBatch,
+  PassOptions,
   PolicyLoss,
 } from "./policy/types.ts";
 export { Random } from "./random.ts";
+export { RankGroup, type RankGroupOptions } from "./ranks/group.ts";
+export type { MeshOptions } from "./ranks/mesh-rank.ts";
+export { launchedRank, launchedRanks, type Place } from "./ranks/place.ts";
+export { runWorker, type WorkerOptions } from "./ranks/worker.ts";
 export type { ArcStage } from "./report/arc.ts";
 export type { ReportOptions } from "./report/blocks.ts";
 export type { RunData } from "./report/data.ts";

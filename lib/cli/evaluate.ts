@@ -9,11 +9,19 @@ import { findCheckpoint } from "../run/checkpoints.ts";
 import type { JobConfig } from "../run/config.ts";
 import { parseConfig } from "../run/config-file.ts";
 import { readManifest } from "../run/directory.ts";
-import { givenPath, positiveNumber, prepareJson } from "./options.ts";
+import {
+  addRankFlags,
+  givenPath,
+  positiveNumber,
+  prepareJson,
+  type RankFlags,
+  withRankFlags,
+} from "./options.ts";
 import { Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
+import { onRankZero } from "./worker.ts";
 
-interface EvaluateOptions {
+interface EvaluateOptions extends RankFlags {
   checkpoint?: string;
   runs?: number;
   confidence?: (typeof CONFIDENCE_SCORES)[number];
@@ -28,7 +36,8 @@ const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
 async function evaluateRun(directory: string, options: EvaluateOptions): Promise<void> {
   const manifest = await readManifest(directory);
-  const config = parseConfig(JSON.stringify(manifest.config), `${directory}/run.json`);
+  const stored = parseConfig(JSON.stringify(manifest.config), `${directory}/run.json`);
+  const config = withRankFlags(stored, options);
   if (options.verify) return verifyRun(directory, config, options);
   if (options.sample !== undefined) {
     throw new TokenringError(
@@ -154,7 +163,7 @@ function describeConfidence({ bestOf, curve, averagePrecision }: ConfidenceRepor
 }
 
 export function register(program: Command): void {
-  program
+  const command = program
     .command("evaluate")
     .summary("measure a checkpoint of a run on its held-out tasks")
     .description(
@@ -173,8 +182,9 @@ export function register(program: Command): void {
       new Option("--confidence <score>", "also say what abstention and best-of-n by it gain").choices(
         CONFIDENCE_SCORES,
       ),
-    )
+    );
+  addRankFlags(command)
     .option("--json <path>", "also write all numbers as JSON", givenPath)
     .option("--quiet", "print nothing but errors")
-    .action(evaluateRun);
+    .action(onRankZero(evaluateRun));
 }

@@ -1,7 +1,7 @@
 // What several commands' options have in common.
 import { mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 import { TokenringError } from "../errors.ts";
 
 /** Parses a whole number from 0 up; commander puts the option's name before the message. */
@@ -45,4 +45,32 @@ export async function prepareJson(file: string): Promise<void> {
       { cause },
     );
   }
+}
+
+export interface RankFlags {
+  ranks?: number;
+  contextParallel?: number;
+}
+
+export function addRankFlags(command: Command): Command {
+  return command
+    .option(
+      "--ranks <n>",
+      "processes that train and sample together, started here unless a launcher has (default: the config's)",
+      positiveNumber,
+    )
+    .option(
+      "--context-parallel <n>",
+      "ranks that share a document's tokens (default: the config's)",
+      positiveNumber,
+    );
+}
+
+/** The config with what the flags say. */
+export function withRankFlags<C extends object>(config: C, { ranks, contextParallel }: RankFlags): C {
+  return {
+    ...config,
+    ...(ranks === undefined ? {} : { ranks }),
+    ...(contextParallel === undefined ? {} : { contextParallel }),
+  };
 }

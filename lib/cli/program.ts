@@ -12,6 +12,7 @@ import { register as registerSolve } from "./solve.ts";
 import { register as registerTasks } from "./tasks.ts";
 import { register as registerTrain } from "./train.ts";
 import { register as registerWatch } from "./watch.ts";
+import { register as registerWorker } from "./worker.ts";
 
 /** Each command's module exports `register`, which adds it to the program. In the order of the help. */
 const commands: readonly ((program: Command) => void)[] = [
@@ -23,6 +24,7 @@ const commands: readonly ((program: Command) => void)[] = [
   registerSolve,
   registerExport,
   registerTasks,
+  registerWorker,
   registerDoctor,
 ];
 

@@ -7,8 +7,9 @@ import { TokenringError } from "../errors.ts";
 import type { JobConfig } from "../run/config.ts";
 import { readConfig, withKeys } from "../run/config-file.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
-import { givenPath, positiveNumber, temperature, wholeNumber } from "./options.ts";
+import { givenPath, positiveNumber, temperature, wholeNumber, withRankFlags } from "./options.ts";
 import { addResultOptions, begin, freshDirectory, type ResultOptions } from "./train.ts";
+import { onRankZero } from "./worker.ts";
 
 type RolloutConfig = NonNullable<JobConfig["rollout"]>;
 
@@ -71,7 +72,7 @@ async function rollout(source: string, options: RolloutOptions): Promise<void> {
     },
   };
   const job = { ...rest, sandbox: { ...rest.sandbox, kind: options.sandbox ?? rest.sandbox.kind } };
-  const { config, text } = withKeys(stringify(job), source, { rollout: sampling });
+  const { config, text } = withKeys(stringify(withRankFlags(job, options)), source, { rollout: sampling });
   const out = options.out ?? freshDirectory(path.join("runs", `rollout-${name}-seed${seed ?? config.seed}`));
   await begin(config, text, out, options);
 }
@@ -114,5 +115,5 @@ export function register(program: Command): void {
       "\nExample: tokenring rollout runs/demo-seed1 --checkpoint base --instances 100 --out runs/sampled\n" +
         "tokenring resume goes on with one that was interrupted.",
     )
-    .action(rollout);
+    .action(onRankZero(rollout));
 }

@@ -12,15 +12,23 @@ import { RunDirectory, readManifest } from "../run/directory.ts";
 import type { JobResult } from "../run/job.ts";
 import type { SampledTotals } from "../run/rollout-job.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
-import { givenPath, prepareJson, wholeNumber } from "./options.ts";
+import {
+  addRankFlags,
+  givenPath,
+  prepareJson,
+  type RankFlags,
+  wholeNumber,
+  withRankFlags,
+} from "./options.ts";
 import { duration, Progress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
+import { onRankZero } from "./worker.ts";
 
 /** The same path from lib/cli and from dist/cli. */
 const DEMO_CONFIG = fileURLToPath(new URL("../../recipes/tinyswe.yaml", import.meta.url));
 const PACKAGE = fileURLToPath(new URL("../../package.json", import.meta.url));
 
-export interface ResultOptions {
+export interface ResultOptions extends RankFlags {
   json?: string;
   quiet?: boolean;
 }
@@ -55,7 +63,7 @@ async function train(file: string, name: string, options: TrainOptions): Promise
   const stored = replay && { path: path.resolve(replay), ...(stages ? { stages } : {}) };
   const { config: parsed, text: configText } = stored ? withKeys(read.text, file, { replay: stored }) : read;
   const config: JobConfig = {
-    ...parsed,
+    ...withRankFlags(parsed, options),
     seed: options.seed ?? parsed.seed,
     device: options.device ?? parsed.device,
     sandbox: { ...parsed.sandbox, kind: options.sandbox ?? parsed.sandbox.kind },
@@ -78,7 +86,8 @@ export async function begin(
 
 async function resume(directory: string, options: ResultOptions): Promise<void> {
   const manifest = await readManifest(directory);
-  const config = parseConfig(JSON.stringify(manifest.config), path.join(directory, "run.json"));
+  const stored = parseConfig(JSON.stringify(manifest.config), path.join(directory, "run.json"));
+  const config = withRankFlags(stored, options);
   await work(config, directory, () => RunDirectory.open(directory), options);
 }
 
@@ -129,7 +138,7 @@ function describeSampled({ episodes, solved, dropped, instances, instancesSolved
 }
 
 export function addResultOptions(command: Command): Command {
-  return command
+  return addRankFlags(command)
     .option("--json <path>", "also write the arc and its cost as JSON", givenPath)
     .option("--quiet", "print nothing but errors");
 }
@@ -167,7 +176,7 @@ export function register(program: Command): void {
           "repositories in a sandbox, and learns from the tests' verdicts by RFT and two stages of DAPO. Prints the arc\n" +
           "on held-out tasks and writes report.html into the run directory.",
       ),
-  ).action((options: TrainOptions) => train(DEMO_CONFIG, "demo", options));
+  ).action(onRankZero((options: TrainOptions) => train(DEMO_CONFIG, "demo", options)));
 
   addOptions(
     program
@@ -179,7 +188,9 @@ export function register(program: Command): void {
       .argument("<config>", "path of the job's YAML")
       .option("--replay <run>", "learn from the trajectories of this run in place of sampling", givenPath)
       .option("--replay-stage <name...>", "with --replay: from these of its stages alone"),
-  ).action((config: string, options: TrainOptions) => train(config, path.parse(config).name, options));
+  ).action(
+    onRankZero((config: string, options: TrainOptions) => train(config, path.parse(config).name, options)),
+  );
 
   addResultOptions(
     program
@@ -190,5 +201,5 @@ export function register(program: Command): void {
           "run had never been interrupted.",
       )
       .argument("<run>", "a run directory"),
-  ).action(resume);
+  ).action(onRankZero(resume));
 }

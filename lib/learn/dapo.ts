@@ -255,6 +255,9 @@ function meansOf(steps: readonly StepMetrics[]): StepMeans | null {
     tisClipped: where("tisClipped"),
     tokens,
     packedTokens: total("packedTokens"),
+    ...(steps.every((step) => step.imbalance !== undefined) && {
+      imbalance: mean(steps.map((step) => step.imbalance as number)),
+    }),
   };
 }
 

@@ -7,10 +7,10 @@ import { pack } from "./pack.ts";
 import type { TrainingDocument } from "./weights.ts";
 
 export interface ScoreOptions {
-  policy: Pick<Policy, "score">;
+  policy: Pick<Policy, "score" | "ranks">;
   /** That of the loss. */
   temperature: number;
-  /** Tokens of one forward pass. */
+  /** Tokens of one forward pass, on each of the policy's ranks. */
   microBatchTokens: number;
   /** Names the pass in errors. */
   where: string;
@@ -25,13 +25,16 @@ async function logprobs(
   const { policy, temperature, microBatchTokens, where, signal } = options;
   const lanes: Float32Array[] = [];
   const weighted = documents.map((document) => ({ ...document, weight: document.mask }));
-  for (const { batch, documents: inside, offsets } of pack(weighted, microBatchTokens)) {
+  const how = { temperature, passTokens: microBatchTokens, ...(signal ? { signal } : {}) };
+  const micros = pack(weighted, microBatchTokens * (policy.ranks ?? 1));
+  for (const { batch, documents: inside, offsets } of micros) {
     checkAborted(signal, where);
     const { tokens, lengths } = batch;
-    const { logprob } = await located(
-      () => policy.score({ tokens, lengths }, { temperature, ...(signal ? { signal } : {}) }),
-      { where, documents: inside, signal },
-    );
+    const { logprob } = await located(() => policy.score({ tokens, lengths }, how), {
+      where,
+      documents: inside,
+      signal,
+    });
     inside.forEach((document, d) => {
       const at = offsets[d] as number;
       lanes.push(logprob.slice(at, at + document.tokens.length));

@@ -32,7 +32,7 @@ export interface StepOptions {
   optimiser: AdamWOptions;
   /** Default "token_mean". */
   aggregation?: Aggregation;
-  /** Tokens of one forward and backward pass. */
+  /** Tokens of one forward and backward pass, on each of the policy's ranks. */
   microBatchTokens: number;
   /**
    * Largest |trainer - sampler| logprob that is allowed while the weights are still those that sampled. 0 for the
@@ -57,6 +57,11 @@ export function adamwOptions(config: AdamWOptions): AdamWOptions {
     if (value !== undefined) out[key] = value;
   }
   return out;
+}
+
+/** How much longer the busiest group works than all would if the work were spread evenly; 1 = evenly. */
+function imbalanceOf(costs: readonly number[]): number {
+  return (Math.max(...costs) * costs.length) / costs.reduce((sum, cost) => sum + cost, 0);
 }
 
 /** The action tokens' part of a pass's lanes; `offset` is where the document begins in them. */
@@ -125,6 +130,8 @@ export function beginStep(options: StepOptions): BegunStep {
   }
   if (tisCap) documents = documents.map((document) => truncated(document, tisCap));
 
+  const passTokens = options.microBatchTokens;
+  const micros = pack(weigh(documents, options.aggregation), passTokens * (policy.ranks ?? 1));
   const queue = (micro: MicroBatch): Pass => {
     const { tokens, lengths, weight, advantage, oldLogprob, referenceLogprob } = micro.batch;
     const batch: PackedBatch = {
@@ -135,8 +142,9 @@ export function beginStep(options: StepOptions): BegunStep {
       ...(loss.klCoef && referenceLogprob && { referenceLogprob }),
     };
     const at = { where, documents: micro.documents, signal };
+    const how = { passTokens, last: micro === micros.at(-1), ...(signal ? { signal } : {}) };
     const result = located(async () => {
-      const pass = await policy.accumulate(batch, loss, signal ? { signal } : {});
+      const pass = await policy.accumulate(batch, loss, how);
       if (Number.isFinite(pass.loss)) return pass;
       throw new TokenringError("ERR_TOKENRING_NON_FINITE", `the loss is ${pass.loss}`);
     }, at);
@@ -146,7 +154,7 @@ export function beginStep(options: StepOptions): BegunStep {
     });
     return pass;
   };
-  const [first, ...rest] = pack(weigh(documents, options.aggregation), options.microBatchTokens);
+  const [first, ...rest] = micros;
   const opening = queue(first as MicroBatch);
   let tellUpdating: (updating: boolean) => void = () => {};
   const updating = new Promise<boolean>((resolve) => {
@@ -160,6 +168,8 @@ export function beginStep(options: StepOptions): BegunStep {
     const judged =
       tolerance !== undefined &&
       documents.some((document) => document.oldLogprob && document.version === policy.version);
+    /** Cost by data-parallel group. */
+    let costs: readonly number[] = [];
     let update: Promise<OptimiserResult> | undefined;
     const optimise = (): void => {
       checkAborted(signal, where);
@@ -170,6 +180,7 @@ export function beginStep(options: StepOptions): BegunStep {
     const learn = async ({ micro, result }: Pass): Promise<void> => {
       const pass = await result;
       measure.add(micro, pass);
+      if (pass.costs) costs = pass.costs.map((cost, group) => cost + (costs[group] ?? 0));
       micro.documents.forEach((document, d) => {
         options.onLearnt?.(document.id, learntTokens(document, pass, micro.offsets[d] as number));
       });
@@ -202,8 +213,9 @@ export function beginStep(options: StepOptions): BegunStep {
     return {
       ...measure.metrics(),
       gradientNorm,
-      packedTokens: [first as MicroBatch, ...rest].reduce((sum, { batch }) => sum + batch.tokens.length, 0),
+      packedTokens: micros.reduce((sum, { batch }) => sum + batch.tokens.length, 0),
       trajectories: documents.length,
+      ...(costs.length > 1 && { imbalance: imbalanceOf(costs) }),
       learningRate: optimiser.learningRate,
       learnMs: performance.now() - begin,
     };

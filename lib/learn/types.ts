@@ -51,6 +51,11 @@ export interface StepMetrics {
   /** All tokens that went through the passes, context included. */
   packedTokens: number;
   trajectories: number;
+  /**
+   * On several data-parallel groups: the cost of the group that got most, relative to the mean; 1 = even. Cost is
+   * counted in multiplications, of which attention takes the square of a document's tokens.
+   */
+  imbalance?: number;
   learningRate: number;
   /** Milliseconds of wall time since the step was asked for; a pass that ran ahead of that is not in it. */
   learnMs: number;

@@ -1,28 +1,36 @@
-// The policy on one rank of the addon: weights, gradients and optimiser state live there; JavaScript holds a handle.
+// The policy on one rank of the addon, or on many: weights, gradients and optimiser state live there; JavaScript holds
+// a handle.
 import { join } from "node:path";
 import { isTokenringError, TokenringError } from "../errors.ts";
-import type { NativeAdamW, NativeBatch, NativeRank } from "../ops/binding.ts";
+import type { NativeAdamW, NativeBatch, NativeRank, NativeRankOptions } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
 import { nativeLoss } from "../ops/policy-loss.ts";
+import { RankGroup } from "../ranks/group.ts";
+import { type MeshOptions, MeshRank, meshOf } from "../ranks/mesh-rank.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
-import { parseConfig, readConfigFile, writeConfig } from "./config.ts";
+import { contextLength, parseConfig, readConfigFile, writeConfig } from "./config.ts";
 import { findModel, type ModelSourceOptions } from "./model-source.ts";
 import {
   type AdamWOptions,
-  type CallOptions,
   type DecoderConfig,
   type LossResult,
   OPTIMISER_DEFAULTS,
   type OptimiserResult,
   type PackedBatch,
+  type PassOptions,
   type PolicyLoss,
   type Policy as PolicyShape,
   type SaveOptions,
 } from "./types.ts";
 
-/** Where and how a policy runs. */
-export interface RankOptions {
+/** Where and how a policy runs; of many ranks, how they train together (docs/ranks.md). */
+export interface RankOptions extends MeshOptions {
+  /**
+   * Ranks that train and sample together (default 1): their number, for which the policy starts workers on this machine
+   * or waits for those that a launcher started, and ends them when it is disposed; or a group that is open already.
+   */
+  ranks?: number | RankGroup;
   /**
    * Default "cpu". "cuda": the first Hopper GPU that CUDA shows, always with bf16 activations and weights beside float32
    * masters; refused, with what is missing, where it cannot be used (docs/kernels.md).
@@ -33,7 +41,7 @@ export interface RankOptions {
    * to run (default true). The CPU backend always gives the same bits.
    */
   deterministic?: boolean;
-  /** Threads of the CPU backend; 0 = all cores (default). Results do not depend on it. */
+  /** Threads of the CPU backend, shared by the ranks of a machine; 0 = all cores (default). Results do not depend on it. */
   threads?: number;
   /**
    * "bf16" rounds the operands of linear layers (weights, their inputs, the gradients of their outputs) to bf16, for
@@ -86,10 +94,22 @@ export class Policy implements PolicyShape {
   /** Of the model that was loaded: its config.json, and what lay beside its weights. */
   #source: { config: Readonly<Record<string, unknown>>; files: CarriedFiles } | null = null;
 
-  private constructor(config: DecoderConfig, options: RankOptions) {
-    this.config = Object.freeze({ ...config });
-    this.rank = new (loadBinding().Rank)({
-      config: this.config,
+  readonly #mesh: MeshRank | null;
+  /** Started for this policy alone. */
+  readonly #group: RankGroup | null;
+
+  private constructor(config: DecoderConfig, rank: NativeRank, group: RankGroup | null) {
+    this.config = config;
+    this.rank = rank;
+    this.#mesh = rank instanceof MeshRank ? rank : null;
+    this.#group = group;
+  }
+
+  /** A policy whose weights are not there yet. */
+  static async #open(shape: DecoderConfig, options: RankOptions): Promise<Policy> {
+    const config = Object.freeze({ ...shape });
+    const native: NativeRankOptions = {
+      config,
       device: options.device ?? "cpu",
       deterministic: options.deterministic ?? true,
       threads: options.threads ?? 0,
@@ -97,7 +117,18 @@ export class Policy implements PolicyShape {
       activationCheckpointing: options.activationCheckpointing ?? false,
       maxBatchTokens: options.maxBatchTokens ?? 512,
       maxPages: options.maxPages ?? 0,
-    });
+    };
+    const { ranks = 1 } = options;
+    meshOf(typeof ranks === "number" ? ranks : ranks.size, options);
+    const own = typeof ranks === "number" && ranks !== 1 ? await RankGroup.open({ size: ranks }) : null;
+    const group = typeof ranks === "number" ? own : ranks;
+    if (group === null || group.size === 1) return new Policy(config, new (loadBinding().Rank)(native), null);
+    try {
+      return new Policy(config, await MeshRank.create(group, native, contextLength(config), options), own);
+    } catch (error) {
+      await own?.dispose();
+      throw error;
+    }
   }
 
   /**
@@ -112,7 +143,7 @@ export class Policy implements PolicyShape {
         `Policy.create: seed is ${seed}; give an integer`,
       );
     }
-    const policy = new Policy(config, options);
+    const policy = await Policy.#open(config, options);
     return policy.#begin(async () => {
       await withSignal(() =>
         policy.rank.initialise({
@@ -138,7 +169,7 @@ export class Policy implements PolicyShape {
     const files = await readCarriedFiles(directory);
     const { ropeScaling } = options;
     const shape = ropeScaling ? { ...decoder, rope_scaling: ropeScaling } : decoder;
-    const policy = ofFile(join(directory, "config.json"), () => new Policy(shape, options));
+    const policy = await ofFile(join(directory, "config.json"), () => Policy.#open(shape, options));
     policy.#source = { config: config as Record<string, unknown>, files };
     return policy.#begin(() => policy.load(directory, { optimiser: options.optimiser ?? false }));
   }
@@ -163,23 +194,41 @@ export class Policy implements PolicyShape {
     return this.#version;
   }
 
+  /** Ranks that a batch is spread over. */
+  get ranks(): number {
+    return this.#mesh?.size ?? 1;
+  }
+
   /**
    * Forward and backward pass of the batch; its gradients are added to what is accumulated. Lanes are aligned with the
    * batch's tokens, logprobs and entropies in nats.
    * @throws ERR_TOKENRING_INVALID_ARGUMENT for lanes that do not fit, ERR_TOKENRING_NON_FINITE, ERR_TOKENRING_OUT_OF_MEMORY.
    */
-  async accumulate(batch: PackedBatch, loss: PolicyLoss, options: CallOptions = {}): Promise<LossResult> {
+  async accumulate(batch: PackedBatch, loss: PolicyLoss, options: PassOptions = {}): Promise<LossResult> {
     const how = nativeLoss(loss);
-    return withSignal(() => this.rank.accumulate(nativeBatch(batch), how, false), options.signal);
+    const { signal, last = false, passTokens } = options;
+    const mesh = this.#mesh;
+    return withSignal(
+      () =>
+        mesh
+          ? mesh.accumulate(nativeBatch(batch), how, last, passTokens)
+          : this.rank.accumulate(nativeBatch(batch), how, last),
+      signal,
+    );
   }
 
   /** Logprob and entropy (nats) of every token but the first of each document; no gradients. */
   async score(
     batch: Pick<PackedBatch, "tokens" | "lengths">,
-    options: CallOptions & { temperature?: number } = {},
+    options: Omit<PassOptions, "last"> & { temperature?: number } = {},
   ): Promise<LossResult> {
     const lanes = { tokens: batch.tokens, lengths: batch.lengths };
-    return withSignal(() => this.rank.score(lanes, options.temperature ?? 1), options.signal);
+    const { signal, temperature = 1, passTokens } = options;
+    const mesh = this.#mesh;
+    return withSignal(
+      () => (mesh ? mesh.score(lanes, temperature, passTokens) : this.rank.score(lanes, temperature)),
+      signal,
+    );
   }
 
   /** OPTIMISER_DEFAULTS where not given. */
@@ -244,6 +293,7 @@ export class Policy implements PolicyShape {
   /** Idempotent. Waits for the call that runs; queued ones and turns being sampled end with ERR_TOKENRING_DISPOSED. */
   async dispose(): Promise<void> {
     await this.rank.dispose();
+    await this.#group?.dispose();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -254,9 +304,9 @@ export class Policy implements PolicyShape {
 const SHAPE_FAULT = "decoder config: ";
 
 /** What the native code finds wrong with a shape is the fault of the file that it came from. */
-function ofFile<T>(file: string, make: () => T): T {
+async function ofFile<T>(file: string, make: () => Promise<T>): Promise<T> {
   try {
-    return make();
+    return await make();
   } catch (cause) {
     if (!isTokenringError(cause, "ERR_TOKENRING_INVALID_ARGUMENT")) throw cause;
     if (!cause.message.startsWith(SHAPE_FAULT)) throw cause;

@@ -36,6 +36,19 @@ export interface LossResult {
   entropy: Float32Array;
   /** 1 = clipped low, 2 = clipped high, 3 = dual clip. */
   flags: Int32Array;
+  /** On many ranks: the cost of what each data-parallel group got, in multiplications of a forward pass. */
+  costs?: readonly number[];
+}
+
+/** How a pass is made. */
+export interface PassOptions extends CallOptions {
+  /**
+   * No other pass comes before `optimise`, so that many ranks can reduce gradients while the backward pass still runs.
+   * Changes no bit (default false).
+   */
+  last?: boolean;
+  /** Most tokens of one pass on one rank; what a rank gets beyond it of the batch makes further passes. Default: all. */
+  passTokens?: number;
 }
 
 /** One AdamW step; what is left out is `OPTIMISER_DEFAULTS`. `learningRate` is per step, `weightDecay` decoupled. */
@@ -72,14 +85,15 @@ export interface Policy extends AsyncDisposable {
   readonly disposed: boolean;
   /** Version of the weights; grows with every optimiser step and load. */
   readonly version: number;
+  /** Ranks that a batch is spread over; default 1. */
+  readonly ranks?: number;
   /** Adds the batch's gradients to what is accumulated. */
-  accumulate(batch: PackedBatch, loss: PolicyLoss, options?: CallOptions): Promise<LossResult>;
+  accumulate(batch: PackedBatch, loss: PolicyLoss, options?: PassOptions): Promise<LossResult>;
   /** Logprob and entropy of every token but the first of each document; no gradients. */
   score(
     batch: Pick<PackedBatch, "tokens" | "lengths">,
-    options?: CallOptions & { temperature?: number },
+    options?: Omit<PassOptions, "last"> & { temperature?: number },
   ): Promise<LossResult>;
-  /** One AdamW step from the accumulated gradients. */
   /**
    * One step from the accumulated gradients. It may be called while passes still run: should one of them fail, the step
    * is left out with ERR_TOKENRING_ABORTED.

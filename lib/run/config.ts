@@ -201,8 +201,22 @@ const stages = z.array(stage).superRefine((list, context) => {
 const job = z.strictObject({
   seed: z.int().min(0).default(1),
   device: z.enum(["cpu", "cuda"]).default("cpu"),
-  /** CPU threads of the engine; 0 = all cores. */
+  /** CPU threads of the engine, shared by the ranks of a machine; 0 = all cores. */
   threads: z.int().min(0).default(0),
+  /** Ranks that compute together (docs/ranks.md). Left out: as many as a launcher started, else 1. */
+  ranks: count.max(65_536).optional(),
+  /** Ranks that share the tokens of a document. */
+  contextParallel: count.default(1),
+  /** How they exchange keys and values; "all_gather" computes the bits of one rank. */
+  contextSchedule: z.enum(["ring", "all_gather"]).default("ring"),
+  /** What is sharded over the ranks: 0 nothing, 1 the optimiser's state, 3 the parameters too. */
+  shard: z.union([z.literal(0), z.literal(1), z.literal(3)], { error: "give 0, 1 or 3" }).default(0),
+  /** Ranks that hold one copy together; all where left out. */
+  shardSize: count.optional(),
+  /** Seconds that a rank waits for the others in one collective. */
+  collectiveSeconds: seconds.default(600),
+  /** Seconds of silence, heartbeats included, after which a rank is held for lost. */
+  silenceSeconds: seconds.min(1).default(15),
   /** What the operands of linear layers are rounded to. */
   precision: z.enum(["float32", "bf16"]).default("float32"),
   /** Train in a fraction of the memory, for about a quarter more work and the same bits. */
@@ -242,7 +256,7 @@ const job = z.strictObject({
     .prefault({}),
   /** Episodes that sample at the same time. */
   episodes: count.default(64),
-  /** Tokens of one forward and backward pass. */
+  /** Tokens of one forward and backward pass, on each rank. */
   microBatchTokens: count.default(4096),
   /** Trackers that are written while the job runs; all of them can also be made from metrics.jsonl later. */
   tracking: z
@@ -274,6 +288,12 @@ const job = z.strictObject({
 export const jobSchema = job.superRefine((config, context) => {
   const fault = (path: PropertyKey[], message: string): void =>
     context.addIssue({ code: "custom", path, message });
+  const { ranks } = config;
+  for (const key of ["contextParallel", "shardSize"] as const) {
+    const value = config[key];
+    if (ranks !== undefined && value !== undefined && ranks % value !== 0)
+      fault([key], `${value} does not divide the ${ranks} ranks; change one of them`);
+  }
   const bounded: [PropertyKey[], z.output<typeof limits>][] = config.stages.map((one, i) => [
     ["stages", i],
     one.limits,

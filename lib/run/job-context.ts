@@ -19,7 +19,8 @@ import { isTokenringError, TokenringError } from "../errors.ts";
 import { readCarriedFiles, writeCarriedFiles } from "../policy/carried-files.ts";
 import { contextLength } from "../policy/config.ts";
 import { findModel } from "../policy/model-source.ts";
-import { Policy } from "../policy/policy.ts";
+import { Policy, type RankOptions } from "../policy/policy.ts";
+import type { RankGroup } from "../ranks/group.ts";
 import { PHRASES } from "../tasks/tinyswe/phrases.ts";
 import { TEST_COMMAND } from "../tasks/tinyswe/runner.ts";
 import type { TaskSet } from "../tasks/types.ts";
@@ -27,6 +28,7 @@ import { checkVocabulary } from "./agent.ts";
 import type { JobConfig, LimitsConfig } from "./config.ts";
 import { episodeLimits } from "./limits.ts";
 import type { ProgressSink } from "./progress.ts";
+import { openRanks, rankOptions } from "./ranks.ts";
 import { checkSupported } from "./supported.ts";
 import { openWorld } from "./world.ts";
 
@@ -36,6 +38,10 @@ export interface JobContext extends AsyncDisposable {
   readonly tokenizer: Tokenizer;
   readonly chat: ChatFormat;
   readonly policy: Policy;
+  /** Fires when a rank's launcher wants it to stop. */
+  readonly stopping?: AbortSignal;
+  /** Another policy, of a checkpoint, on the same ranks; the caller disposes of it. */
+  load(checkpoint: string): Promise<Policy>;
   /** Episodes of this job under the given limits; `seed` decides their draws, the config's where left out. */
   rollouts(limits: LimitsConfig, seed?: number): RolloutSource;
   /** Whether an episode ran the tests; for statistics. */
@@ -62,6 +68,8 @@ export async function openJob(
     for (const closer of closers.splice(0).reverse()) await closer();
   };
   try {
+    const ranks = await openRanks(config, options.signal);
+    if (ranks) closers.push(() => ranks.dispose());
     const world = await openWorld(config, options);
     closers.push(async () => world[Symbol.asyncDispose]());
     const { tasks } = world;
@@ -76,7 +84,7 @@ export async function openJob(
       options.checkpoint !== undefined || "create" in config.model ? undefined : config.model.chatTemplate;
     const template = made ? chatTemplateOf(made.tokenizerConfig) : await chatTemplate(given, from as string);
     const chat = chatFormat(tokenizer, template);
-    const policy = await openPolicy(config, tokenizer, from, options.optimiser ?? false);
+    const policy = await openPolicy(config, tokenizer, from, options.optimiser ?? false, ranks);
     closers.push(() => policy.dispose());
     checkFit(config, policy, tokenizer);
     const engine = embeddedEngine(policy);
@@ -87,6 +95,8 @@ export async function openJob(
       tokenizer,
       chat,
       policy,
+      ...(ranks ? { stopping: ranks.stopping } : {}),
+      load: (checkpoint) => Policy.load(checkpoint, how(config, ranks)),
       rollouts: (limits, seed = config.seed) =>
         new Rollouts({
           engine,
@@ -186,21 +196,27 @@ function checkFit(config: JobConfig, policy: Policy, tokenizer: Tokenizer): void
   }
 }
 
+/** Where and how the job's policies run. */
+function how(config: JobConfig, ranks: RankGroup | null): RankOptions {
+  const { device, threads, precision, activationCheckpointing } = config;
+  return { device, threads, precision, activationCheckpointing, ...rankOptions(config, ranks) };
+}
+
 /** The model in directory `from`, or a new one. */
 async function openPolicy(
   config: JobConfig,
   tokenizer: Tokenizer,
   from: string | undefined,
   optimiser: boolean,
+  ranks: RankGroup | null,
 ): Promise<Policy> {
-  const { device, threads, precision, activationCheckpointing } = config;
   const yarn = "create" in config.model ? undefined : config.model.yarn;
   const ropeScaling = yarn && {
     rope_type: "yarn" as const,
     factor: yarn.factor,
     original_max_position_embeddings: yarn.originalMaxPositions,
   };
-  const rank = { device, threads, precision, activationCheckpointing };
+  const rank = how(config, ranks);
   if (from !== undefined || !("create" in config.model))
     return Policy.load(from as string, { ...rank, optimiser, ...(ropeScaling ? { ropeScaling } : {}) });
   const model = config.model.create;

@@ -8,7 +8,7 @@ import { refinePool, SolveRates } from "../learn/curriculum.ts";
 import { dapo } from "../learn/dapo.ts";
 import { rft } from "../learn/rft.ts";
 import type { LearntTokens } from "../learn/types.ts";
-import { Policy } from "../policy/policy.ts";
+import type { Policy } from "../policy/policy.ts";
 import { type ArcStage, arcStage } from "../report/arc.ts";
 import type { Instance } from "../tasks/types.ts";
 import { span } from "../trace.ts";
@@ -18,6 +18,7 @@ import type { RunDirectory } from "./directory.ts";
 import { type JobContext, openJob } from "./job-context.ts";
 import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.ts";
 import type { ProgressSink } from "./progress.ts";
+import { logprobTolerance } from "./ranks.ts";
 import { Replay } from "./replay.ts";
 import { runRollouts, type SampledTotals } from "./rollout-job.ts";
 import { dapoConfig } from "./stage.ts";
@@ -76,7 +77,8 @@ async function work(config: JobConfig, options: JobOptions): Promise<JobResult> 
     : null;
   for (const [i, stage] of config.stages.entries()) replay?.check(stage, `stages.${i}`);
   await using _ = await startTracking(config.tracking, run, options.progress);
-  const job = new Job(config, context, options, saved, replay);
+  const stops = [options.signal, context.stopping].filter((signal) => signal !== undefined);
+  const job = new Job(config, context, { ...options, signal: AbortSignal.any(stops) }, saved, replay);
   try {
     await job.base();
     if (config.rft) await job.rft(config.rft);
@@ -116,11 +118,8 @@ class Job {
   readonly #run: RunDirectory;
   readonly #progress: ProgressSink;
   readonly #signal: { signal?: AbortSignal };
-  /**
-   * On CUDA sampler and trainer differ by bf16's rounding, with stored trajectories the policies differ: measured at
-   * every step, and not judged.
-   */
-  readonly #tolerance: { logprobTolerance?: null };
+  /** With stored trajectories the policies differ: measured at every step, and not judged. */
+  readonly #tolerance: { logprobTolerance: number | null };
   /** Where the stage that was under way goes on; until that is taken up. */
   #resumed: JobProgress["current"];
   #savedAt = performance.now();
@@ -144,7 +143,7 @@ class Job {
     this.#run = options.run;
     this.#progress = options.progress;
     this.#signal = options.signal ? { signal: options.signal } : {};
-    this.#tolerance = config.device === "cuda" || replay ? { logprobTolerance: null } : {};
+    this.#tolerance = { logprobTolerance: replay ? null : logprobTolerance(config) };
     this.#resumed = saved?.current ?? null;
   }
 
@@ -336,7 +335,7 @@ class Job {
   /** The policy of a finished stage's checkpoint, the last one's where none is named; the caller disposes of it. */
   async #reference(stage = this.stages.at(-1)?.name as string): Promise<Policy> {
     const { path } = await findCheckpoint(this.#run.path, stage);
-    return Policy.load(path, { device: this.#config.device, threads: this.#config.threads });
+    return this.#context.load(path);
   }
 
   /**

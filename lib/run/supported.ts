@@ -4,11 +4,16 @@ import { loadBinding } from "../ops/native.ts";
 import type { JobConfig } from "./config.ts";
 
 /** Throws ERR_TOKENRING_CONFIG with every key that this machine, or this version, cannot serve. */
-export function checkSupported(config: Pick<JobConfig, "device" | "tasks">): void {
+export function checkSupported(config: Pick<JobConfig, "device" | "shard" | "tasks">): void {
   const faults: string[] = [];
   if (config.device === "cuda") {
     const { reason } = loadBinding().cuda();
     if (reason) faults.push(`device: cuda cannot be used: ${reason}`);
+  }
+  if (config.shard === 3) {
+    faults.push(
+      "shard: 3 leaves no rank the whole weights, which the embedded engine samples from; use 1 or 0",
+    );
   }
   if (config.tasks.name !== "tinyswe") {
     faults.push(

@@ -8,9 +8,8 @@ export interface Source {
 }
 
 /** A folder may import itself and those that stand after it. */
-const libOrder = "cli run track report learn evaluate agent verify sandbox engine tasks policy ops".split(
-  " ",
-);
+const libOrder =
+  "cli run track report learn evaluate agent verify sandbox engine tasks policy ranks ops".split(" ");
 /** `sandbox` is a program of its own: nobody includes it. */
 const nativeOrder = "sandbox addon capi model parallel loss optim io cpu cuda comm core".split(" ");
 

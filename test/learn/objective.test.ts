@@ -185,7 +185,7 @@ describe("dapo's objective", () => {
     const [{ summary, steps }] = (await iterations) as [DapoIteration];
     expect(policy.scores).toHaveLength(0);
     expect(reference.scores).toHaveLength(1);
-    expect(reference.scores[0]?.options).toEqual({ temperature: 0.5 });
+    expect(reference.scores[0]?.options).toEqual({ temperature: 0.5, passTokens: 4096 });
     expect(reference.scores[0]?.batch.lengths).toHaveLength(8);
     expect(summary.scoredTokens).toBe(reference.scores[0]?.batch.tokens.length);
     for (const [s, { batch }] of policy.calls.entries()) {
