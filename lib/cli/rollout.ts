@@ -43,25 +43,43 @@ async function ofRun(
 }
 
 async function rollout(source: string, options: RolloutOptions): Promise<void> {
-  const isFile = (await stat(source).catch(() => null))?.isFile() ?? false;
-  const isYaml = isFile || /\.ya?ml$/.test(source);
-  if (isYaml && options.checkpoint !== undefined) {
+  const there = await stat(source).catch(() => null);
+  if (!there) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `${source}: there is no such file or directory; give a run, a checkpoint of one, or a job's YAML`,
+    );
+  }
+  const isFile = there.isFile();
+  if (isFile && options.checkpoint !== undefined) {
     throw new TokenringError(
       "ERR_TOKENRING_INVALID_ARGUMENT",
       `--checkpoint ${options.checkpoint}: is of a run, and ${source} is a config; its model.path says which weights`,
     );
   }
-  const { config: given, name } = isYaml
+  const { config: given, name } = isFile
     ? { config: (await readConfig(source)).config, name: path.parse(source).name }
     : await ofRun(source, options.checkpoint);
+  if (isFile && given.warmStart) {
+    throw new TokenringError(
+      "ERR_TOKENRING_CONFIG",
+      `${source}: warmStart: its policy comes of a warm start, and rollout trains nothing; train it, then give the run`,
+    );
+  }
   const { warmStart: _, rft, stages, replay: __, rollout: written, ...rest } = given;
   const split = options.split ?? written?.split ?? "train";
+  const most = given.tasks[split === "train" ? "train" : "heldOut"];
+  if ((options.instances ?? 0) > most) {
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `--instances ${options.instances}: there are ${most} tasks of ${split}; give fewer`,
+    );
+  }
   const limits = written?.limits ?? given.evaluate.limits;
   const seed = options.seed ?? written?.seed;
   const sampling: RolloutConfig = {
     split,
-    instances:
-      options.instances ?? written?.instances ?? given.tasks[split === "train" ? "train" : "heldOut"],
+    instances: options.instances ?? written?.instances ?? most,
     rollouts: options.rollouts ?? written?.rollouts ?? rft?.rollouts ?? stages[0]?.rollouts ?? 10,
     temperature: options.temperature ?? written?.temperature ?? 1,
     ...(seed === undefined ? {} : { seed }),

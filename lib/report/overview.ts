@@ -12,13 +12,28 @@ function tile(name: string, value: string): Html {
   return html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
 }
 
-/** What the arc says in a few numbers. */
-function headline(arc: readonly ArcStage[], more: readonly Html[]): Html {
+/** What a run that only samples came to so far; null for others. */
+function sampledSay(events: RunData["events"]): string | null {
+  const summaries = events.flatMap((event) => (event.type === "sampled" ? [event.summary] : []));
+  if (summaries.length === 0) return null;
+  const [episodes, solved] = (["episodes", "solved"] as const).map((key) =>
+    summaries.reduce((sum, summary) => sum + summary[key], 0),
+  ) as [number, number];
+  const share = episodes === 0 ? "" : ` (${percent(solved / episodes)})`;
+  return `Sampled without training: ${solved} of ${episodes} episodes solved${share}.`;
+}
+
+/** What the arc says in a few numbers; where nothing was evaluated, `otherwise`. */
+function headline(
+  arc: readonly ArcStage[],
+  more: readonly Html[],
+  otherwise = "No checkpoint has been evaluated yet.",
+): Html {
   const last = arc.at(-1);
   // A baseline counts with the budget that is kindest to it.
   const first = arc[0] && kindest(arc[0]);
   if (first === undefined || last === undefined) {
-    return html`<div><p class="say">No checkpoint has been evaluated yet.</p><dl class="tiles">${more}</dl></div>`;
+    return html`<div><p class="say">${otherwise}</p><dl class="tiles">${more}</dl></div>`;
   }
   const tiles: Html[] = [];
   if (arc.length > 1 && first.pass1 > 0)
@@ -147,17 +162,21 @@ function placed(id: string, section: Html | null): Html {
 function runSections(run: RunData, n: number, alone: boolean): [id: string, section: Html][] {
   const stages = stagesOf(run.events);
   const arc = arcStages(run.events);
-  const episodes = stages.flatMap((stage) => stage.iterations).reduce((sum, one) => sum + one.episodes, 0);
-  const more = [
-    gapTile(stages),
-    episodes > 0 ? tile("episodes sampled for DAPO", episodes.toLocaleString("en")) : null,
-  ].filter((one) => one !== null);
+  const iterations = stages.flatMap((stage) => stage.iterations);
+  const episodes = iterations.reduce((sum, one) => sum + one.episodes, 0);
+  const stored = episodes > 0 && iterations.every((one) => one.sampledTokens === 0);
+  const what = stored ? "stored episodes that DAPO was given" : "episodes sampled for DAPO";
+  const more = [gapTile(stages), episodes > 0 ? tile(what, episodes.toLocaleString("en")) : null].filter(
+    (one) => one !== null,
+  );
+  const sampled = sampledSay(run.events) ?? undefined;
   const parts: Record<string, (id: string) => Html | null> = {
     name: (id) =>
       alone
         ? null
         : html`<header id="${id}"><h1>${run.name}</h1><p class="meta">${runFacts(run)}</p></header>`,
-    arc: (id) => html`<section id="${id}" class="hero">${headline(arc, more)}${arcFigure(arc)}</section>`,
+    arc: (id) =>
+      html`<section id="${id}" class="hero">${headline(arc, more, sampled)}${arcFigure(arc)}</section>`,
     stages: (id) => stageTable(run, id),
     rl: (id) => reinforcementCurves(stages, id),
     sft: (id) => supervisedCurves(stages, id),

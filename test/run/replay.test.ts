@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { DapoSummary } from "../../lib/learn/dapo.ts";
+import { overview } from "../../lib/report/overview.ts";
 import { type JobInput, jobSchema } from "../../lib/run/config.ts";
 import { parseConfig } from "../../lib/run/config-file.ts";
 import { RunDirectory } from "../../lib/run/directory.ts";
@@ -127,6 +128,8 @@ describe("stored trajectories", { timeout: 120_000 }, () => {
       [0, 0, 1, 1].flatMap((iteration) => [0, 1, 2, 3].map((rollout) => ["rollout", iteration, rollout])),
     );
     const data = await readRun(at("sampled"));
+    const page = overview([data]).map(({ text }) => text);
+    expect(page.join("")).toContain("Sampled without training: 0 of 16 episodes solved (0.0 %).");
     expect(data.episodes).toHaveLength(16);
     const { trajectory } = await data.load(0);
     const [turn] = trajectory.turns;
@@ -375,9 +378,16 @@ describe("stored trajectories", { timeout: 120_000 }, () => {
     expect(await readFile(path.join(at("from-command"), "config.yaml"), "utf8")).toMatch(
       /^# mine\n.*"?replay"?:/s,
     );
-    expect(command("rollout", job, "--checkpoint", "base")).toMatchObject({
-      status: 1,
-      stderr: expect.stringContaining("--checkpoint base: is of a run, and "),
-    });
+    for (const [args, message] of [
+      [[job, "--checkpoint", "base"], "--checkpoint base: is of a run, and "],
+      [[at("nowhere")], "there is no such file or directory; give a run"],
+      [["recipes/tinyswe.yaml"], "warmStart: its policy comes of a warm start, and rollout trains nothing"],
+      [[at("learnt"), "--instances", "7"], "--instances 7: there are 6 tasks of train; give fewer"],
+    ] as const)
+      expect(command("rollout", ...args)).toMatchObject({
+        status: 1,
+        stdout: "",
+        stderr: expect.stringContaining(message),
+      });
   });
 });
