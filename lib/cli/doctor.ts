@@ -1,10 +1,12 @@
 // `tokenring doctor`: what this machine can do, why not the rest, and the cure for each.
 import { execFile } from "node:child_process";
+import { readdir, statfs } from "node:fs/promises";
 import { arch, freemem, release, totalmem } from "node:os";
 import { promisify } from "node:util";
 import type { Command } from "commander";
 import { isTokenringError } from "../errors.ts";
 import type { Binding } from "../ops/binding.ts";
+import { examples } from "./options.ts";
 
 /** `fail`: the main job does not run without it. `limited`: it runs, with something missing. */
 export type CheckStatus = "ok" | "limited" | "fail";
@@ -56,6 +58,65 @@ function checkMemory(): Check {
   const found = `${gibibytes(totalmem())}, ${gibibytes(freemem())} of it free`;
   if (totalmem() >= 2 * 2 ** 30) return { name: "memory", status: "ok", found, cure: null };
   return { name: "memory", status: "limited", found, cure: "the demo wants 2 GiB: use a larger machine" };
+}
+
+const GIBIBYTE = 2 ** 30;
+
+/** Bytes free for this user below `directory`; null where nobody can tell. */
+async function freeBytes(directory: string): Promise<number | null> {
+  return statfs(directory).then(
+    ({ bavail, bsize }) => bavail * bsize,
+    () => null,
+  );
+}
+
+/** Where runs are written: one of the demo takes about 100 MiB. */
+export async function checkDisk(directory = process.cwd()): Promise<Check> {
+  const name = "disk";
+  const free = await freeBytes(directory);
+  if (free === null)
+    return {
+      name,
+      status: "limited",
+      found: `${directory} cannot be looked at`,
+      cure: "go to another folder",
+    };
+  const found = `${gibibytes(free)} free for runs in ${directory}`;
+  if (free >= GIBIBYTE) return { name, status: "ok", found, cure: null };
+  const cure =
+    "free some, or write runs elsewhere (--out): the demo takes 100 MiB, other jobs what their checkpoints take";
+  return { name, status: "limited", found, cure };
+}
+
+/** Sandboxes lie in memory where there is enough of it. */
+async function checkScratch(): Promise<Check> {
+  const name = "scratch";
+  const { defaultScratchParent } = await import("../sandbox/scratch.ts");
+  const folder = defaultScratchParent();
+  const free = (await freeBytes(folder)) ?? 0;
+  const found = `sandboxes lie in ${folder}, ${gibibytes(free)} free`;
+  if (folder === "/dev/shm") return { name, status: "ok", found, cure: null };
+  const cure =
+    "making one costs a fifth in memory: give /dev/shm 1 GiB and let it hold programs (docker run --shm-size=2g)";
+  return { name, status: "limited", found, cure };
+}
+
+/** Where models come from. Asks the network for nothing. */
+async function checkModels(): Promise<Check> {
+  const name = "models";
+  const { defaultCache } = await import("../policy/model-cache.ts");
+  const { isOffline } = await import("../policy/model-source.ts");
+  const cache = defaultCache();
+  const models = await readdir(cache).catch(() => []);
+  const held = models.filter((one) => one.startsWith("models--")).length;
+  const found = `${held} in the cache ${cache}`;
+  if (!isOffline()) return { name, status: "ok", found: `${found}, others from the hub`, cure: null };
+  return {
+    name,
+    status: "limited",
+    found: `${found}; HF_HUB_OFFLINE forbids to download others`,
+    cure: "unset HF_HUB_OFFLINE, or name models by their folder (model.path)",
+  };
 }
 
 /** Loads the addon, which is the proof that it was built for this machine. */
@@ -142,10 +203,13 @@ export async function examine(): Promise<Check[]> {
     check("compiler", compiler.fault, `${compiler.compiler} ${compiler.version}, compiles C++20`, "fail"),
     addon.check,
     checkMemory(),
+    await checkDisk(),
+    await checkScratch(),
     check("bubblewrap", bubblewrap.fault, `${bwrap}, makes namespaces`, "limited"),
     await checkSandbox(),
     await checkNvcc(machine),
     checkCuda(addon.binding),
+    await checkModels(),
   ];
 }
 
@@ -170,14 +234,10 @@ export function renderChecks(checks: readonly Check[]): string {
 }
 
 export function register(program: Command): void {
-  program
+  const command = program
     .command("doctor")
     .description("what this machine can do, why not the rest, and the cure for each")
     .option("--json", "the same as JSON on stdout")
-    .addHelpText(
-      "after",
-      "\nThe exit code is 1 if something is missing without which the main job cannot run.",
-    )
     .action(async (options: { json?: boolean }) => {
       const checks = await examine();
       const ok = checks.every(({ status }) => status !== "fail");
@@ -186,4 +246,12 @@ export function register(program: Command): void {
       );
       if (!ok) process.exitCode = 1;
     });
+  examples(
+    command,
+    [
+      ["tokenring doctor", "ok: there; --: the main job runs without; NO: it does not"],
+      ["tokenring doctor --json", "for programs"],
+    ],
+    "The exit code is 1 if something is missing without which the main job cannot run.",
+  );
 }

@@ -1,6 +1,5 @@
 // `tokenring evaluate RUN`: measures a checkpoint of a run again, with other runs or limits if asked; with --verify it
 // judges the patches that the run has stored once more.
-import { writeFile } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import { TokenringError } from "../errors.ts";
 import { CONFIDENCE_SCORES, type ConfidenceReport } from "../evaluate/confidence.ts";
@@ -11,25 +10,28 @@ import { parseConfig } from "../run/config-file.ts";
 import { readManifest } from "../run/directory.ts";
 import {
   addRankFlags,
+  examples,
   givenPath,
+  JSON_HELP,
+  type OutputOptions,
   positiveNumber,
   prepareJson,
   type RankFlags,
+  showsWords,
   withRankFlags,
+  writeJson,
 } from "./options.ts";
-import { Progress } from "./progress.ts";
+import { commandProgress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
 import { onRankZero } from "./worker.ts";
 
-interface EvaluateOptions extends RankFlags {
+interface EvaluateOptions extends OutputOptions, RankFlags {
   checkpoint?: string;
   runs?: number;
   confidence?: (typeof CONFIDENCE_SCORES)[number];
   maxTurns?: number;
   verify?: boolean;
   sample?: number;
-  json?: string;
-  quiet?: boolean;
 }
 
 const percent = (share: number): string => `${(100 * share).toFixed(1)} %`;
@@ -50,7 +52,7 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
   const confidence = options.confidence ?? config.evaluate.confidence;
   const limits = { ...config.evaluate.limits, maxTurns: options.maxTurns ?? config.evaluate.limits.maxTurns };
   if (options.json !== undefined) await prepareJson(options.json);
-  const progress = new Progress({ quiet: options.quiet ?? false });
+  const progress = commandProgress(options);
   const { openJob } = await import("../run/job-context.ts");
   const { evaluate } = await import("../evaluate/evaluate.ts");
   await using context = await openJob(config, { progress, checkpoint: path, signal: commandSignal() });
@@ -78,8 +80,8 @@ async function evaluateRun(directory: string, options: EvaluateOptions): Promise
     signal: commandSignal(),
   });
   progress.end();
-  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(evaluation, null, 2)}\n`);
-  if (!options.quiet) process.stdout.write(describe(name, evaluation));
+  if (options.json !== undefined) await writeJson(options.json, evaluation);
+  if (showsWords(options)) process.stdout.write(describe(name, evaluation));
 }
 
 /** Exit code 1 when a verdict of the run was not reached again. */
@@ -92,7 +94,7 @@ async function verifyRun(directory: string, config: JobConfig, options: Evaluate
     );
   }
   if (options.json !== undefined) await prepareJson(options.json);
-  const progress = new Progress({ quiet: options.quiet ?? false });
+  const progress = commandProgress(options);
   const { openWorld } = await import("../run/world.ts");
   const { recheck } = await import("../run/recheck.ts");
   await using world = await openWorld(config, { progress });
@@ -109,8 +111,8 @@ async function verifyRun(directory: string, config: JobConfig, options: Evaluate
   });
   progress.end();
   const { trajectories, patches, judged, agreed, resolved, differences, broken } = result;
-  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 2)}\n`);
-  if (!options.quiet) {
+  if (options.json !== undefined) await writeJson(options.json, result);
+  if (showsWords(options)) {
     const lines = [
       `${judged} of ${patches} patches of ${trajectories} trajectories judged again in fresh sandboxes`,
       `  ${agreed} verdicts agree, ${resolved} of them resolved; ${differences.length} differ`,
@@ -184,7 +186,12 @@ export function register(program: Command): void {
       ),
     );
   addRankFlags(command)
-    .option("--json <path>", "also write all numbers as JSON", givenPath)
+    .option("--json <path>", `also write all numbers as JSON; ${JSON_HELP}`, givenPath)
     .option("--quiet", "print nothing but errors")
     .action(onRankZero(evaluateRun));
+  examples(command, [
+    ["tokenring evaluate runs/demo-seed1", "the newest checkpoint, as its config says"],
+    ["tokenring evaluate runs/demo-seed1 --checkpoint rft --runs 5", "another one, five episodes a task"],
+    ["tokenring evaluate runs/demo-seed1 --verify --sample 200", "200 of the stored patches, judged again"],
+  ]);
 }

@@ -2,7 +2,7 @@
 import path from "node:path";
 import type { Command } from "commander";
 import { TokenringError } from "../errors.ts";
-import { givenPath } from "./options.ts";
+import { examples, givenPath } from "./options.ts";
 
 async function exportRuns(directories: readonly string[], options: { tensorboard: string }): Promise<void> {
   const { readRun } = await import("../run/read.ts");
@@ -38,7 +38,7 @@ async function exportRuns(directories: readonly string[], options: { tensorboard
 }
 
 export function register(program: Command): void {
-  program
+  const command = program
     .command("export")
     .summary("write runs as TensorBoard's event files")
     .description(
@@ -52,4 +52,7 @@ export function register(program: Command): void {
       givenPath,
     )
     .action(exportRuns);
+  examples(command, [
+    ["tokenring export runs/a runs/b --tensorboard boards", "then: tensorboard --logdir boards"],
+  ]);
 }

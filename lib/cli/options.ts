@@ -33,8 +33,47 @@ export function givenPath(text: string): string {
   return text;
 }
 
+/** Puts command lines below the help of `command`, each with what it does. */
+export function examples(
+  command: Command,
+  lines: readonly (readonly [line: string, does: string])[],
+  more = "",
+): Command {
+  const width = Math.max(...lines.map(([line]) => line.length));
+  const shown = lines.map(([line, does]) => `  ${line.padEnd(width)}  # ${does}`);
+  return command.addHelpText("after", `\nExamples:\n${shown.join("\n")}${more && `\n\n${more}`}`);
+}
+
+/** Of commands that give numbers as JSON; "-" and what a program is not told go for all of them. */
+export const JSON_HELP = "- for standard output; without progress, unless stderr is a terminal";
+
+export interface OutputOptions {
+  /** Where the result goes as JSON; "-" is standard output. */
+  json?: string;
+  quiet?: boolean;
+}
+
+/** Whether there is somebody to tell of progress: with --json a program asks, unless stderr is a person's terminal. */
+export function showsProgress({ json, quiet }: OutputOptions): boolean {
+  if (quiet) return false;
+  return json === undefined || (json !== "-" && process.stderr.isTTY === true);
+}
+
+/** Whether the result is told in words: standard output is JSON alone with --json -. */
+export function showsWords({ json, quiet }: OutputOptions): boolean {
+  return !quiet && json !== "-";
+}
+
+/** Writes the result where --json says. */
+export async function writeJson(file: string, value: unknown): Promise<void> {
+  const text = `${JSON.stringify(value, null, 2)}\n`;
+  if (file === "-") process.stdout.write(text);
+  else await writeFile(file, text);
+}
+
 /** A result that cannot be written would cost the whole work: found out before it starts. */
 export async function prepareJson(file: string): Promise<void> {
+  if (file === "-") return;
   try {
     await mkdir(path.dirname(path.resolve(file)), { recursive: true });
     await writeFile(file, "");

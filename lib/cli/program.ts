@@ -2,9 +2,11 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { isTokenringError } from "../errors.ts";
+import { register as registerCompletion } from "./completion.ts";
 import { register as registerDoctor } from "./doctor.ts";
 import { register as registerEvaluate } from "./evaluate.ts";
 import { register as registerExport } from "./export.ts";
+import { examples } from "./options.ts";
 import { register as registerReport } from "./report.ts";
 import { register as registerRollout } from "./rollout.ts";
 import { interruptedExitCode } from "./signals.ts";
@@ -26,6 +28,7 @@ const commands: readonly ((program: Command) => void)[] = [
   registerTasks,
   registerWorker,
   registerDoctor,
+  registerCompletion,
 ];
 
 /** A program that throws instead of ending the process. */
@@ -38,10 +41,19 @@ export function createProgram(): Command {
     .version(packageVersion())
     .option("--verbose", "show the stack of an error (also: TOKENRING_DEBUG=1)")
     .showHelpAfterError("(tokenring --help shows what there is)")
-    .addHelpText("after", "\nStart with: tokenring doctor. What a command takes: tokenring COMMAND --help.")
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
   for (const register of commands) register(program);
+  examples(
+    program,
+    [
+      ["tokenring doctor", "what this machine can do, and the cure for the rest"],
+      ["tokenring demo", "trains a small agent end to end, in minutes, without a GPU"],
+      ["tokenring watch runs/demo-seed1", "looks at it while it trains"],
+      ["tokenring train job.yaml", "your own job; recipes/tinyswe.yaml is one to start from"],
+    ],
+    "What a command takes, with examples: tokenring COMMAND --help.",
+  );
   return program;
 }
 

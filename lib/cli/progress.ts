@@ -1,23 +1,35 @@
-// What a command says while it works: one line on stderr that is rewritten in place, or, where stderr is a file, a line
-// now and then. Results go to stdout and never through here.
+// What a command says while it works: one line on stderr that is rewritten in place; where stderr is a file, or a terminal
+// that cannot or should not be drawn on, a line now and then. Results go to stdout and never through here.
 
 import type { ProgressSink } from "../run/progress.ts";
+import { type OutputOptions, showsProgress } from "./options.ts";
 
-/** Between two rewrites on a terminal, and between two lines elsewhere. */
+/** Between two rewrites on a terminal. */
 const REWRITE_MS = 100;
+/** Between two lines elsewhere: so long, or this share of the phase's time so far, whatever is longer. */
 const LINE_MS = 5_000;
+const LINE_SHARE = 0.01;
 
 export interface ProgressOptions {
   /** Default: process.stderr. */
   stream?: NodeJS.WriteStream;
   /** Prints nothing at all. */
   quiet?: boolean;
+  /** Default: process.env. TERM=dumb and NO_COLOR ask for plain lines. */
+  environment?: NodeJS.ProcessEnv;
+}
+
+/** The progress of a command with these options: none under --quiet, and none under --json where nobody is watching. */
+export function commandProgress(options: OutputOptions): Progress {
+  return new Progress({ quiet: !showsProgress(options) });
 }
 
 /** Phases that follow each other, each with a count that rises. Times are wall-clock. */
 export class Progress implements ProgressSink {
   readonly #stream: NodeJS.WriteStream;
   readonly #quiet: boolean;
+  /** Whether a line can be rewritten in place. */
+  readonly #inPlace: boolean;
   #phase: string | undefined;
   #total: number | undefined;
   #started = 0;
@@ -30,6 +42,8 @@ export class Progress implements ProgressSink {
   constructor(options: ProgressOptions = {}) {
     this.#stream = options.stream ?? process.stderr;
     this.#quiet = options.quiet ?? false;
+    const { TERM, NO_COLOR = "" } = options.environment ?? process.env;
+    this.#inPlace = this.#stream.isTTY === true && TERM !== "dumb" && NO_COLOR === "";
   }
 
   /** Ends the phase before and starts `name`, which counts up to `total` where that is known. */
@@ -49,7 +63,7 @@ export class Progress implements ProgressSink {
     if (note !== undefined) this.#note = note;
     // In a file the phase's last line would stand there twice.
     const complete = this.#total !== undefined && done >= this.#total;
-    if (this.#stream.isTTY || !complete) this.#show(false);
+    if (this.#inPlace || !complete) this.#show(false);
   }
 
   /** A line that stays: above the phase that it falls into, below one that is complete. */
@@ -58,7 +72,7 @@ export class Progress implements ProgressSink {
     if (this.#total !== undefined && this.#done >= this.#total) this.#finish();
     this.#erase();
     this.#stream.write(`${line}\n`);
-    if (this.#stream.isTTY) this.#show(true);
+    if (this.#inPlace) this.#show(true);
   }
 
   /** Ends the last phase; the line stays as it is. */
@@ -68,7 +82,7 @@ export class Progress implements ProgressSink {
 
   #finish(): void {
     if (this.#phase !== undefined) {
-      const nothingNew = !this.#stream.isTTY && this.#done === 0 && this.#note === "";
+      const nothingNew = !this.#inPlace && this.#done === 0 && this.#note === "";
       if (!nothingNew) this.#show(true, true);
       if (this.#open) this.#stream.write("\n");
     }
@@ -79,7 +93,7 @@ export class Progress implements ProgressSink {
   #show(now: boolean, last = false): void {
     if (this.#quiet || this.#phase === undefined) return;
     const time = performance.now();
-    const interval = this.#stream.isTTY ? REWRITE_MS : LINE_MS;
+    const interval = this.#inPlace ? REWRITE_MS : Math.max(LINE_MS, LINE_SHARE * (time - this.#started));
     if (!now && time - this.#shown < interval) return;
     this.#shown = time;
     const line = describe(
@@ -90,7 +104,7 @@ export class Progress implements ProgressSink {
       this.#note,
       last,
     );
-    if (!this.#stream.isTTY) {
+    if (!this.#inPlace) {
       this.#stream.write(`${line}\n`);
       return;
     }

@@ -1,10 +1,11 @@
 // `tokenring report RUN...`: draws one or more runs as a single HTML file.
 import path from "node:path";
 import type { Command } from "commander";
-import { givenPath } from "./options.ts";
+import { examples, givenPath } from "./options.ts";
+import { commandProgress } from "./progress.ts";
 
 export function register(program: Command): void {
-  program
+  const command = program
     .command("report")
     .summary("draw runs as one self-contained HTML file")
     .description(
@@ -14,12 +15,30 @@ export function register(program: Command): void {
     .argument("<runs...>", "run directories")
     .option("--out <path>", "the file to write (default: report.html in the first run)", givenPath)
     .option("--all", "hold every episode; without it the file stays below 20 MB and holds a sample of them")
-    .action(async (directories: string[], options: { out?: string; all?: boolean }) => {
+    .option("--quiet", "print nothing but errors")
+    .action(async (directories: string[], options: { out?: string; all?: boolean; quiet?: boolean }) => {
       const { readRun } = await import("../run/read.ts");
       const { writeReport } = await import("../report/report.ts");
       const runs = [];
       for (const directory of directories) runs.push(await readRun(directory));
       const out = options.out ?? path.join(directories[0] as string, "report.html");
-      process.stdout.write(`${await writeReport(runs, out, { all: options.all ?? false })}\n`);
+      const progress = commandProgress(options);
+      const episodes = runs.reduce((sum, run) => sum + run.episodes.length, 0);
+      let begun = false;
+      const file = await writeReport(runs, out, {
+        all: options.all ?? false,
+        onEpisodes: (read) => {
+          if (!begun) progress.phase("reading episodes", episodes);
+          begun = true;
+          progress.update(read);
+        },
+      });
+      progress.end();
+      if (!options.quiet) process.stdout.write(`${file}\n`);
     });
+  examples(command, [
+    ["tokenring report runs/demo-seed1", "writes runs/demo-seed1/report.html"],
+    ["tokenring report runs/a runs/b --out both.html", "compares two runs"],
+    ["tokenring report runs/demo-seed1 --all", "every episode, however large the file becomes"],
+  ]);
 }

@@ -2,13 +2,22 @@
 import { mkdir, readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { TokenringError } from "../errors.ts";
 import { readConfig } from "../run/config-file.ts";
 import type { TinyTask } from "../tasks/tinyswe/task.ts";
 import type { TinysweTaskSet } from "../tasks/tinyswe/tinyswe.ts";
-import { givenPath, prepareJson, wholeNumber } from "./options.ts";
-import { Progress } from "./progress.ts";
+import {
+  examples,
+  givenPath,
+  JSON_HELP,
+  type OutputOptions,
+  prepareJson,
+  showsWords,
+  wholeNumber,
+  writeJson,
+} from "./options.ts";
+import { commandProgress } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
 
 /** The same path from lib/cli and from dist/cli. */
@@ -82,10 +91,10 @@ function describe(task: TinyTask, split: string, seed: number): string {
   return `${parts.join("\n")}\n`;
 }
 
-async function check(options: SetOptions & { json?: string; quiet?: boolean }): Promise<void> {
+async function check(options: SetOptions & OutputOptions): Promise<void> {
   const { set, config } = await openTasks(options);
   if (options.json !== undefined) await prepareJson(options.json);
-  const progress = new Progress({ quiet: options.quiet ?? false });
+  const progress = commandProgress(options);
   const [{ localBackend }, { checkTask }, { shared }, { default: pLimit }, { availableParallelism }] =
     await Promise.all([
       import("../sandbox/local.ts"),
@@ -119,10 +128,10 @@ async function check(options: SetOptions & { json?: string; quiet?: boolean }): 
     await set.dispose();
   }
   const result = { ok: faults.length === 0, tasks: rows.length, faults };
-  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 2)}\n`);
+  if (options.json !== undefined) await writeJson(options.json, result);
   for (const { task, fault } of faults) process.stderr.write(`${task}: ${fault}\n`);
   if (!result.ok) process.exitCode = 1;
-  if (options.quiet) return;
+  if (!showsWords(options)) return;
   const counts = tasksOf(set).map(([name, tasks]) => `${tasks.length} ${name}`);
   process.stdout.write(
     result.ok
@@ -140,13 +149,24 @@ async function generate(options: SetOptions & { out: string; quiet?: boolean }):
     throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message);
   }
   const { set } = await openTasks(options, path.join(out, "repositories"));
+  const progress = commandProgress(options);
+  progress.phase(
+    "writing repositories",
+    tasksOf(set).reduce((sum, [, tasks]) => sum + tasks.length, 0),
+  );
+  let done = 0;
+  const written: string[] = [];
   for (const [name, tasks] of tasksOf(set)) {
     const rows = tasks.map(({ instance }) => `${JSON.stringify(instance)}\n`);
     await writeFile(path.join(out, `${name}.jsonl`), rows.join(""));
-    for (const { instance } of tasks) await set.repository(instance);
-    if (!options.quiet)
-      process.stdout.write(`${path.join(out, `${name}.jsonl`)}: ${many(rows.length, "row")}\n`);
+    for (const { instance } of tasks) {
+      await set.repository(instance);
+      progress.update(++done);
+    }
+    written.push(`${path.join(out, `${name}.jsonl`)}: ${many(rows.length, "row")}\n`);
   }
+  progress.end();
+  if (!options.quiet) process.stdout.write(written.join(""));
 }
 
 export function register(program: Command): void {
@@ -161,28 +181,45 @@ export function register(program: Command): void {
   const add = (name: string): Command =>
     tasks
       .command(name)
-      .option("--config <path>", "the job whose tasks are meant", givenPath, DEMO_CONFIG)
+      .addOption(
+        new Option("--config <path>", "the job whose tasks are meant")
+          .argParser(givenPath)
+          .default(DEMO_CONFIG, "the demo's"),
+      )
       .option("--seed <n>", "another seed than the config's", wholeNumber);
 
-  add("show")
+  examples(tasks, [
+    ["tokenring tasks show 3 --split held-out", "one task, as a person reads it"],
+    ["tokenring tasks check --config job.yaml", "proves that all of them can be solved"],
+    ["tokenring tasks generate --out tasks", "rows and repositories, for other programs"],
+  ]);
+
+  const showing = add("show")
     .summary("print one task so that a person can read it")
     .description("Prints the issue, the files, the tests and the gold patch of task INDEX of a split.")
     .argument("[index]", "which task, from 0", wholeNumber, 0)
     .option("--split <name>", `${Object.keys(SPLITS).join(", ")}`, "train")
     .option("--json", "the row itself, as JSON")
-    .addHelpText("after", "\nExample: tokenring tasks show 3 --split held-out --seed 2")
     .action(show);
-  add("check")
+  examples(showing, [
+    ["tokenring tasks show 3 --split held-out --seed 2", "the fourth held-out task of seed 2"],
+    ["tokenring tasks show 0 --json", "the row itself"],
+  ]);
+  const checking = add("check")
     .summary("prove that every task can be solved and is not solved yet")
     .description(
       "Runs the tests of every task in fresh sandboxes, with the gold patch (must be resolved) and without (FAIL_TO_PASS\n" +
         "must fail, PASS_TO_PASS must pass), checks every row, and that training and held-out tasks share no name.",
     )
-    .option("--json <path>", "also write the faults as JSON", givenPath)
+    .option("--json <path>", `also write the faults as JSON; ${JSON_HELP}`, givenPath)
     .option("--quiet", "print nothing but faults")
-    .addHelpText("after", "\nThe exit code is 1 if there is a fault; each is a line on stderr.")
     .action(check);
-  add("generate")
+  examples(
+    checking,
+    [["tokenring tasks check --seed 2", "all tasks of the demo's config under another seed"]],
+    "The exit code is 1 if there is a fault; each is a line on stderr.",
+  );
+  const generating = add("generate")
     .summary("write all tasks to a directory, for other programs")
     .description(
       "Writes OUT/train.jsonl, OUT/held-out.jsonl and OUT/held-out-family.jsonl, a row of SWE-bench a line, and under\n" +
@@ -191,4 +228,5 @@ export function register(program: Command): void {
     .requiredOption("--out <directory>", "where to; must be new or empty", givenPath)
     .option("--quiet", "print nothing but errors")
     .action(generate);
+  examples(generating, [["tokenring tasks generate --out tasks --seed 2", "into the new folder tasks/"]]);
 }

@@ -1,7 +1,7 @@
 // `tokenring train CONFIG` runs a job, `tokenring demo` the one that ships, and `tokenring resume RUN` goes on with one
 // that was interrupted. Each ends with the arc that it drew.
 import { existsSync } from "node:fs";
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Command, Option } from "commander";
@@ -14,13 +14,18 @@ import type { SampledTotals } from "../run/rollout-job.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
 import {
   addRankFlags,
+  examples,
   givenPath,
+  JSON_HELP,
+  type OutputOptions,
   prepareJson,
   type RankFlags,
+  showsWords,
   wholeNumber,
   withRankFlags,
+  writeJson,
 } from "./options.ts";
-import { duration, Progress } from "./progress.ts";
+import { commandProgress, duration } from "./progress.ts";
 import { commandSignal } from "./signals.ts";
 import { onRankZero } from "./worker.ts";
 
@@ -28,10 +33,7 @@ import { onRankZero } from "./worker.ts";
 const DEMO_CONFIG = fileURLToPath(new URL("../../recipes/tinyswe.yaml", import.meta.url));
 const PACKAGE = fileURLToPath(new URL("../../package.json", import.meta.url));
 
-export interface ResultOptions extends RankFlags {
-  json?: string;
-  quiet?: boolean;
-}
+export type ResultOptions = OutputOptions & RankFlags;
 
 interface TrainOptions extends ResultOptions {
   seed?: number;
@@ -99,7 +101,7 @@ async function work(
   options: ResultOptions,
 ): Promise<void> {
   if (options.json !== undefined) await prepareJson(options.json);
-  const progress = new Progress({ quiet: options.quiet ?? false });
+  const progress = commandProgress(options);
   const signal = commandSignal();
   const { runJob } = await import("../run/job.ts");
   const [{ readRun }, { writeReport }, { arcTable }] = await Promise.all([
@@ -116,14 +118,16 @@ async function work(
     } catch (error) {
       // A fault of the cleaning must not hide the one that ended the run.
       const removed = await run.discardUnused().catch(() => false);
-      if (!removed) progress.log(`to go on: tokenring resume ${directory}`);
+      progress.end();
+      // Belongs to the error, so it is said under --quiet too.
+      if (!removed) process.stderr.write(`to go on: tokenring resume ${directory}\n`);
       throw error;
     }
     progress.end();
   }
   const report = await writeReport([await readRun(directory)], path.join(directory, "report.html"));
-  if (options.json !== undefined) await writeFile(options.json, `${JSON.stringify(result, null, 2)}\n`);
-  if (options.quiet) return;
+  if (options.json !== undefined) await writeJson(options.json, result);
+  if (!showsWords(options)) return;
   if (result.sampled) process.stdout.write(`\n${describeSampled(result.sampled)}\n`);
   else process.stdout.write(`\n${arcTable(result.stages, { columns: process.stdout.columns ?? 80 })}\n\n`);
   process.stdout.write(
@@ -139,7 +143,7 @@ function describeSampled({ episodes, solved, dropped, instances, instancesSolved
 
 export function addResultOptions(command: Command): Command {
   return addRankFlags(command)
-    .option("--json <path>", "also write the arc and its cost as JSON", givenPath)
+    .option("--json <path>", `also write the arc and its cost as JSON; ${JSON_HELP}`, givenPath)
     .option("--quiet", "print nothing but errors");
 }
 
@@ -167,7 +171,7 @@ function addOptions(command: Command): Command {
 }
 
 export function register(program: Command): void {
-  addOptions(
+  const demo = addOptions(
     program
       .command("demo")
       .summary("train a tiny policy on generated repositories, base to stage 2, in minutes")
@@ -177,8 +181,13 @@ export function register(program: Command): void {
           "on held-out tasks and writes report.html into the run directory.",
       ),
   ).action(onRankZero((options: TrainOptions) => train(DEMO_CONFIG, "demo", options)));
+  examples(demo, [
+    ["tokenring demo", "writes runs/demo-seed1"],
+    ["tokenring demo --seed 2 --json arc.json", "other draws, and the numbers as JSON"],
+    ["tokenring watch runs/demo-seed1", "in a second terminal: looks at it while it trains"],
+  ]);
 
-  addOptions(
+  const trained = addOptions(
     program
       .command("train")
       .summary("run the job that a YAML file describes")
@@ -191,8 +200,19 @@ export function register(program: Command): void {
   ).action(
     onRankZero((config: string, options: TrainOptions) => train(config, path.parse(config).name, options)),
   );
+  examples(
+    trained,
+    [
+      ["tokenring train recipes/tinyswe.yaml", "the job behind the demo"],
+      ["tokenring train job.yaml --seed 2 --out runs/second", "the same job with other draws"],
+      ["tokenring train job.yaml --ranks 4", "on four processes of this machine"],
+      ["tokenring train job.yaml --replay runs/sampled", "from trajectories of tokenring rollout"],
+    ],
+    "A key that the config misspells is named with its line and the nearest right one,\nbefore anything begins. " +
+      "Ctrl-C ends a run at a point that tokenring resume goes on from.",
+  );
 
-  addResultOptions(
+  const resumed = addResultOptions(
     program
       .command("resume")
       .summary("go on with a run that was interrupted")
@@ -202,4 +222,5 @@ export function register(program: Command): void {
       )
       .argument("<run>", "a run directory"),
   ).action(onRankZero(resume));
+  examples(resumed, [["tokenring resume runs/demo-seed1", "needs no flags: the run knows its job"]]);
 }

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { isIP } from "node:net";
 import type { Command } from "commander";
 import { InvalidArgumentError } from "commander";
-import { wholeNumber } from "./options.ts";
+import { examples, wholeNumber } from "./options.ts";
 import { commandSignal } from "./signals.ts";
 
 function portNumber(text: string): number {
@@ -21,7 +21,7 @@ function hostName(text: string): string {
 const LOOPBACK = /^(127\.|::1$|localhost$)/;
 
 export function register(program: Command): void {
-  program
+  const command = program
     .command("watch")
     .summary("show a run while it goes on, in the browser")
     .description(
@@ -45,4 +45,13 @@ export function register(program: Command): void {
         process.stderr.write(`tokenring: whoever can reach ${options.host} can read this run\n`);
       if (!signal.aborted) await once(signal, "abort");
     });
+  examples(
+    command,
+    [
+      ["tokenring watch runs/demo-seed1", "http://127.0.0.1:8642/"],
+      ["tokenring watch runs/demo-seed1 --port 0", "at a port that is free; its address is printed"],
+      ["ssh -L 8642:127.0.0.1:8642 node tokenring watch runs/a", "a run on another machine, safely"],
+    ],
+    "/metrics is the run as Prometheus reads it (docs/tracking.md).",
+  );
 }

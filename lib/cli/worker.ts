@@ -1,7 +1,7 @@
 // `tokenring worker`: one of many ranks, for whoever launches them (docs/ranks.md).
 import type { Command } from "commander";
 import { launchedRank } from "../ranks/place.ts";
-import { positiveNumber } from "./options.ts";
+import { examples, positiveNumber } from "./options.ts";
 import { commandSignal } from "./signals.ts";
 
 /** Milliseconds that native calls of a rank whose group broke get to end. */
@@ -30,7 +30,7 @@ export function onRankZero<A extends unknown[]>(
 }
 
 export function register(program: Command): void {
-  program
+  const command = program
     .command("worker")
     .summary("be one of the ranks that train together, until rank 0 ends")
     .description(
@@ -40,4 +40,11 @@ export function register(program: Command): void {
     )
     .option("--wait <seconds>", "how long to wait for rank 0 (default: 600)", positiveNumber)
     .action(work);
+  examples(command, [
+    [
+      "torchrun --nproc-per-node 4 --no-python tokenring train job.yaml",
+      "rank 0 trains, the others become workers",
+    ],
+    ["RANK=1 WORLD_SIZE=2 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 tokenring worker", "by hand"],
+  ]);
 }

@@ -28,7 +28,7 @@ const REVISION = /^[\w][\w.-]*(\/[\w][\w.-]*)*$/;
 export async function findModel(name: string, options: ModelSourceOptions = {}): Promise<string> {
   const found = await stat(name).catch(() => null);
   if (found?.isDirectory()) return name;
-  const { revision = "main", cache = defaultCache(), offline = offlineByEnvironment() } = options;
+  const { revision = "main", cache = defaultCache(), offline = isOffline() } = options;
   if (!NAME.test(name) || name.includes("..") || name.includes("--")) {
     throw fault(
       `${name} is no directory, and no name of a model on the hub; give a path or a name like Qwen/Qwen3-0.6B`,
@@ -66,7 +66,8 @@ export async function findModel(name: string, options: ModelSourceOptions = {}):
   });
 }
 
-function offlineByEnvironment(): boolean {
+/** Whether the environment forbids to download models. */
+export function isOffline(): boolean {
   const set = (value: string | undefined): boolean => /^(1|on|yes|true)$/i.test(value ?? "");
   return set(process.env.HF_HUB_OFFLINE) || set(process.env.TRANSFORMERS_OFFLINE);
 }

@@ -11,6 +11,8 @@ export interface ReportOptions {
   all?: boolean;
   /** Bytes that the page may have otherwise: 20 MB. */
   budget?: number;
+  /** Told how many episodes were read so far. */
+  onEpisodes?: (read: number) => void;
 }
 
 /** Bytes of a block before it is packed, about: what is unpacked at once when one of its episodes is opened. */
@@ -47,12 +49,17 @@ export interface Blocks {
 }
 
 /** Puts the episodes of `runs` into blocks while `limit` bytes of the page hold them; runs take turns. */
-export async function blocksOf(runs: readonly RunData[], limit: number): Promise<Blocks> {
+export async function blocksOf(
+  runs: readonly RunData[],
+  limit: number,
+  onEpisodes: (read: number) => void = () => {},
+): Promise<Blocks> {
   const lines = runs.map((data, run) => data.episodes.map((row): Line => ({ run, row, pack: -1, at: 0 })));
   // The list gets somewhat longer when it says where episodes lie; texts of tokens come on top.
   const list = await base64(JSON.stringify(new RowTable(runs).columns(lines.flat())));
   let room = 0.95 * limit - 1.3 * list.length;
   let misses = 0;
+  let read = 0;
   const blocks: string[] = [];
   const ids = runs.map(() => new Set<number>());
   const open = runs.map((): Open => ({ lines: [], episodes: [], bytes: 0 }));
@@ -84,6 +91,8 @@ export async function blocksOf(runs: readonly RunData[], limit: number): Promise
       const episodes = await Promise.all(unit.map((row) => (runs[run] as RunData).load(row)));
       into.lines.push(...unit.map((row) => lines[run]?.[row] as Line));
       into.episodes.push(...episodes);
+      read += unit.length;
+      onEpisodes(read);
       for (const { trajectory } of episodes)
         into.bytes += 6 * trajectory.tokens.length + 300 * trajectory.turns.length;
       if (into.bytes >= BLOCK) await close(run);

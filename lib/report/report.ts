@@ -77,6 +77,7 @@ export async function* renderReport(
   const { rows, vocabularies, blocks, held } = await blocksOf(
     runs,
     limit - Buffer.byteLength(page(episodes) + CLOSING),
+    options.onEpisodes,
   );
   yield page(held);
   yield dataElement("rows", rows);

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import path from "node:path";
 import { Command } from "commander";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import { type Check, examine, renderChecks } from "../../lib/cli/doctor.ts";
+import { type Check, checkDisk, examine, renderChecks } from "../../lib/cli/doctor.ts";
 import { describeError, runCommand } from "../../lib/cli/program.ts";
 import { TokenringError } from "../../lib/errors.ts";
 
@@ -177,6 +177,14 @@ describe("doctor", () => {
     const sandbox = checks.find(({ name }) => name === "sandbox");
     expect(sandbox?.found).toMatch(/^(bubblewrap|landlock), /);
     expect(sandbox?.cure === null).toBe(sandbox?.status === "ok");
+  });
+
+  test("what the environment takes away is told with its cure", async () => {
+    const { stdout } = tokenring(["doctor"], { HF_HUB_OFFLINE: "1", HF_HUB_CACHE: "/nowhere" });
+    expect(stdout).toMatch(/^-- {2}models .* \/nowhere; HF_HUB_OFFLINE forbids .*\n +unset HF_HUB_OFFLINE/m);
+    expect(stdout).toMatch(/^It goes without: .*models/m);
+    expect(await checkDisk("/nowhere")).toMatchObject({ status: "limited", cure: expect.any(String) });
+    expect(await checkDisk()).toMatchObject({ name: "disk", found: expect.stringContaining(process.cwd()) });
   });
 
   test("without the addon it says so, how to build it, and ends with 1", () => {

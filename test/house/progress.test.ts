@@ -1,6 +1,8 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { duration, Progress } from "../../lib/cli/progress.ts";
 
+const XTERM = { TERM: "xterm" };
+
 /** What a terminal, or a file, would have been sent. */
 function stream(isTTY: boolean, columns = 80) {
   const chunks: string[] = [];
@@ -26,7 +28,7 @@ afterEach(() => {
 describe("on a terminal", () => {
   test("a phase is one line with count, rate, time left and note, and ends with its time", () => {
     const { chunks, stream: terminal } = stream(true);
-    const progress = new Progress({ stream: terminal });
+    const progress = new Progress({ stream: terminal, environment: XTERM });
     progress.phase("rft", 40);
     vi.advanceTimersByTime(4_000);
     progress.update(10, "pass@1 0.40");
@@ -39,7 +41,7 @@ describe("on a terminal", () => {
 
   test("the line is rewritten at most ten times a second, and the last state is not lost", () => {
     const { chunks, stream: terminal } = stream(true);
-    const progress = new Progress({ stream: terminal });
+    const progress = new Progress({ stream: terminal, environment: XTERM });
     progress.phase("sample", 1000);
     for (let done = 1; done <= 1000; done++) {
       vi.advanceTimersByTime(1);
@@ -54,7 +56,7 @@ describe("on a terminal", () => {
 
   test("a logged line stays above the progress line", () => {
     const { chunks, stream: terminal } = stream(true);
-    const progress = new Progress({ stream: terminal });
+    const progress = new Progress({ stream: terminal, environment: XTERM });
     progress.phase("rft", 4);
     progress.log("checkpoint written");
     progress.phase("dapo");
@@ -63,7 +65,7 @@ describe("on a terminal", () => {
 
   test("what is logged about a phase that is complete stands below it", () => {
     const { chunks, stream: terminal } = stream(true);
-    const progress = new Progress({ stream: terminal });
+    const progress = new Progress({ stream: terminal, environment: XTERM });
     progress.phase("evaluation", 4);
     vi.advanceTimersByTime(2_000);
     progress.update(4);
@@ -74,7 +76,7 @@ describe("on a terminal", () => {
 
   test("a line never wraps, because a wrapped one could not be rewritten", () => {
     const { chunks, stream: terminal } = stream(true, 30);
-    const progress = new Progress({ stream: terminal });
+    const progress = new Progress({ stream: terminal, environment: XTERM });
     progress.phase("a phase with a long name", 4);
     vi.advanceTimersByTime(2_000);
     progress.update(2, "and a long note that goes on and on");
@@ -82,7 +84,44 @@ describe("on a terminal", () => {
   });
 });
 
+describe("where a line is not to be drawn over", () => {
+  test.each([
+    ["TERM=dumb", { TERM: "dumb" }],
+    ["NO_COLOR", { TERM: "xterm-256color", NO_COLOR: "1" }],
+  ])("%s gets a line now and then, no control characters", (_, environment) => {
+    const { chunks, stream: terminal } = stream(true);
+    const progress = new Progress({ stream: terminal, environment });
+    progress.phase("rft", 20);
+    for (let done = 1; done <= 20; done++) {
+      vi.advanceTimersByTime(500);
+      progress.update(done);
+    }
+    progress.end();
+    expect(chunks.join("")).toBe("rft: 0/20\nrft: 10/20  2.0/s  5.0 s left\nrft: 20/20  2.0/s  10 s\n");
+  });
+
+  test("an empty NO_COLOR asks for nothing", () => {
+    const { chunks, stream: terminal } = stream(true);
+    new Progress({ stream: terminal, environment: { TERM: "xterm", NO_COLOR: "" } }).phase("rft", 2);
+    expect(chunks.join("")).toBe("rft: 0/2");
+  });
+});
+
 describe("in a file", () => {
+  test("a phase of hours is told of in hundreds of lines, not in thousands", () => {
+    const { chunks, stream: file } = stream(false);
+    const progress = new Progress({ stream: file });
+    progress.phase("dapo", 36_000);
+    for (let done = 1; done <= 36_000; done++) {
+      vi.advanceTimersByTime(1000);
+      progress.update(done);
+    }
+    progress.end();
+    const lines = chunks.join("").trimEnd().split("\n").length;
+    expect(lines).toBeGreaterThan(300);
+    expect(lines).toBeLessThan(600);
+  });
+
   test("a line every five seconds, no control characters", () => {
     const { chunks, stream: file } = stream(false);
     const progress = new Progress({ stream: file });

@@ -91,6 +91,6 @@ test("generate writes the rows as JSON Lines and a repository for each", () => {
 
 test("--help says what each does, and names an example", () => {
   expect(tasks("--help").stdout).toMatch(/^ {2}show .*\n {2}check [\s\S]*\n {2}generate /m);
-  expect(tasks("show", "--help").stdout).toContain("Example: tokenring tasks show 3 --split held-out");
+  expect(tasks("show", "--help").stdout).toContain("tokenring tasks show 3 --split held-out");
   expect(tasks("check", "--help").stdout).toContain("The exit code is 1 if there is a fault");
 });
