@@ -1,5 +1,5 @@
-# The core library (no N-API in it); the addon and the table of ops as C functions around it; its C++ tests; the emulated
-# GPU for programs that know nothing of it; and the program that starts sandboxes.
+# The core library (no N-API in it); the addon and the table of ops as C functions around it; its C++ tests; the
+# emulated GPU for programs that know nothing of it, the tests' stand-in for NCCL; and the program that starts sandboxes.
 # Run through `npm run build`; "gypfile": false in package.json keeps npm from building on install.
 {
   "target_defaults": {
@@ -76,6 +76,13 @@
       "dependencies": ["tokenring_core"],
       "libraries": ["-ldl", "-pthread"],
       "ldflags": ["-pthread"],
+    },
+    {
+      # The tests' stand-in for NCCL, loaded by them as the real one would be.
+      "target_name": "tokenring_nccl_double",
+      "type": "loadable_module",
+      "sources": ["<!@(node scripts/native-sources.mjs test/native/nccl_double)"],
+      "libraries": ["-lrt", "-pthread"],
     },
     {
       "target_name": "tokenring_sandbox",

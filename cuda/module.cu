@@ -47,6 +47,39 @@ TOKENRING_SAME(Matmul);
 }  // namespace tokenring::cuda::lt
 #endif
 
+static_assert(tokenring::cuda::kCudaOutOfMemory == cudaErrorMemoryAllocation &&
+              tokenring::cuda::kCudaNotReady == cudaErrorNotReady);
+
+#if __has_include(<nccl.h>)
+#include <nccl.h>
+
+#include "comm/nccl_library.h"
+
+#if NCCL_VERSION_CODE >= 21801
+// The communicator's declarations against NVIDIA's, where those are installed.
+namespace tokenring::nccl {
+static_assert(sizeof(UniqueId) == sizeof(ncclUniqueId) && sizeof(Config) <= sizeof(ncclConfig_t));
+static_assert(offsetof(Config, magic) == offsetof(ncclConfig_t, magic) &&
+              offsetof(Config, version) == offsetof(ncclConfig_t, version) &&
+              offsetof(Config, blocking) == offsetof(ncclConfig_t, blocking) &&
+              offsetof(Config, max_ctas) == offsetof(ncclConfig_t, maxCTAs) &&
+              offsetof(Config, net_name) == offsetof(ncclConfig_t, netName) &&
+              offsetof(Config, split_share) == offsetof(ncclConfig_t, splitShare));
+static_assert(kSuccess == ncclSuccess && kInProgress == ncclInProgress && kUint8 == ncclUint8 && kInt32 == ncclInt32 &&
+              kFloat16 == ncclFloat16 && kFloat32 == ncclFloat32 && kBfloat16 == ncclBfloat16 && kSum == ncclSum &&
+              kMax == ncclMax && kMin == ncclMin);
+template <class Result, class... Own, class TheirResult, class... Theirs>
+constexpr bool same_call(Result (*)(Own...), TheirResult (*)(Theirs...)) {
+  return sizeof(Result) == sizeof(TheirResult) && sizeof...(Own) == sizeof...(Theirs) &&
+         ((sizeof(Own) == sizeof(Theirs)) && ...);
+}
+#define TOKENRING_SAME_CALL(name) \
+  static_assert(same_call(decltype(Library::name)(), static_cast<decltype(&nccl##name)>(nullptr)));
+TOKENRING_NCCL_CALLS(TOKENRING_SAME_CALL)
+}  // namespace tokenring::nccl
+#endif
+#endif
+
 namespace tokenring::cuda {
 namespace {
 
@@ -86,6 +119,7 @@ const Module kModule = {
         .event_create = [](CudaEvent* e) -> int { return cudaEventCreateWithFlags(e, cudaEventDisableTiming); },
         .event_destroy = [](CudaEvent e) -> int { return cudaEventDestroy(e); },
         .event_record = [](CudaEvent e, CudaStream s) -> int { return cudaEventRecord(e, s); },
+        .event_query = [](CudaEvent e) -> int { return cudaEventQuery(e); },
         // Of pageable host memory, which is all that the backend has, the runtime makes a copy before it returns.
         .copy = [](void* to, const void* from, size_t bytes, CudaStream s) -> int {
           return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s);

@@ -106,6 +106,7 @@ async function main() {
   const headers = [
     ...list("cuda", /\.cuh$/),
     ...list("native/cuda", /^(attention\w*|cublaslt|launch|module|tensor_map)\.h$/),
+    ...list("native/comm", /^(communicator|nccl_library)\.h$/),
     ...list("native/core", /^(check|device|failure|ops|tensor)\.h$/),
   ];
   // Files of the sweep include those of the module.

@@ -270,7 +270,13 @@ const addonFiles = ["tokenring.node", "tokenring_sandbox"];
 const nativeFiles = {
   addon: addonFiles,
   bundle: [...addonFiles, "tokenring_ops.so"],
-  all: [...addonFiles, "tokenring_ops.so", "tokenring_emulated.so", "tokenring_test"],
+  all: [
+    ...addonFiles,
+    "tokenring_ops.so",
+    "tokenring_emulated.so",
+    "tokenring_nccl_double.node",
+    "tokenring_test",
+  ],
 };
 
 async function buildNative(scope) {

@@ -4,7 +4,8 @@
 //  - an operation is queued on the stream it is given and returns at once; shapes are checked before it is queued;
 //  - all ranks make the same collectives in the same order, and the calls of one communicator go to one stream at a
 //    time. Ranks that disagree (kind, count, dtype, reduction, root) all end with a Failure, none hangs;
-//  - sums are taken in the order of the ranks, so that their bits depend on nothing else;
+//  - sums go in an order that timing does not change, and all ranks get the same bits. Over shared memory it is that of
+//    the ranks; NCCL has its own (comm/nccl.h);
 //  - every wait has a deadline. After a Failure the communicator is broken, on all ranks, and every later operation
 //    fails with the cause of the first.
 // Failure codes: COMMUNICATOR (a rank disagreed, left, died or aborted), TIMEOUT, ABORTED (by this rank).
@@ -48,14 +49,15 @@ class Communicator {
 
   // x of `root` to all.
   virtual void broadcast(Stream&, Tensor x, int root) = 0;
-  // In place. f32, bf16 (summed in float32) or i32.
+  // In place. f32, bf16 (shared memory sums it in float32) or i32.
   virtual void all_reduce(Stream&, Tensor x, Reduction) = 0;
   // `in` holds size() parts of out's size; out becomes the reduction of everybody's part number rank().
   virtual void reduce_scatter(Stream&, Tensor in, Tensor out, Reduction) = 0;
   // `out` holds size() parts of in's size: rank 0's, rank 1's and so on.
   virtual void all_gather(Stream&, Tensor in, Tensor out) = 0;
   // Sends and receives that make progress together, so that rings and pairs cannot lock each other. Every send needs
-  // its receive, with the same count and dtype, in a group of the peer.
+  // its receive, with the same count and dtype, in a group of the peer, and may wait for it: two ranks that both send
+  // and then receive do so in one group.
   virtual void exchange(Stream&, std::vector<Transfer> group) = 0;
   // Passed by nobody before all have come.
   virtual void barrier(Stream&) = 0;
@@ -78,8 +80,8 @@ class Transport {
  public:
   virtual ~Transport() = default;
   virtual UniqueId make_id() const = 0;
-  // Takes the place at once, and waits for nobody: join() does. Failure INVALID_ARGUMENT for a rank outside the size or
-  // an id of something else, COMMUNICATOR if the place is taken or the ranks disagree about the size.
+  // Takes the place, and waits for nobody: join() does. Failure INVALID_ARGUMENT for a rank outside the size or an id
+  // of something else, COMMUNICATOR (here or from join()) if the place is taken or the ranks disagree about the size.
   virtual std::unique_ptr<Communicator> make(const CommunicatorOptions&) const = 0;
 };
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 
+#include "comm/call.h"
 #include "comm/communicator.h"
 
 namespace tokenring::comm {
@@ -18,23 +19,15 @@ constexpr uint64_t kSlots = 2;
 
 enum class Presence : uint32_t { absent, coming, joined, left };
 
-// What a rank says about one step of a collective; all ranks must say the same.
-struct StepHeader {
-  uint64_t sequence;  // of the collective, from 1
-  uint8_t kind, dtype, reduction, root;
-  int64_t count;
-  bool operator==(const StepHeader&) const = default;
-};
-
 struct alignas(64) RankState {
   std::atomic<Presence> presence;
   int32_t process;
-  uint64_t started;               // start time of the process: numbers of processes are used again
-  std::atomic<uint64_t> doing;    // what it runs or ran last, for messages: see Activity in shared_memory.cc
-  std::atomic<uint64_t> step;     // steps published, over all collectives
-  std::atomic<uint32_t> bell;     // a futex: changes when something happened that the rank may wait for
-  std::atomic<uint32_t> asleep;   // whether somebody must ring
-  alignas(64) StepHeader say[2];  // of the steps of even and of odd number
+  uint64_t started;              // start time of the process: numbers of processes are used again
+  std::atomic<uint64_t> doing;   // what it runs or ran last, for messages: see Activity in shared_memory.cc
+  std::atomic<uint64_t> step;    // steps published, over all collectives
+  std::atomic<uint32_t> bell;    // a futex: changes when something happened that the rank may wait for
+  std::atomic<uint32_t> asleep;  // whether somebody must ring
+  alignas(64) Call say[2];       // of the steps of even and of odd number
 };
 
 // Data on the way from one rank to another, a message in chunks. Counts are of chunks and only grow.

@@ -21,26 +21,6 @@ constexpr int64_t kLookMilliseconds = 100;  // how often a waiting rank looks wh
 // Up to this many bytes from all ranks together, every rank reduces all of it: one step instead of two.
 constexpr int64_t kSmall = 64 << 10;
 
-const char* word_of(Kind kind) {
-  switch (kind) {
-    case Kind::join:
-      return "join";
-    case Kind::broadcast:
-      return "broadcast";
-    case Kind::all_reduce:
-      return "all_reduce";
-    case Kind::reduce_scatter:
-      return "reduce_scatter";
-    case Kind::all_gather:
-      return "all_gather";
-    case Kind::barrier:
-      return "barrier";
-    case Kind::exchange:
-      return "exchange";
-  }
-  return "unknown";
-}
-
 // What RankState::doing holds.
 struct Activity {
   uint64_t number;
@@ -48,41 +28,10 @@ struct Activity {
   bool inside;
   uint64_t pack() const { return number << 16 | static_cast<uint64_t>(kind) << 1 | (inside ? 1 : 0); }
   static Activity unpack(uint64_t bits) { return {bits >> 16, static_cast<Kind>(bits >> 1 & 0x7F), (bits & 1) != 0}; }
-  std::string text() const {
-    return kind == Kind::join ? "join" : std::string(word_of(kind)) + " #" + std::to_string(number);
-  }
+  std::string text() const { return comm::name_of(kind, number); }
 };
 
-std::string text_of(const StepHeader& say) {
-  std::ostringstream text;
-  const Kind kind = static_cast<Kind>(say.kind);
-  text << word_of(kind);
-  if (kind == Kind::all_reduce || kind == Kind::reduce_scatter) {
-    text << "(" << comm::name_of(static_cast<Reduction>(say.reduction)) << ")";
-  }
-  if (kind == Kind::broadcast) text << "(root " << int{say.root} << ")";
-  if (kind != Kind::barrier) text << " of " << say.count << " x " << tokenring::name_of(static_cast<DType>(say.dtype));
-  return text.str();
-}
-
 int64_t chunks(size_t bytes) { return std::max<int64_t>(1, static_cast<int64_t>((bytes + kChunk - 1) / kChunk)); }
-
-void check_memory(const char* op, const char* name, const Tensor& t) {
-  require(t.data || t.elements() == 0, op, ": ", name, " has no memory");
-}
-
-void check_reducible(const char* op, const Tensor& t) {
-  require(reducible(t.dtype), op, ": ", tokenring::name_of(t.dtype), " has no arithmetic here; use f32, bf16 or i32");
-}
-
-StepHeader header(uint64_t number, Kind kind, const Tensor& t, int root = 0, Reduction how = Reduction::sum) {
-  return {number,
-          static_cast<uint8_t>(kind),
-          static_cast<uint8_t>(t.dtype),
-          static_cast<uint8_t>(how),
-          static_cast<uint8_t>(root),
-          t.elements()};
-}
 
 }  // namespace
 
@@ -139,7 +88,7 @@ void SharedMemory::queue(Stream& stream, Kind kind, std::function<void(uint64_t)
 
 std::byte* SharedMemory::begin_step() { return region_.outbox(rank_, ++step_); }
 
-void SharedMemory::finish_step(const StepHeader& say) {
+void SharedMemory::finish_step(const Call& say) {
   me_.say[step_ % 2] = say;
   me_.step = step_;
   ring_others();
@@ -150,26 +99,23 @@ void SharedMemory::finish_step(const StepHeader& say) {
     return missing;
   });
   for (int r = 0; r < size_; ++r) {
-    const StepHeader& other = region_.rank(r).say[step_ % 2];
+    const Call& other = region_.rank(r).say[step_ % 2];
     if (other == say) continue;
-    break_all("COMMUNICATOR", "the ranks disagree about collective #" + std::to_string(say.sequence) + ": rank " +
-                                  std::to_string(std::min(r, rank_)) + " runs " + text_of(r < rank_ ? other : say) +
-                                  ", rank " + std::to_string(std::max(r, rank_)) + " " +
-                                  text_of(r < rank_ ? say : other) +
-                                  "; all ranks must make the same calls in the same order");
+    const bool below = r < rank_;
+    break_all("COMMUNICATOR",
+              disagreement(below ? other : say, std::min(r, rank_), below ? say : other, std::max(r, rank_)));
   }
 }
 
 void SharedMemory::barrier(Stream& stream) {
   queue(stream, Kind::barrier, [this](uint64_t number) {
     begin_step();
-    finish_step(header(number, Kind::barrier, tensor(nullptr, DType::u8, {0})));
+    finish_step(call_of(number, Kind::barrier, tensor(nullptr, DType::u8, {0})));
   });
 }
 
 void SharedMemory::broadcast(Stream& stream, Tensor x, int root) {
-  check_memory("broadcast", "x", x);
-  require(root >= 0 && root < size_, "broadcast: root is ", root, ", must be a rank below ", size_);
+  check_broadcast(x, root, size_);
   queue(stream, Kind::broadcast, [=, this](uint64_t number) {
     auto* data = static_cast<std::byte*>(x.data);
     size_t at = 0;
@@ -177,7 +123,7 @@ void SharedMemory::broadcast(Stream& stream, Tensor x, int root) {
       const size_t n = std::min(kChunk, x.bytes() - at);
       std::byte* own = begin_step();
       if (rank_ == root && n > 0) std::memcpy(own, data + at, n);
-      finish_step(header(number, Kind::broadcast, x, root));
+      finish_step(call_of(number, Kind::broadcast, x, root));
       if (rank_ != root && n > 0) std::memcpy(data + at, read(root), n);
       at += n;
     } while (at < x.bytes());
@@ -185,11 +131,7 @@ void SharedMemory::broadcast(Stream& stream, Tensor x, int root) {
 }
 
 void SharedMemory::all_gather(Stream& stream, Tensor in, Tensor out) {
-  check_memory("all_gather", "in", in);
-  check_memory("all_gather", "out", out);
-  require(out.dtype == in.dtype && out.elements() == in.elements() * size_, "all_gather: out has ", out.elements(),
-          " x ", tokenring::name_of(out.dtype), ", must have ", size_, " times in's ", in.elements(), " x ",
-          tokenring::name_of(in.dtype));
+  check_all_gather(in, out, size_);
   queue(stream, Kind::all_gather, [=, this](uint64_t number) {
     const auto* from = static_cast<const std::byte*>(in.data);
     auto* to = static_cast<std::byte*>(out.data);
@@ -198,7 +140,7 @@ void SharedMemory::all_gather(Stream& stream, Tensor in, Tensor out) {
       const size_t n = std::min(kChunk, in.bytes() - at);
       std::byte* own = begin_step();
       if (n > 0) std::memcpy(own, from + at, n);
-      finish_step(header(number, Kind::all_gather, in));
+      finish_step(call_of(number, Kind::all_gather, in));
       for (int r = 0; r < size_ && n > 0; ++r) std::memcpy(to + static_cast<size_t>(r) * in.bytes() + at, read(r), n);
       at += n;
     } while (at < in.bytes());
@@ -206,12 +148,7 @@ void SharedMemory::all_gather(Stream& stream, Tensor in, Tensor out) {
 }
 
 void SharedMemory::reduce_scatter(Stream& stream, Tensor in, Tensor out, Reduction how) {
-  check_memory("reduce_scatter", "in", in);
-  check_memory("reduce_scatter", "out", out);
-  check_reducible("reduce_scatter", in);
-  require(out.dtype == in.dtype && in.elements() == out.elements() * size_, "reduce_scatter: in has ", in.elements(),
-          " x ", tokenring::name_of(in.dtype), ", must have ", size_, " times out's ", out.elements(), " x ",
-          tokenring::name_of(out.dtype));
+  check_reduce_scatter(in, out, size_);
   queue(stream, Kind::reduce_scatter, [=, this](uint64_t number) {
     const int64_t each = static_cast<int64_t>(size_of(in.dtype)), count = out.elements();
     const int64_t most = static_cast<int64_t>(kChunk) / size_ / each;  // elements of one part in a step
@@ -223,7 +160,7 @@ void SharedMemory::reduce_scatter(Stream& stream, Tensor in, Tensor out, Reducti
       std::byte* own = begin_step();
       for (int r = 0; r < size_ && n > 0; ++r)
         std::memcpy(own + r * n * each, from + (r * count + at) * each, n * each);
-      finish_step(header(number, Kind::reduce_scatter, out, 0, how));
+      finish_step(call_of(number, Kind::reduce_scatter, out, 0, how));
       if (n > 0) {
         reduce(
             how, in.dtype, size_, [&](int r) { return read(r) + rank_ * n * each; }, n, to + at * each);
@@ -234,13 +171,12 @@ void SharedMemory::reduce_scatter(Stream& stream, Tensor in, Tensor out, Reducti
 }
 
 void SharedMemory::all_reduce(Stream& stream, Tensor x, Reduction how) {
-  check_memory("all_reduce", "x", x);
-  check_reducible("all_reduce", x);
+  check_all_reduce(x);
   queue(stream, Kind::all_reduce,
-        [=, this](uint64_t number) { all_reduce_now(header(number, Kind::all_reduce, x, 0, how), x, how); });
+        [=, this](uint64_t number) { all_reduce_now(call_of(number, Kind::all_reduce, x, 0, how), x, how); });
 }
 
-void SharedMemory::all_reduce_now(const StepHeader& say, Tensor x, Reduction how) {
+void SharedMemory::all_reduce_now(const Call& say, Tensor x, Reduction how) {
   const int64_t each = static_cast<int64_t>(size_of(x.dtype)), count = x.elements();
   const int64_t most = static_cast<int64_t>(kChunk) / each;
   auto* data = static_cast<std::byte*>(x.data);
@@ -271,12 +207,7 @@ void SharedMemory::all_reduce_now(const StepHeader& say, Tensor x, Reduction how
 }
 
 void SharedMemory::exchange(Stream& stream, std::vector<Transfer> group) {
-  for (const Transfer& transfer : group) {
-    require(transfer.peer >= 0 && transfer.peer < size_ && transfer.peer != rank_, "exchange: peer is ", transfer.peer,
-            ", must be another rank below ", size_);
-    check_memory("exchange", transfer.way == Transfer::Way::send ? "what is sent" : "what is received",
-                 transfer.tensor);
-  }
+  check_exchange(group, rank_, size_);
   queue(stream, Kind::exchange, [this, group = std::move(group)](uint64_t) { exchange_now(group); });
 }
 

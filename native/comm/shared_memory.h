@@ -12,12 +12,11 @@
 #include <functional>
 #include <mutex>
 
+#include "comm/call.h"
 #include "comm/communicator.h"
 #include "comm/region.h"
 
 namespace tokenring::comm {
-
-enum class Kind : uint8_t { join, broadcast, all_reduce, reduce_scatter, all_gather, barrier, exchange };
 
 class SharedMemory final : public Communicator {
  public:
@@ -43,9 +42,9 @@ class SharedMemory final : public Communicator {
 
   // The steps of a collective.
   std::byte* begin_step();  // where this rank's data of the step goes
-  void finish_step(const StepHeader&);
+  void finish_step(const Call&);
   const std::byte* read(int rank) const { return region_.outbox(rank, step_); }
-  void all_reduce_now(const StepHeader&, Tensor, Reduction);
+  void all_reduce_now(const Call&, Tensor, Reduction);
   void exchange_now(const std::vector<Transfer>&);
 
   // Waits until `missing` is 0; fails when one of those it names can no longer come, or at the deadline.
@@ -55,7 +54,7 @@ class SharedMemory final : public Communicator {
 
   // What a rank was last seen doing, for messages.
   std::string activity(int r) const;
-  std::string here() const { return "rank " + std::to_string(rank_) + " of " + std::to_string(size_); }
+  std::string here() const { return name_of_rank(rank_, size_); }
 
   // Makes the communicator useless for all ranks; the first cause stays.
   void mark_broken(const char* code, const std::string& reason) noexcept;

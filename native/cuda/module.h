@@ -17,7 +17,7 @@ namespace tokenring::cuda {
 using CudaEvent = CUevent_st*;
 
 // Codes are cudaError_t; 0 = no error.
-constexpr int kCudaOutOfMemory = 2;
+constexpr int kCudaOutOfMemory = 2, kCudaNotReady = 600;
 
 struct DeviceFacts {
   char name[256];
@@ -40,6 +40,7 @@ struct Runtime {
   int (*event_create)(CudaEvent* event);
   int (*event_destroy)(CudaEvent event);
   int (*event_record)(CudaEvent event, CudaStream stream);
+  int (*event_query)(CudaEvent event);  // from any thread: kCudaNotReady until what was recorded last has run
   // Between host and device, by their addresses. Host memory that is read is read before this returns.
   int (*copy)(void* to, const void* from, size_t bytes, CudaStream stream);
   int (*fill)(void* to, int byte, size_t bytes, CudaStream stream);
@@ -78,7 +79,7 @@ struct Module {
   Kernels kernels;
 };
 // Counts the forms that Module and what its functions take have had.
-constexpr int kModuleAbi = 2;
+constexpr int kModuleAbi = 3;
 constexpr const char* kModuleFile = "tokenring_cuda.so";
 
 // Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in

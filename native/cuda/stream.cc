@@ -28,8 +28,7 @@ DeviceStream::~DeviceStream() {
 
 void DeviceStream::synchronize() {
   check_runtime(runtime_, runtime_.stream_synchronize(raw_), "the work of a stream");
-  std::lock_guard lock(mutex_);
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  if (const std::exception_ptr error = error_->take()) std::rethrow_exception(error);
 }
 
 void DeviceStream::wait(Stream& other) {
@@ -55,16 +54,12 @@ struct DeviceStream::Call {
 // On a thread of the CUDA runtime. After a failure later calls are skipped, as on the CPU.
 void DeviceStream::run(void* argument) {
   const std::unique_ptr<Call> call(static_cast<Call*>(argument));
-  DeviceStream& stream = call->stream;
-  {
-    std::lock_guard lock(stream.mutex_);
-    if (stream.error_) return;
-  }
+  StreamError& error = *call->stream.error_;
+  if (error.is_set()) return;
   try {
     call->work();
   } catch (...) {
-    std::lock_guard lock(stream.mutex_);
-    if (!stream.error_) stream.error_ = std::current_exception();
+    error.set(std::current_exception());
   }
 }
 

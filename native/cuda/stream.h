@@ -7,12 +7,34 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
 #include "cuda/module.h"
 
 namespace tokenring::cuda {
+
+// What the next synchronize() of a stream throws: the first failure of work that the host did for it.
+class StreamError {
+ public:
+  void set(std::exception_ptr error) {
+    std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::move(error);
+  }
+  bool is_set() const {
+    std::lock_guard lock(mutex_);
+    return error_ != nullptr;
+  }
+  std::exception_ptr take() {
+    std::lock_guard lock(mutex_);
+    return std::exchange(error_, nullptr);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::exception_ptr error_;
+};
 
 class DeviceStream final : public Stream {
  public:
@@ -32,6 +54,9 @@ class DeviceStream final : public Stream {
   void check_abort() const;
 
   CudaStream raw() const { return raw_; }
+  const Runtime& runtime() const { return runtime_; }
+  // For those who watch over queued work from other threads.
+  const std::shared_ptr<StreamError>& error() const { return error_; }
 
   // What a room is for: nothing that is alive at once shares one.
   enum class Room { product, rounded, sums, counters };
@@ -63,8 +88,7 @@ class DeviceStream final : public Stream {
   std::array<Buffer, 4> rooms_;
   std::array<Held, 9> tables_;
   const std::atomic<bool>* aborted_ = nullptr;
-  std::mutex mutex_;
-  std::exception_ptr error_;  // of call()
+  std::shared_ptr<StreamError> error_ = std::make_shared<StreamError>();
 };
 
 // The Failure of an error of the runtime, with what to do.

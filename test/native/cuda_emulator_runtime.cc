@@ -1,6 +1,8 @@
 // The emulator's runtime: see emulator/runtime.h.
 #include "emulator/runtime.h"
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -9,12 +11,16 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 
 #include "core/convert.h"
 #include "emulator/engine.h"
 #include "emulator/ptx.h"
 
 namespace emulator {
+
+struct World;
+
 namespace {
 
 using namespace tokenring::cuda;
@@ -22,19 +28,27 @@ using tokenring::fail;
 
 constexpr int kLaunchFailure = 719, kInvalidValue = 1;
 
+// Threads take turns: the engine's fibers and the kernels' shared memory are the same for all GPUs.
+std::mutex machine;
+
 struct Entry {
   std::function<bool()> ready;  // null = always
   std::function<void()> work;
-  bool is_event = false;
+  enum class Kind { device, event, host, outside } kind = Kind::device;
 };
 
 struct Stream {
+  World* world;
   std::deque<Entry> queue;
+  bool busy = false;  // runs work of the host
 };
 
 struct Event {
-  std::shared_ptr<bool> done;  // of the last record; null = there is none
+  World* world;
+  std::shared_ptr<std::atomic<bool>> done;  // of the last record; null = there is none
 };
+
+}  // namespace
 
 struct World {
   size_t memory_bytes = 0, held = 0;
@@ -45,11 +59,28 @@ struct World {
   RuntimeCounts counts;
 };
 
-World* world = nullptr;
+namespace {
 
-// A program's threads share the GPU, and its runtime is theirs to call at any time.
-std::recursive_mutex mutex;
-using Lock = std::lock_guard<std::recursive_mutex>;
+// The GPU of the thread, and that of threads without one of their own.
+thread_local World* world = nullptr;
+World* world_of_all = nullptr;
+
+// Takes a turn, on the GPU of a stream or an event.
+class Turn {
+ public:
+  Turn() : lock_(machine), before_(world) {
+    if (!world) world = world_of_all;
+  }
+  explicit Turn(World* of) : Turn() { world = of; }
+  ~Turn() { world = before_; }
+
+ private:
+  std::lock_guard<std::mutex> lock_;
+  World* before_;
+};
+
+World* world_of(CudaStream stream) { return reinterpret_cast<Stream*>(stream)->world; }
+World* world_of(CudaEvent event) { return reinterpret_cast<Event*>(event)->world; }
 
 Stream& stream_of(CudaStream stream) {
   auto* found = reinterpret_cast<Stream*>(stream);
@@ -57,36 +88,61 @@ Stream& stream_of(CudaStream stream) {
   return *found;
 }
 
-// The next entry of a stream. False if it has none, or waits.
-bool step(Stream& stream) {
-  if (stream.queue.empty() || (stream.queue.front().ready && !stream.queue.front().ready())) return false;
-  Entry entry = std::move(stream.queue.front());
+// The next entry of a stream. False if it has none, or waits. `by_itself`: without a thread of the host that could run
+// its work.
+bool step(Stream& stream, bool by_itself) {
+  if (stream.busy || stream.queue.empty()) return false;
+  Entry& first = stream.queue.front();
+  const bool dead = !world->fault.empty();
+  if (dead && first.kind == Entry::Kind::outside) first.ready = nullptr;
+  if ((by_itself && first.kind == Entry::Kind::host) || (first.ready && !first.ready())) return false;
+  Entry entry = std::move(first);
   stream.queue.pop_front();
   // After a fault a GPU does nothing more; only events pass, so that nobody waits.
-  if (world->fault.empty() || entry.is_event) {
-    try {
-      entry.work();
-    } catch (const tokenring::Failure& failure) {
-      world->fault = failure.code() + ": " + failure.what();
-    }
+  if (dead && entry.kind != Entry::Kind::event) return true;
+  if (entry.kind == Entry::Kind::host) {
+    // It may wait for what other threads do.
+    stream.busy = true;
+    machine.unlock();
+    entry.work();
+    machine.lock();
+    stream.busy = false;
+    return true;
+  }
+  try {
+    entry.work();
+  } catch (const tokenring::Failure& failure) {
+    world->fault = failure.code() + ": " + failure.what();
   }
   return true;
 }
 
 // An entry of any stream that can go on.
-bool step_any() {
+bool step_any(bool by_itself = false) {
   std::vector<Stream*> order(world->streams.begin(), world->streams.end());
   while (!order.empty()) {
     std::swap(order[draw(order.size())], order.back());
-    if (step(*order.back())) return true;
+    if (step(*order.back(), by_itself)) return true;
     order.pop_back();
   }
   return false;
 }
 
+// Gives the others a turn if something outside of this GPU may let it go on: another GPU, or the host.
+bool wait_outside() {
+  for (const Stream* stream : world->streams)
+    if (stream->busy || (!stream->queue.empty() && stream->queue.front().kind == Entry::Kind::outside)) {
+      machine.unlock();
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      machine.lock();
+      return true;
+    }
+  return false;
+}
+
 void finish(Stream& stream) {
-  while (!stream.queue.empty()) {
-    if (step_any()) continue;
+  while (!stream.queue.empty() || stream.busy) {
+    if (step_any() || wait_outside()) continue;
     world->fault = "DEADLOCK: a stream waits for an event for ever";
     stream.queue.clear();
   }
@@ -105,17 +161,18 @@ int push(Stream& stream, Entry entry) {
 Runtime make_runtime() {
   return {
       .open = [](DeviceFacts* facts) -> int {
+        const Turn turn;
         *facts = world->facts;
         return 0;
       },
       .memory = [](size_t* free, size_t* total) -> int {
-        const Lock lock(mutex);
+        const Turn turn;
         *free = world->memory_bytes - world->held;
         *total = world->memory_bytes;
         return 0;
       },
       .allocate = [](void** data, size_t bytes) -> int {
-        const Lock lock(mutex);
+        const Turn turn;
         if (bytes > world->memory_bytes - world->held) return kCudaOutOfMemory;
         ++world->counts.allocations;
         auto memory = std::make_unique<Memory>(bytes);
@@ -126,8 +183,8 @@ Runtime make_runtime() {
       },
       // As cudaFree, it waits for all that is queued.
       .free = [](void* data) -> int {
-        const Lock lock(mutex);
-        while (step_any()) {
+        const Turn turn;
+        while (step_any() || wait_outside()) {
         }
         const auto at = world->memory.find(data);
         if (at == world->memory.end()) return kInvalidValue;
@@ -136,14 +193,14 @@ Runtime make_runtime() {
         return status();
       },
       .stream_create = [](CudaStream* stream) -> int {
-        const Lock lock(mutex);
-        auto* made = new Stream;
+        const Turn turn;
+        auto* made = new Stream{world, {}};
         world->streams.insert(made);
         *stream = reinterpret_cast<CudaStream>(made);
         return status();
       },
       .stream_destroy = [](CudaStream stream) -> int {
-        const Lock lock(mutex);
+        const Turn turn(world_of(stream));
         Stream& dead = stream_of(stream);
         finish(dead);
         world->streams.erase(&dead);
@@ -151,34 +208,41 @@ Runtime make_runtime() {
         return status();
       },
       .stream_synchronize = [](CudaStream stream) -> int {
-        const Lock lock(mutex);
+        const Turn turn(world_of(stream));
         finish(stream_of(stream));
         return status();
       },
       .stream_wait = [](CudaStream stream, CudaEvent event) -> int {
-        const Lock lock(mutex);
+        const Turn turn(world_of(stream));
         // What was recorded last, now: a later record is another matter.
         const auto done = reinterpret_cast<Event*>(event)->done;
         if (!done) return status();
-        return push(stream_of(stream), {[done] { return *done; }, [] {}});
+        return push(stream_of(stream), {[done] { return done->load(); }, [] {}});
       },
       .event_create = [](CudaEvent* event) -> int {
-        const Lock lock(mutex);
-        *event = reinterpret_cast<CudaEvent>(new Event);
+        const Turn turn;
+        *event = reinterpret_cast<CudaEvent>(new Event{world, nullptr});
         return status();
       },
       .event_destroy = [](CudaEvent event) -> int {
-        const Lock lock(mutex);
+        const Turn turn(world_of(event));
         delete reinterpret_cast<Event*>(event);
         return status();
       },
       .event_record = [](CudaEvent event, CudaStream stream) -> int {
-        const Lock lock(mutex);
-        const auto done = reinterpret_cast<Event*>(event)->done = std::make_shared<bool>(false);
-        return push(stream_of(stream), {nullptr, [done] { *done = true; }, true});
+        const Turn turn(world_of(stream));
+        const auto done = reinterpret_cast<Event*>(event)->done = std::make_shared<std::atomic<bool>>(false);
+        return push(stream_of(stream), {nullptr, [done] { *done = true; }, Entry::Kind::event});
+      },
+      // Who looks again and again sees the GPU go on by itself.
+      .event_query = [](CudaEvent event) -> int {
+        const Turn turn(world_of(event));
+        for (unsigned i = draw(8); i > 0; --i) step_any(true);
+        const auto& done = reinterpret_cast<Event*>(event)->done;
+        return !done || *done ? status() : kCudaNotReady;
       },
       .copy = [](void* to, const void* from, size_t bytes, CudaStream stream) -> int {
-        const Lock lock(mutex);
+        const Turn turn(world_of(stream));
         try {
           in_device_memory(to, bytes);
           if (in_device_memory(from, bytes))
@@ -192,7 +256,7 @@ Runtime make_runtime() {
                     {nullptr, [to, held = std::string(host, bytes)] { std::memcpy(to, held.data(), held.size()); }});
       },
       .fill = [](void* to, int byte, size_t bytes, CudaStream stream) -> int {
-        const Lock lock(mutex);
+        const Turn turn(world_of(stream));
         try {
           if (!in_device_memory(to, bytes)) return kInvalidValue;
         } catch (const tokenring::Failure& failure) {
@@ -202,14 +266,19 @@ Runtime make_runtime() {
         return push(stream_of(stream), {nullptr, [=] { std::memset(to, byte, bytes); }});
       },
       .call = [](CudaStream stream, void (*function)(void*), void* argument) -> int {
-        const Lock lock(mutex);
-        return push(stream_of(stream), {nullptr, [=] { function(argument); }});
+        const Turn turn(world_of(stream));
+        return push(stream_of(stream), {nullptr, [=] { function(argument); }, Entry::Kind::host});
       },
-      .last_error = []() -> int { return status(); },
+      .last_error = []() -> int {
+        const Turn turn;
+        return status();
+      },
       .error_text = [](int code) -> const char* {
-        static std::string text;
-        text = code == kLaunchFailure ? "cudaErrorLaunchFailure (" + world->fault + ")"
-                                      : "cudaError " + std::to_string(code) + " (" + world->fault + ")";
+        const Turn turn;
+        static thread_local std::string text;
+        const std::string fault = world ? world->fault : "";
+        text = code == kLaunchFailure ? "cudaErrorLaunchFailure (" + fault + ")"
+                                      : "cudaError " + std::to_string(code) + " (" + fault + ")";
         return text.c_str();
       },
   };
@@ -337,7 +406,6 @@ lt::Library make_library() {
       .Matmul = [](lt::Handle, lt::Operation op, const void* alpha, const void* a, lt::Layout of_a, const void* b,
                    lt::Layout of_b, const void* beta, const void* c, lt::Layout of_c, void* d, lt::Layout of_d,
                    const lt::Algorithm* algorithm, void* workspace, size_t bytes, CudaStream stream) -> int {
-        const Lock lock(mutex);
         const OperationOf operation = *cast<OperationOf>(op);
         const MatrixOf ma = *cast<MatrixOf>(of_a), mb = *cast<MatrixOf>(of_b), mc = *cast<MatrixOf>(of_c);
         const auto aligned = [&](const void* p, int i) {
@@ -346,6 +414,7 @@ lt::Library make_library() {
         if (*static_cast<const float*>(alpha) != 1.0f || c != d || of_c != of_d || !aligned(a, 0) || !aligned(b, 1) ||
             !aligned(d, 2) || bytes < algorithm->data[3] || !goes_together(operation, ma, mb, mc))
           return 7;
+        const Turn turn(world_of(stream));
         ++world->counts.products;
         try {
           if (!in_device_memory(a, bytes_of(ma)) || !in_device_memory(b, bytes_of(mb)) ||
@@ -365,31 +434,54 @@ lt::Library make_library() {
 }  // namespace
 
 void enqueue(void* stream, std::function<void()> work) {
-  const Lock lock(mutex);
+  const auto on = static_cast<CudaStream>(stream);
+  const Turn turn(world_of(on));
   ++world->counts.launches;
-  push(stream_of(static_cast<CudaStream>(stream)), {nullptr, std::move(work)});
+  push(stream_of(on), {nullptr, std::move(work)});
 }
 
-Emulation::Emulation(uint64_t first_seed, size_t memory_bytes)
+int enqueue_outside(void* stream, std::function<void()> begin, std::function<bool()> done, std::function<void()> end) {
+  const auto on = static_cast<CudaStream>(stream);
+  const Turn turn(world_of(on));
+  push(stream_of(on), {nullptr, std::move(begin)});
+  return push(stream_of(on), {std::move(done), std::move(end), Entry::Kind::outside});
+}
+
+bool on_device(const void* address, size_t bytes) {
+  const Turn turn;
+  try {
+    return in_device_memory(address, bytes);
+  } catch (const tokenring::Failure&) {
+    return false;
+  }
+}
+
+Emulation::Emulation(uint64_t first_seed, size_t memory_bytes, bool for_all_threads)
     : runtime(make_runtime()), lt(make_library()), facts{"an emulated H100", 4, 9, 0, 13000, 13000, memory_bytes} {
-  if (world) fail("LAUNCH", "there is an emulated GPU already");
-  world = new World{};
-  world->memory_bytes = memory_bytes;
-  world->facts = facts;
+  if (world || (for_all_threads && world_of_all)) fail("LAUNCH", "there is an emulated GPU already");
+  world_ = new World{};
+  world_->memory_bytes = memory_bytes;
+  world_->facts = facts;
+  (for_all_threads ? world_of_all : world) = world_;
+  const Turn turn;
   seed(first_seed);
 }
 
 Emulation::~Emulation() {
-  delete world;
-  world = nullptr;
+  (world == world_ ? world : world_of_all) = nullptr;
+  const Turn turn;
+  delete world_;
 }
 
 std::unique_ptr<tokenring::Device> Emulation::device(bool deterministic) {
   static const Kernels kernels = TOKENRING_KERNEL_TABLE;
-  world->facts = facts;
+  world_->facts = facts;
   return make_device({&runtime, &kernels, &lt, encode_tiled}, deterministic);
 }
 
-RuntimeCounts Emulation::counts() { return world->counts; }
+RuntimeCounts Emulation::counts() {
+  const Turn turn;
+  return world->counts;
+}
 
 }  // namespace emulator

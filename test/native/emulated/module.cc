@@ -18,7 +18,7 @@ constexpr size_t kMemory = size_t{8} << 30;
 emulator::Emulation& emulation() {
   static auto* one = [] {
     const char* seed = std::getenv("TOKENRING_EMULATED_SEED");
-    return new emulator::Emulation(seed ? std::strtoull(seed, nullptr, 10) : 1, kMemory);
+    return new emulator::Emulation(seed ? std::strtoull(seed, nullptr, 10) : 1, kMemory, true);
   }();
   return *one;
 }

@@ -10,6 +10,8 @@
 // matrices in bounds, aligned as promised, of the shapes that the operation takes.
 #pragma once
 
+#include <functional>
+
 #include "cuda/cublaslt.h"
 #include "cuda/device.h"
 #include "cuda/module.h"
@@ -20,10 +22,18 @@ struct RuntimeCounts {
   int64_t allocations = 0, launches = 0, products = 0;
 };
 
-// One GPU, from here to the end of the scope. Not more than one at a time.
+// Queues work that goes on outside of the GPU, as what an interconnect does: `begin` and, once done() says so, `end`,
+// in the order of the stream. Returns a cudaError_t.
+int enqueue_outside(void* stream, std::function<void()> begin, std::function<bool()> done, std::function<void()> end);
+
+// Whether all of these bytes lie in one buffer of a GPU.
+bool on_device(const void* address, size_t bytes);
+
+// One GPU for this thread, or for all threads without one of their own, from here to the end of the scope; one at a
+// time. Threads with a GPU each are a host of several: they run in turns.
 class Emulation {
  public:
-  explicit Emulation(uint64_t seed, size_t memory_bytes = size_t{1} << 31);
+  explicit Emulation(uint64_t seed, size_t memory_bytes = size_t{1} << 31, bool for_all_threads = false);
   ~Emulation();
   Emulation(const Emulation&) = delete;
 
@@ -35,6 +45,9 @@ class Emulation {
   std::unique_ptr<tokenring::Device> device(bool deterministic = true);
 
   static RuntimeCounts counts();
+
+ private:
+  struct World* world_;
 };
 
 }  // namespace emulator
