@@ -1,6 +1,7 @@
 // `tokenring solve`: a trained agent on a bug of one's own repository. The patch goes to stdout, the conversation to
 // stderr; with --json both are JSON Lines on stdout.
-import { readFile, writeFile } from "node:fs/promises";
+import { readdir, readFile, stat, writeFile } from "node:fs/promises";
+import path from "node:path";
 import { text } from "node:stream/consumers";
 import { type Command, Option } from "commander";
 import { printable } from "../agent/observation.ts";
@@ -49,13 +50,31 @@ function refuse(message: string, cause?: unknown): TokenringError {
   return new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message, cause === undefined ? {} : { cause });
 }
 
+/** The runs below runs/ here that have a checkpoint, newest first: what a user may have meant. */
+async function runsHere(): Promise<string[]> {
+  const names = await readdir("runs").catch(() => []);
+  const found = await Promise.all(
+    names.map(async (name) => {
+      const run = path.join("runs", name);
+      const made = await stat(path.join(run, "checkpoints", "latest")).catch(() => null);
+      return made ? [{ run, at: made.mtimeMs }] : [];
+    }),
+  );
+  return found
+    .flat()
+    .sort((a, b) => b.at - a.at)
+    .map(({ run }) => run);
+}
+
 /** What the options leave out and nothing can stand in for. */
-function required({ issue, model }: SolveCommandOptions): { issue: string; model: string } {
+async function required({ issue, model }: SolveCommandOptions): Promise<{ issue: string; model: string }> {
   if (issue === undefined)
     throw refuse("no issue: give --issue FILE, a text that says what is wrong (- reads standard input)");
   if (model === undefined) {
+    const here = (await runsHere()).slice(0, 3).join(", ");
     throw refuse(
-      "no model: give --model PATH, a run of tokenring train or demo, one of its checkpoints, or the directory of a model",
+      "no model: give --model PATH, a run of tokenring train or demo, one of its checkpoints, or the directory of a model" +
+        (here === "" ? "" : ` (here: ${here})`),
     );
   }
   return { issue, model };
@@ -100,7 +119,7 @@ function describeAttempt({ attempt, exit, verdict, patch, turns, confidence }: A
 }
 
 async function run(options: SolveCommandOptions): Promise<void> {
-  const { issue: issueFile, model } = required(options);
+  const { issue: issueFile, model } = await required(options);
   const issue = await readIssue(issueFile);
   const { ownRepository, applyPatch } = await import("../run/own-repository.ts");
   const repository = await ownRepository(options.repo);

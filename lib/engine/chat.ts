@@ -19,7 +19,7 @@ interface Message {
   content: string;
 }
 
-/** The chat template of a tokenizer_config.json, with its bos and eos tokens. */
+/** The chat template of a tokenizer_config.json, with its bos and eos tokens. Throws ERR_TOKENRING_TOKENIZER without one. */
 export function chatTemplateOf(tokenizerConfig: Readonly<Record<string, unknown>>): ChatTemplate {
   const found = tokenizerConfig.chat_template;
   const source = Array.isArray(found)

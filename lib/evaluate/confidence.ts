@@ -62,7 +62,10 @@ interface Scored {
   solved: 0 | 1;
 }
 
-/** Abstention and best-of-n over the groups of an evaluation (one per instance). Episodes that do not count are left out. */
+/**
+ * Abstention and best-of-n over the groups of an evaluation (one per instance). Episodes that do not count are left out.
+ * @throws ERR_TOKENRING_INVALID_ARGUMENT for a score that is NaN.
+ */
 export function confidenceReport(groups: readonly Group[], score: ConfidenceScore): ConfidenceReport {
   const byInstance = groups.map((group) =>
     group.trajectories.filter(counts).map((one) => scored(one, score)),

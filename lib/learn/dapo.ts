@@ -381,6 +381,8 @@ function mismatchOf(
  * none) and takes clipped steps against the logprobs of the sampling policy. Works only as fast as it is iterated; stop
  * iterating to stop. An abort throws ERR_TOKENRING_ABORTED; weights may then stand between two iterations: resume from a
  * checkpoint.
+ * @throws ERR_TOKENRING_INVALID_ARGUMENT for options that contradict each other; ERR_TOKENRING_LOGPROB_MISMATCH when sampler and
+ * trainer differ; ERR_TOKENRING_NON_FINITE; what `rollouts` throws.
  */
 export async function* dapo(options: DapoOptions): AsyncGenerator<DapoIteration, void, undefined> {
   const { policy, instances, seed, signal, purpose = "dapo" } = options;

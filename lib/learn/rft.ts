@@ -115,6 +115,7 @@ function solvedDocuments(groups: readonly Group[], config: RftConfig, stored: bo
  * Samples every instance `rollouts` times, keeps the solved trajectories and takes one epoch of supervised steps on
  * their actions. With nothing solved there is the rollouts event with `kept` 0 and no step: the caller decides. Between
  * two steps the policy's gradients are the next step's (see `sft`, ahead).
+ * @throws ERR_TOKENRING_LOGPROB_MISMATCH, ERR_TOKENRING_NON_FINITE, ERR_TOKENRING_ABORTED; what `rollouts` throws.
  */
 export async function* rft(options: RftOptions): AsyncGenerator<RftEvent, void, undefined> {
   const { policy, instances, seed, signal, purpose = "rft" } = options;

@@ -60,7 +60,11 @@ function aligned(name: string, what: string, length: number, tokens: number): vo
   }
 }
 
-/** A document without behaviour policy, such as a demonstration. */
+/**
+ * A document without behaviour policy, such as a demonstration. `provenance` has one entry a token (PROMPT, OBSERVATION or
+ * ACTION); only actions carry loss unless the options say so.
+ * @throws ERR_TOKENRING_INVALID_ARGUMENT for lanes of another length.
+ */
 export function demonstrationDocument(
   id: string,
   tokens: Int32Array,

@@ -56,6 +56,8 @@ export interface JobContext extends AsyncDisposable {
  * Opens a job. `checkpoint` replaces the model that the config names, to evaluate it, or with `optimiser` to go on
  * with its training exactly.
  * Whatever was opened is closed again when a later step fails.
+ * @throws ERR_TOKENRING_CONFIG for what this machine or the model cannot serve; ERR_TOKENRING_CHECKPOINT;
+ * ERR_TOKENRING_TOKENIZER; ERR_TOKENRING_SANDBOX.
  */
 export async function openJob(
   config: JobConfig,

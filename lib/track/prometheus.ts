@@ -25,6 +25,7 @@ const snake = (name: string): string =>
 const SOURCES: Partial<Record<LoggedEvent["type"], string>> = {
   step: "the newest optimiser step of a stage",
   rollouts: "what rejection fine-tuning collected",
+  sampled: "the newest iteration of sampling without training",
   iteration: "the newest iteration of a stage",
   evaluation: "the evaluation of a stage's checkpoint",
   stage_end: "the end of a stage",

@@ -65,6 +65,7 @@ export function* scalarsOf(event: LoggedEvent): Generator<Scalar, void, undefine
     case "step":
       return yield* of(numbersIn(event.metrics));
     case "rollouts":
+    case "sampled":
     case "iteration":
       return yield* of(numbersIn(event.summary));
     case "evaluation":

@@ -47,7 +47,7 @@ export class EventEncoder {
   /** Where an event stands on the axis of its curves: steps and iterations count within their stage. */
   #stepOf(event: LoggedEvent): number {
     if (event.type === "step") return event.step;
-    if (event.type === "iteration") return event.iteration;
+    if (event.type === "iteration" || event.type === "sampled") return event.iteration;
     return event.type === "evaluation" ? this.#evaluations++ : 0;
   }
 }

@@ -14,6 +14,7 @@ import { readEvents } from "../../lib/run/metrics.ts";
 import { type ProgressSink, silent } from "../../lib/run/progress.ts";
 import { readRun } from "../../lib/run/read.ts";
 import { readIndex, type TrajectoryEntry, TrajectoryReader } from "../../lib/run/trajectories.ts";
+import { scalarsOf } from "../../lib/track/scalars.ts";
 import { timeless } from "../support/timeless.ts";
 
 const limits = { maxTurns: 3, maxContext: 320, maxActionTokens: 12, observationChars: 300 };
@@ -128,6 +129,13 @@ describe("stored trajectories", { timeout: 120_000 }, () => {
       [0, 0, 1, 1].flatMap((iteration) => [0, 1, 2, 3].map((rollout) => ["rollout", iteration, rollout])),
     );
     const data = await readRun(at("sampled"));
+    const numbers = data.events
+      .filter(({ type }) => type === "sampled")
+      .map((event) => [...scalarsOf(event)]);
+    expect(numbers).toHaveLength(2);
+    expect(numbers[0]).toContainEqual(
+      expect.objectContaining({ stage: "rollout", path: ["episodes"], value: 8 }),
+    );
     const page = overview([data]).map(({ text }) => text);
     expect(page.join("")).toContain("Sampled without training: 0 of 16 episodes solved (0.0 %).");
     expect(data.episodes).toHaveLength(16);
