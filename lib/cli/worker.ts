@@ -1,7 +1,7 @@
 // `tokenring worker`: one of many ranks, for whoever launches them (docs/ranks.md).
 import type { Command } from "commander";
 import { launchedRank } from "../ranks/place.ts";
-import { examples, positiveNumber } from "./options.ts";
+import { examples, wholeNumber } from "./options.ts";
 import { commandSignal } from "./signals.ts";
 
 /** Milliseconds that native calls of a rank whose group broke get to end. */
@@ -38,13 +38,16 @@ export function register(program: Command): void {
         "MASTER_PORT say who and where it is, as torchrun sets them; TOKENRING_SECRET must be the same on all ranks.\n" +
         "`train`, `resume`, `rollout` and `evaluate` become workers by themselves where RANK is not 0.",
     )
-    .option("--wait <seconds>", "how long to wait for rank 0 (default: 600)", positiveNumber)
+    .option("--wait <seconds>", "how long to wait for rank 0 (default: 600)", wholeNumber)
     .action(work);
   examples(command, [
     [
       "torchrun --nproc-per-node 4 --no-python tokenring train job.yaml",
       "rank 0 trains, the others become workers",
     ],
-    ["RANK=1 WORLD_SIZE=2 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 tokenring worker", "by hand"],
+    [
+      "RANK=1 WORLD_SIZE=2 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 TOKENRING_SECRET=... tokenring worker",
+      "by hand",
+    ],
   ]);
 }

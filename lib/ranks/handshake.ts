@@ -18,7 +18,7 @@ export interface Claim {
 }
 
 /** Milliseconds for the whole handshake. */
-const DEADLINE = 10_000;
+const DEADLINE = 30_000;
 
 type Role = "leader" | "worker";
 

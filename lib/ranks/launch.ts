@@ -4,8 +4,6 @@ import { fileURLToPath } from "node:url";
 
 /** The command, from lib/ranks and from dist/ranks alike. */
 const COMMAND = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
-/** Seconds that a worker tries to reach a leader that listens already. */
-const WAIT_SECONDS = 20;
 const LAST_WORDS = 2000;
 
 export class LocalWorker {
@@ -16,7 +14,8 @@ export class LocalWorker {
 
   constructor(place: { rank: number; size: number; port: number; secret: string }) {
     this.rank = place.rank;
-    const child = spawn(process.execPath, [COMMAND, "worker", "--wait", `${WAIT_SECONDS}`], {
+    // The leader listens already: one that does not is gone.
+    const child = spawn(process.execPath, [COMMAND, "worker", "--wait", "0"], {
       // A group of its own: Ctrl-C is the leader's to hear, which then ends its workers in order.
       detached: true,
       stdio: ["ignore", "ignore", "pipe"],

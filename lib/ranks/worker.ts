@@ -15,7 +15,7 @@ import { launchedPlace, type Place } from "./place.ts";
 export interface WorkerOptions {
   /** Default: as the launcher's environment says (`launchedPlace`). */
   place?: Place;
-  /** Milliseconds to wait for the leader (default 600 000). */
+  /** Milliseconds to wait for the leader (default 600 000); 0: it must be there. */
   wait?: number;
   /** The worker's own launcher wants it to stop: the leader is told, and the worker goes on until that ends. */
   signal?: AbortSignal;
@@ -24,6 +24,7 @@ export interface WorkerOptions {
 /** Milliseconds that native calls get to end by themselves when the ranks cannot go on. */
 const GRACE = 3000;
 const RETRY = 500;
+const ATTEMPT = 10_000;
 
 /**
  * Serves the leader until it ends; resolves when it has said so.
@@ -60,7 +61,7 @@ async function reach({ rank, size, address, port }: Place, wait: number): Promis
         resolve(error);
       };
       socket.once("error", fail);
-      socket.setTimeout(Math.max(1, Math.min(left, 10_000)), () => fail(new Error("no answer")));
+      socket.setTimeout(ATTEMPT, () => fail(new Error("no answer")));
       socket.once("connect", () => {
         socket.setTimeout(0);
         socket.removeAllListeners();
@@ -122,6 +123,7 @@ class Worker {
   }
 
   #hear(message: ToWorker): void {
+    this.#channel.patience = 0;
     switch (message.kind) {
       case "prepare":
         this.#prepared.set(message.seq, message);
@@ -181,7 +183,10 @@ class Worker {
     args,
   }: Extract<ToWorker, { kind: "prepare" | "call" }>): NativeJob<unknown> {
     if (method === "create") {
-      const rank = new (loadBinding().Rank)(args[0] as CreateOptions);
+      const options = args[0] as CreateOptions;
+      // The leader makes its own now, and says nothing until it has.
+      this.#channel.patience = options.mesh?.timeout ?? 0;
+      const rank = new (loadBinding().Rank)(options);
       this.#hosted.set(number, { rank, sessions: new Map(), faults: new Map() });
       return done;
     }

@@ -159,6 +159,7 @@ export function reinforcementCurves(all: readonly StageData[], id: string): Html
       ],
     },
     { title: "Gradient norm", series: [["norm", (row) => row.gradientNorm]] },
+    { title: "Busiest rank's work, relative to the mean", series: [["work", (row) => row.imbalance]] },
     { title: "Approximate KL to the sampling policy", series: [["kl", (row) => row.approximateKl]] },
     { title: "Approximate KL to the reference", series: [["kl", (row) => row.referenceKl]] },
     {

@@ -173,6 +173,37 @@ describe("a rank that is slow", { timeout: 120_000 }, () => {
     await rm(scratch, { recursive: true });
   });
 
+  it("again and again, wherever it happens to be, changes no bit", async () => {
+    await using group = await RankGroup.open({ size: 3, silence: 30_000 });
+    const pids = group.workers.map(({ pid }) => pid);
+    const train = async (): Promise<number[]> => {
+      await using policy = await Policy.create(TINY, { ...LIVELY, ranks: group });
+      const numbers: number[] = [];
+      for (let step = 0; step < 30; step++) {
+        const passes = [0, 1].map((pass) => policy.accumulate(batch, nll, { last: pass === 1 }));
+        numbers.push(...(await Promise.all(passes)).map(({ loss }) => loss));
+        numbers.push((await policy.optimise({ learningRate: 1e-2 })).gradientNorm);
+      }
+      return numbers;
+    };
+    const undisturbed = await train();
+    let over = false;
+    const disturbing = (async () => {
+      for (let i = 0; !over; i++) {
+        const pid = pids[i % pids.length] as number;
+        process.kill(pid, "SIGSTOP");
+        await delay(1 + ((7 * i) % 23));
+        process.kill(pid, "SIGCONT");
+        await delay(1 + ((5 * i) % 11));
+      }
+    })();
+    const disturbed = await train().finally(() => {
+      over = true;
+    });
+    await disturbing;
+    expect(disturbed).toEqual(undisturbed);
+  });
+
   it("and silent for longer than the deadline of acknowledgements ends the group, by name", async () => {
     await using group = await RankGroup.open({ size: 2, silence: 60_000, timeout: 1000 });
     const { pid } = group.workers[0] as { pid: number };
