@@ -77,6 +77,11 @@ export async function ownRepository(directory: string): Promise<OwnRepository> {
   const root = top.stdout.replace(/\n$/, "");
   const head = await git(root, ["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]);
   if (head.code !== 0) throw refuse(`${root}: has no commit yet; commit what the agent is to work on`);
+  const commit = head.stdout.trim();
+  if (commit.length !== 40)
+    throw refuse(
+      `${root}: names its commits by SHA-256, which sandboxes cannot read; give a repository with SHA-1`,
+    );
   const dirty = await changed(root);
   if (dirty.length > 0) {
     const shown = dirty.slice(0, 3).join(", ");
@@ -87,7 +92,7 @@ export async function ownRepository(directory: string): Promise<OwnRepository> {
   }
   const others = await git(root, ["ls-files", "--others", "--exclude-standard", "-z"]);
   const untracked = others.stdout.split("\0").filter((name) => name !== "").length;
-  return { root, commit: head.stdout.trim(), untracked };
+  return { root, commit, untracked };
 }
 
 /**
@@ -111,6 +116,10 @@ export async function privateCopy(
       throw refuse(`${path.join(root, inside)}: there is no such file or folder to copy; check the path`);
   }
   await pristineRepository(root, commit, target);
+  // Where a clone's history was cut off, its copy's is.
+  const shallow = await git(root, ["rev-parse", "--git-path", "shallow"]);
+  const cut = path.resolve(root, shallow.stdout.trim());
+  if (await lstat(cut).catch(() => null)) await cp(cut, path.join(target, ".git", "shallow"));
   for (const inside of sources) {
     await mkdir(path.dirname(path.join(target, inside)), { recursive: true });
     await cp(path.join(root, inside), path.join(target, inside), {

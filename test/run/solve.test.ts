@@ -190,9 +190,41 @@ describe("the user's repository", () => {
     expect(await ownRepository(path.join(root, "deep"))).toMatchObject({ root });
   });
 
+  test("may be a clone whose history is cut off, or another working tree of one", async () => {
+    const root = repository();
+    appendFileSync(path.join(root, "double.py"), "\n");
+    git(root, "commit", "-qam", "second");
+    const clone = path.join(temporaryDirectory(), "clone");
+    git(root, "clone", "-q", "--depth", "1", `file://${root}`, clone);
+    const tree = path.join(temporaryDirectory(), "tree");
+    git(root, "worktree", "add", "-q", tree);
+    for (const [from, commits] of [
+      [clone, 1],
+      [tree, 2],
+    ] as const) {
+      const copy = path.join(temporaryDirectory(), "copy");
+      await privateCopy(await ownRepository(from), copy);
+      expect(git(copy, "log", "--format=%s").trim().split("\n")).toHaveLength(commits);
+      const { chosen } = await attempt(from, [[`git log >/dev/null && ${RIGHT}`]], { test: TEST_COMMAND });
+      expect(chosen).toBe(0);
+    }
+  });
+
   test.each([
     ["no folder", () => "/nowhere/at/all", "there is no such directory; check --repo"],
     ["no repository", () => temporaryDirectory(), /no working tree of a git repository .* git init/],
+    [
+      "commits named by SHA-256",
+      () => {
+        const root = temporaryDirectory();
+        git(root, "init", "-q", "--object-format=sha256");
+        writeFileSync(path.join(root, "file"), "x");
+        git(root, "add", "-A");
+        git(root, "commit", "-q", "-m", "base");
+        return root;
+      },
+      "names its commits by SHA-256",
+    ],
     [
       "no commit",
       () => {
