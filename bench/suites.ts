@@ -3,6 +3,7 @@ import { TokenringError } from "tokenring";
 import { describeMachine, MOST_THREADS } from "./machine.ts";
 import { type Case, type MeasureOptions, measure } from "./measure.ts";
 import type { Result, Results } from "./result.ts";
+import { episode } from "./suites/episode.ts";
 import { layer } from "./suites/layer.ts";
 import { loadSuite } from "./suites/load.ts";
 import { loss } from "./suites/loss.ts";
@@ -22,7 +23,17 @@ export interface Suite {
 }
 
 /** In the order in which they run. */
-export const SUITES: readonly Suite[] = [train, layer, loss, sample, napi, sandbox, loadSuite, report];
+export const SUITES: readonly Suite[] = [
+  train,
+  layer,
+  loss,
+  sample,
+  napi,
+  sandbox,
+  episode,
+  loadSuite,
+  report,
+];
 
 /** How `runSuites` runs, and whom it tells. */
 export interface RunOptions extends MeasureOptions {

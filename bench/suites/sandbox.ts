@@ -3,22 +3,10 @@
 import { execFile } from "node:child_process";
 import { existsSync, mkdtempSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { cpus, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import {
-  buildByteTokenizer,
-  chatFormat,
-  chatTemplateOf,
-  type Instance,
-  localBackend,
-  runEpisode,
-  type SandboxBackend,
-  scriptedEngine,
-  tinyswe,
-  tokenizerFromJson,
-  verify,
-} from "tokenring";
+import { type Instance, localBackend, type SandboxBackend, tinyswe } from "tokenring";
 import type { Case } from "../measure.ts";
 import type { Suite } from "../suites.ts";
 
@@ -126,69 +114,8 @@ async function sandboxes(): Promise<Case> {
   };
 }
 
-const EPISODES = 20;
-const LIMITS = {
-  maxTurns: 12,
-  maxContext: 100_000,
-  maxActionTokens: 1_000,
-  observationChars: 1_000,
-  episodeMs: DEADLINE_MS,
-  autoSubmit: true,
-};
-
-/** Milliseconds that all cores of the machine have been busy. */
-function busyMilliseconds(): number {
-  return cpus().reduce((sum, { times }) => sum + times.user + times.nice + times.sys + times.irq, 0);
-}
-
-/** What an episode costs beside the model: tasks are solved by a script (open, edit, test, submit) and judged. */
-async function episodes(): Promise<Case> {
-  const tasks = tinyswe({ seed: 1, train: EPISODES, heldOut: 0 });
-  const backend = await localBackend({ onWarning: (message) => process.stderr.write(`${message}\n`) });
-  const { tokenizerJson, tokenizerConfig } = buildByteTokenizer({ phrases: [] });
-  const tokenizer = tokenizerFromJson(tokenizerJson, tokenizerConfig);
-  const chat = chatFormat(tokenizer, chatTemplateOf(tokenizerConfig));
-  const solve = async (task: (typeof tasks.tasks.train)[number]): Promise<void> => {
-    const { instance, bugs } = task;
-    const mend = bugs.flatMap((bug) => [
-      `open ${bug.file}.py`,
-      `edit ${bug.line}:${bug.line}\n${bug.correct}`,
-    ]);
-    const actions = [...mend, "python test.py", "submit"];
-    const script = (_: string, turn: number): string => `So.\n\`\`\`command\n${actions[turn]}\n\`\`\``;
-    using session = scriptedEngine(tokenizer, { script: () => script }).open();
-    const sandbox = await backend.open({ repository: await tasks.repository(instance) });
-    const request = { instance, template: tasks.template, session, tokenizer, chat, sandbox, limits: LIMITS };
-    const { patch } = await runEpisode({
-      ...request,
-      workspace: { style: "compact" },
-      key: 0n,
-      temperature: 1,
-    });
-    await sandbox.close();
-    const { verdict } = await verify({ instance, tasks, patch, backend });
-    if (verdict !== "resolved") throw new Error(`${instance.instance_id}: the gold patch is ${verdict}`);
-  };
-  return {
-    name: "CPU of a scripted episode with its verification, on a machine that does nothing else",
-    unit: "ms",
-    work: null,
-    ours: async () => {
-      const before = busyMilliseconds();
-      for (const task of tasks.tasks.train) await solve(task);
-      return (busyMilliseconds() - before) / EPISODES;
-    },
-    peers: {},
-    async close() {
-      await backend.dispose();
-      await tasks.dispose();
-    },
-  };
-}
-
 export const sandbox: Suite = {
   name: "sandbox",
-  about:
-    "commands in sandboxes, sandboxes opened (against git clone and bubblewrap), and the cost of an episode",
-  cases: [commands, sandboxes, episodes],
+  about: "commands in sandboxes, and sandboxes opened, against git clone and bubblewrap",
+  cases: [commands, sandboxes],
 };

@@ -61,11 +61,11 @@ export function bubblewrapPlan(options: {
     env: sandboxEnvironment(`${EXTRA_BIN}:${SANDBOX_PATH}`, "/tmp"),
     mounts: true,
     slotOwner: () => user,
-    start: ({ slot, base, workdir }) => ({
+    start: ({ base, workdir }) => ({
       options: user ? [`user=${user.uid}`] : [],
       arguments: [
         ...[bwrap, ...fixed, "--ro-bind", join(scratch, "bases", base), BASE_INSIDE],
-        ...["--bind", `${slot.directory}/fs/tmp`, "/tmp", "--bind", `${slot.directory}/fs/repo`, workdir],
+        ...["--bind", `${scratch}/disk/tmp`, "/tmp", "--bind", `${scratch}/disk/repo`, workdir],
         ...["--remount-ro", "/", "--chdir", workdir],
         ...[RESIDENT_BASH, "--norc", "--noprofile", "-c", script, "bash"],
       ],

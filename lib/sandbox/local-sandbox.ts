@@ -11,6 +11,7 @@ import type { Launcher, Slot } from "./launcher.ts";
 import { limitCommand, TREE_ENTRIES, TREE_FILES } from "./limits.ts";
 import type { PathMapping } from "./on-host.ts";
 import { readOwn, TEXT_BYTES, temporaryName, writeNew } from "./own-files.ts";
+import { namesBelow, type PlainPath, readPlain, writePlain } from "./plain-files.ts";
 import { ResidentShell, type ShellResult } from "./resident-shell.ts";
 import { copyTree, listFiles, measureTree, removeTree, type TreeSize } from "./tree.ts";
 import type { ExecOptions, ExecResult, Sandbox, SandboxLimits, Snapshot } from "./types.ts";
@@ -108,6 +109,10 @@ export class LocalSandbox implements Sandbox {
 
   read(path: string): Promise<string> {
     return this.#inTurn(async () => {
+      const plain = this.#plain(path);
+      const direct = plain && readPlain(plain);
+      const text = direct && decodeUtf8(direct);
+      if (text !== null) return text;
       const file = quote(this.#resolve(path));
       // Through a file of our own: what the agent left running may print at any time. read(1) fails at the end of a file
       // and succeeds at a NUL, which no text has.
@@ -145,6 +150,9 @@ export class LocalSandbox implements Sandbox {
       if (bytes.length > Math.min(TEXT_BYTES, this.#parts.limits.fileBytes)) {
         throw new SandboxFileError(path, "File too large");
       }
+      const plain = this.#plain(path);
+      // What mode a new file gets is the shell's to say once the agent has spoken to it.
+      if (plain && writePlain(plain, bytes, !this.#used)) return;
       const file = quote(this.#resolve(path));
       await this.#withTemporary(bytes, async (inside) => {
         const result = await this.#run(
@@ -421,6 +429,20 @@ export class LocalSandbox implements Sandbox {
     if (path === "" || path.includes("\0")) throw new SandboxFileError(path, "No such file or directory");
     const absolute = posix.isAbsolute(path) ? path : `${this.workdir}/${path}`;
     return this.#parts.mapping ? this.#parts.mapping.inward(absolute) : absolute;
+  }
+
+  /** Where the host finds what `path` means inside, if it is of plain names below the tree or /tmp. */
+  #plain(path: string): PlainPath | null {
+    const { slot, inside } = this.#parts;
+    const resolved = this.#resolve(path);
+    for (const [folder, name] of [
+      [inside.workdir, "repo"],
+      [inside.tmp, "tmp"],
+    ] as const) {
+      const names = namesBelow(folder, resolved);
+      if (names) return { root: `${slot.files}/${name}`, names, owner: slot.owner };
+    }
+    return null;
   }
 
   #shown(directory: string): string {

@@ -103,6 +103,7 @@ async function findBackend(
 ): Promise<Found & { tools: Tools }> {
   for (const [name, mode] of [
     ["slots", 0o711],
+    ["disk", 0o711],
     ["bases", 0o755],
     ["bases/none", 0o755],
     ["snapshots", 0o700],

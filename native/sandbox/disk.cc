@@ -1,8 +1,10 @@
 #include "sandbox/disk.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "sandbox/files.h"
@@ -12,6 +14,14 @@ namespace {
 
 std::string sizes(uint64_t bytes, uint64_t inodes) {
   return "size=" + std::to_string(bytes) + ",nr_inodes=" + std::to_string(inodes);
+}
+
+// Values of linux/mount.h, which may not be included beside sys/mount.h.
+constexpr unsigned kClone = 1, kRecursive = 0x8000, kEmptyPath = 4;
+
+// The mounts at `path` and below it as a tree of their own, or -1 before Linux 5.2.
+int clone_tree(const std::string& path) {
+  return static_cast<int>(syscall(SYS_open_tree, AT_FDCWD, path.c_str(), kClone | kRecursive | O_CLOEXEC));
 }
 
 }  // namespace
@@ -26,6 +36,33 @@ void enter_mount_namespace() {
     if (!write_text("/proc/self/gid_map", "0 " + std::to_string(group) + " 1")) fail("/proc/self/gid_map");
   }
   if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) fail("mounts are not allowed here");
+}
+
+int open_lean_namespace() {
+  const int full = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC), here = open(".", O_RDONLY | O_CLOEXEC);
+  int lean = -1;
+  if (full >= 0 && here >= 0 && unshare(CLONE_NEWNS) == 0) {
+    // Control groups lie there, a mount for each; no sandbox sees it. Refused where the mounts are another's.
+    umount2("/sys", MNT_DETACH);
+    lean = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    if (setns(full, CLONE_NEWNS) != 0 || fchdir(here) != 0) fail("cannot go back to the namespace of mounts");
+  }
+  for (const int file : {full, here}) {
+    if (file >= 0) close(file);
+  }
+  return lean;
+}
+
+void show_disk(const std::string& folder, const std::string& place, int lean) {
+  const int tree = lean < 0 ? -1 : clone_tree(folder);
+  if (tree >= 0 && setns(lean, CLONE_NEWNS) != 0) fail("lean namespace of mounts");
+  if (unshare(CLONE_NEWNS) != 0) fail("namespace of mounts");
+  if (tree < 0) {
+    if (::mount(folder.c_str(), place.c_str(), nullptr, MS_BIND | MS_REC, nullptr) != 0) fail(place);
+    return;
+  }
+  if (syscall(SYS_move_mount, tree, "", AT_FDCWD, place.c_str(), kEmptyPath) != 0) fail(place);
+  close(tree);
 }
 
 void make_disk(const std::string& folder, bool mount, uint64_t bytes, uint64_t inodes, const std::string& lower,

@@ -12,6 +12,15 @@ namespace tokenring::sandbox {
 // is allowed.
 void enter_mount_namespace();
 
+// A mount namespace without the sandboxes' disks, for show_disk(): reading the list of mounts, which bubblewrap does
+// for every one that it makes, takes as long as the list is. Call it in the namespace of enter_mount_namespace() before
+// there are disks. A descriptor, or -1 where it cannot be had.
+int open_lean_namespace();
+
+// Moves this process to a copy of `lean` (-1: of the namespace that it is in) where the disk at `folder` appears at
+// `place`, a folder that exists. Throws.
+void show_disk(const std::string& folder, const std::string& place, int lean);
+
 // Makes `folder` with repo and tmp below it, owned by `owner` (< 0: this user). With `mount`, they lie on a tmpfs of at
 // most `bytes` and `inodes` (deleted files that are still open count); with `lower` not empty, repo shows that folder,
 // and changes go to the tmpfs. Throws.

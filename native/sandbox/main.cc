@@ -68,8 +68,9 @@ File open_file(const std::string& path, int flags) {
 
 class Launcher {
  public:
-  // `scratch` holds slots/; `mounts` says whether each sandbox gets a file system of its own.
-  Launcher(std::string scratch, bool mounts) : scratch_(std::move(scratch)), mounts_(mounts) {}
+  // `scratch` holds slots/; `mounts` says whether each sandbox gets a file system of its own, which it sees at disk/.
+  Launcher(std::string scratch, bool mounts)
+      : scratch_(std::move(scratch)), mounts_(mounts), lean_(mounts ? open_lean_namespace() : -1) {}
 
   int serve();
 
@@ -94,6 +95,7 @@ class Launcher {
 
   std::string scratch_;
   bool mounts_;
+  File lean_;
   ControlGroups groups_;
   std::map<pid_t, Child> children_;
   std::vector<sock_filter> filter_;
@@ -183,10 +185,12 @@ void Launcher::start(const Fields& fields) {
   start.arguments.assign(fields.begin() + std::min(at + 1, fields.size()), fields.end());
   if (start.arguments.empty()) throw std::runtime_error("nothing to start");
   if (mounts_) resize_disk(folder + "/fs", bytes, inodes);
-  if (groups_.memory() || groups_.processes()) {
-    groups_.limit(slot, memory, processes);
-    start.prepare = [this, &slot] { groups_.enter(slot); };
-  }
+  bool grouped = groups_.memory() || groups_.processes();
+  if (grouped) groups_.limit(slot, memory, processes);
+  start.prepare = [this, &slot, &folder, grouped] {
+    if (grouped) groups_.enter(slot);
+    if (mounts_) show_disk(folder + "/fs", scratch_ + "/disk", lean_.get());
+  };
   // Opened here, not in the child, so that both are open once the reply is out.
   File in = open_file(folder + "/in", O_RDONLY | O_NONBLOCK), out = open_file(folder + "/out", O_WRONLY);
   File err = open_file(folder + "/err", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);

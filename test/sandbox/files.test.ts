@@ -110,6 +110,47 @@ describe.each(KINDS)("files of a %s sandbox", (kind: LocalKind) => {
     expect((await sandbox.exec("echo $KEPT")).output).toBe("1\n");
   });
 
+  it("gives a file the owner, the mode and the place that a shell gives it", async () => {
+    const fresh = await backend.open({ repository: makeRepository({ "a.txt": "a\n", "tool.sh": "true\n" }) });
+    const look = async (...paths: string[]): Promise<string[]> =>
+      (await fresh.exec(`stat -c '%a %u %g %h' -- ${paths.join(" ")}`)).output.trim().split("\n");
+    try {
+      await fresh.write("made.txt", "made\n");
+      await fresh.write("/tmp/made.txt", "made\n");
+      await fresh.exec("echo shell >shell.txt; chmod 640 a.txt; umask 077");
+      const [made, temporary, shell] = await look("made.txt", "/tmp/made.txt", "shell.txt");
+      expect([made, temporary]).toEqual([shell, shell]);
+      // As the shell now has it.
+      await fresh.write("private.txt", "x");
+      expect((await look("private.txt"))[0]).toMatch(/^600 /);
+      const place = (await fresh.exec("stat -c '%i %a' a.txt")).output;
+      await fresh.write("a.txt", "written\n");
+      expect((await fresh.exec("stat -c '%i %a' a.txt; cat a.txt")).output).toBe(`${place}written\n`);
+    } finally {
+      await fresh.close();
+    }
+  });
+
+  it("sees links, locked folders and what is no file as the agent does", async () => {
+    await sandbox.exec(
+      "mkdir -p in/side && echo deep >in/side/f && ln -s in/side by && ln -s f in/side/g && ln in/side/f hard",
+    );
+    for (const path of ["in/side/f", "by/f", "by/g", "in/../in/side/g", "hard", "./hard", "in//side/f"])
+      expect(await sandbox.read(path)).toBe("deep\n");
+    await sandbox.write("by/g", "changed\n");
+    expect(await sandbox.read("hard")).toBe("changed\n");
+    await sandbox.exec("mkfifo pipe");
+    await expect(sandbox.read("pipe")).rejects.toThrow("pipe: Not a regular file");
+    await expect(sandbox.write("pipe", "x")).rejects.toThrow("pipe: Not a regular file");
+    if (kind !== "bubblewrap" && process.getuid?.() !== 0) return;
+    await sandbox.exec("echo kept >in/kept; chmod 400 in/kept; chmod 000 in/side");
+    await expect(sandbox.read("in/side/f")).rejects.toThrow(SandboxFileError);
+    await expect(sandbox.write("in/side/f", "x")).rejects.toThrow(SandboxFileError);
+    await expect(sandbox.write("in/kept", "x")).rejects.toThrow("in/kept: Permission denied");
+    await sandbox.exec("chmod 700 in/side");
+    expect(await sandbox.read("in/kept")).toBe("kept\n");
+  });
+
   it("does not follow a link of the agent's out of the sandbox", async () => {
     const outside = temporaryDirectory();
     const secret = join(outside, "secret");

@@ -57,6 +57,20 @@ describe.each(KINDS)("the shell of a %s sandbox", (kind: LocalKind) => {
     });
   });
 
+  it("takes commands of any characters and length, whatever the locale", async () => {
+    const long = `echo ${"é".repeat(70_000)} | wc -c`;
+    for (const locale of ["C.UTF-8", "C", "POSIX", "no_such.UTF-8"]) {
+      const set = await sandbox.exec(`export LC_ALL=${locale} 2>/dev/null; echo "ä ß 日本 😀"`);
+      expect(set.output).toBe("ä ß 日本 😀\n");
+      expect((await sandbox.exec("echo plain; echo 'two  words'  ")).output).toBe("plain\ntwo  words\n");
+      expect((await sandbox.exec(long)).output).toBe("140001\n");
+      expect((await sandbox.exec(`: ${"x".repeat(200_000)}; echo done`)).output).toBe("done\n");
+      expect((await sandbox.exec("")).output).toBe("");
+      expect((await sandbox.exec(" \t\n echo 'é\\n' \n")).output).toBe("é\\n\n");
+    }
+    await sandbox.exec("export LC_ALL=C.UTF-8");
+  });
+
   it("outlives exit, exec, set -e and stray loop control, in the same directory", async () => {
     expect(await sandbox.exec("cd sub; echo bye; exit 7")).toMatchObject({
       output: "bye\n",
