@@ -35,7 +35,9 @@ const PATCH_FAILED_STATUS = 64;
 /** A header line that names something in .git, where a hook or a setting would be run as a program. */
 const GIT_PATH =
   /^(?:diff --git|---|\+\+\+|rename (?:from|to)|copy (?:from|to)|Index:) (?:.*[\s"/])?\.git(?:[/"\s]|$)/m;
-const GIT = "git -c core.hooksPath=/dev/null -c core.fsmonitor=false";
+/** What git believes of a file that is there is not the repository's to say: `checkout` has to see that it was changed. */
+const GIT =
+  "git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c core.checkStat=default -c core.trustctime=true";
 
 /**
  * Verifies a patch by the SWE-bench rule (see `grade`). A broken sandbox is retried and then reported as
@@ -121,9 +123,13 @@ async function applyPatches(
       `patch --batch --fuzz=5 -p1 -i ${MODEL_PATCH} || ${fail}; }`,
   ];
   const putBack = (files: readonly TouchedFile[]): void => {
-    const all = files.map((file) => quote(file.path)).join(" ");
     const before = files.filter((file) => !file.added).map((file) => quote(file.path));
-    if (all !== "") steps.push(`rm -rf -- ${all}`);
+    // A program is started only for what is in the way: new files, and what git would not write over.
+    for (const { path, added } of files) {
+      const file = quote(path);
+      const fits = added ? `! -e ${file}` : `-f ${file}`;
+      steps.push(`[[ ${fits} && ! -L ${file} ]] || rm -rf -- ${file}`);
+    }
     // The repository stands at base_commit, and no patch can move HEAD.
     if (before.length > 0) steps.push(`${GIT} checkout --quiet HEAD -- ${before.join(" ")} || ${fail}`);
   };
@@ -135,8 +141,8 @@ async function applyPatches(
     // as they were must not be asked instead.
     steps.push(`${GIT} apply --verbose ${TEST_PATCH} || ${fail}`);
   }
-  // The code under test is not to read there what it should return.
-  steps.push(`rm -f -- ${MODEL_PATCH} ${TEST_PATCH}`);
+  // The code under test is not to read there what it should return. Emptied: to remove them takes a program.
+  steps.push(`: >|${MODEL_PATCH}`, `: >|${TEST_PATCH}`);
   const result = await sandbox.exec(`( ${steps.join("\n")} )`, { timeoutMs: APPLY_MS, ...open });
   const applied = result.exitCode !== null && result.exitCode !== PATCH_FAILED_STATUS;
   return { applied, log: applied ? result.output : `${result.output}>>>>> Patch Apply Failed\n` };

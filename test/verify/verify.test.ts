@@ -125,6 +125,22 @@ describe.each(KINDS)("verification in %s sandboxes", (kind) => {
     expect(await judge(gold)).toMatchObject({ verdict: "resolved" });
     const deleted = world.patch({ "calc.py": GOLD, "test_calc.py": null });
     expect(await judge(deleted)).toMatchObject({ verdict: "resolved" });
+    // Something else in their place: a link to what is there, one to what is not, a folder.
+    const made = (path: string, mode: string, text: string): string =>
+      `diff --git a/${path} b/${path}\nnew file mode ${mode}\n--- /dev/null\n+++ b/${path}\n@@ -0,0 +1 @@\n+${text}\n\\ No newline at end of file\n`;
+    for (const instead of [
+      made("test_calc.py", "120000", "calc.py"),
+      made("test_calc.py", "120000", "none.py"),
+      made("test_calc.py/deep.txt", "100644", "x"),
+      made("test_more.py", "120000", "calc.py"),
+      made("test_more.py/deep.txt", "100644", "x"),
+    ]) {
+      const replaced =
+        (instead.includes("test_calc.py") ? deleted : world.patch({ "calc.py": GOLD })) + instead;
+      const judged = await judge(replaced);
+      expect(judged.log).toContain("Applied patch test_");
+      expect(judged).toMatchObject({ verdict: "resolved" });
+    }
   });
 
   it("gives nothing for lines that only look like the runner's", async () => {

@@ -89,9 +89,11 @@ export function tinyswe(options: TinysweOptions): TinysweTaskSet {
       if (disposed)
         throw new TokenringError("ERR_TOKENRING_DISPOSED", "tinyswe: the task set was disposed of");
       directory ??= mkdtempSync(join(tmpdir(), "tokenring-tinyswe-"));
-      mkdirSync(directory, { recursive: true });
       const path = join(directory, `${instance.instance_id}-${instance.base_commit.slice(0, 12)}`);
-      if (!existsSync(path)) writeRepository(path, task.files);
+      if (!existsSync(path)) {
+        mkdirSync(directory, { recursive: true });
+        writeRepository(path, task.files);
+      }
       return path;
     },
     testCommand: (_, nonce) => verifyCommand(nonce),
