@@ -109,8 +109,8 @@ export class Progress implements ProgressSink {
       return;
     }
     this.#erase();
-    // A line that wraps could not be rewritten.
-    this.#stream.write(line.slice(0, Math.max(20, (this.#stream.columns ?? 80) - 1)));
+    // A line that wraps could not be rewritten; a terminal that says 0 does not know how wide it is.
+    this.#stream.write(line.slice(0, Math.max(20, (this.#stream.columns || 80) - 1)));
     this.#open = true;
   }
 

@@ -129,7 +129,7 @@ async function work(
   if (options.json !== undefined) await writeJson(options.json, result);
   if (!showsWords(options)) return;
   if (result.sampled) process.stdout.write(`\n${describeSampled(result.sampled)}\n`);
-  else process.stdout.write(`\n${arcTable(result.stages, { columns: process.stdout.columns ?? 80 })}\n\n`);
+  else process.stdout.write(`\n${arcTable(result.stages, { columns: process.stdout.columns || 80 })}\n\n`);
   process.stdout.write(
     `${duration(result.seconds)}, at most ${Math.round(result.peakRssMiB)} MiB, seed ${result.seed}\nreport: ${report}\n`,
   );

@@ -2,9 +2,10 @@
 import type { DapoSummary } from "../learn/dapo.ts";
 import type { StepMetrics } from "../learn/types.ts";
 import { type LineChart, lineChart, type Series } from "./chart.ts";
-import type { StageData } from "./data.ts";
+import type { EpisodeRow, StageData } from "./data.ts";
 import { axisPercent, compact } from "./format.ts";
 import { type Html, html } from "./html.ts";
+import { outcomesByIteration } from "./outcomes.ts";
 
 /** Rows of several stages one after the other, with the places where stages begin. */
 function joined<T>(
@@ -67,11 +68,23 @@ function charts<T>(
 const perSecond = (tokens: number, ms: number): number | null => (ms > 0 ? (1000 * tokens) / ms : null);
 
 /** Curves of the stages that sample and learn in iterations. */
-export function reinforcementCurves(all: readonly StageData[], id: string): Html | null {
+export function reinforcementCurves(
+  all: readonly StageData[],
+  episodes: readonly EpisodeRow[],
+  id: string,
+): Html | null {
   const stages = all.filter((stage) => stage.iterations.length > 0);
   if (stages.length === 0) return null;
   const iterations = joined(stages, (stage) => stage.iterations);
   const steps = joined(stages, (stage) => stage.steps);
+  const outcomes = outcomesByIteration(episodes);
+  const place = new Map(
+    stages.flatMap(({ name, iterations }) => iterations.map((row, i) => [row, [name, i] as const] as const)),
+  );
+  const share = (name: string) => (row: DapoSummary) => {
+    const [stage, iteration] = place.get(row) ?? ["", 0];
+    return outcomes.share(stage, iteration, name);
+  };
   const ratio = (part: (row: DapoSummary) => number) => (row: DapoSummary) =>
     row.groups === 0 ? null : part(row) / row.groups;
   const ofEpisodes = (part: (row: DapoSummary) => number) => (row: DapoSummary) =>
@@ -100,6 +113,12 @@ export function reinforcementCurves(all: readonly StageData[], id: string): Html
         ["all", (row) => row.tokens],
         ["sampled", (row) => row.actionTokens],
       ],
+    },
+    {
+      title: "Verdicts",
+      format: axisPercent,
+      // As many as there are colours; the table of verdicts has all.
+      series: outcomes.names.slice(0, 6).map((name) => [name, share(name)] as const),
     },
     {
       title: "How episodes ended",

@@ -47,6 +47,8 @@ export interface RunData {
   version: string;
   seed: number;
   createdAt: string;
+  /** Node.js, system and processor of where it was begun; null where the run does not say. */
+  machine: string | null;
   /** The config as text, YAML or JSON. */
   config: string;
   /** The config as values, for comparison. */

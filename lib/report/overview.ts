@@ -7,6 +7,7 @@ import { comparedCurves, reinforcementCurves, supervisedCurves } from "./curves.
 import { type RunData, type StageData, stagesOf } from "./data.ts";
 import { compact, duration, percent } from "./format.ts";
 import { type Html, html } from "./html.ts";
+import { outcomeTable } from "./outcomes.ts";
 
 function tile(name: string, value: string): Html {
   return html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
@@ -178,11 +179,12 @@ function runSections(run: RunData, n: number, alone: boolean): [id: string, sect
     arc: (id) =>
       html`<section id="${id}" class="hero">${headline(arc, more, sampled)}${arcFigure(arc)}</section>`,
     stages: (id) => stageTable(run, id),
-    rl: (id) => reinforcementCurves(stages, id),
+    outcomes: (id) => outcomeTable(run.episodes, id),
+    rl: (id) => reinforcementCurves(stages, run.episodes, id),
     sft: (id) => supervisedCurves(stages, id),
     time: (id) => timeSection(stages, id),
     config: (id) =>
-      html`<section id="${id}"><details><summary>Config</summary><pre class="config">${run.config}</pre></details></section>`,
+      html`<section id="${id}"><h2>Config and versions</h2><p class="meta">tokenring ${run.version}${run.machine && ` · ${run.machine}`}</p><details><summary>Config</summary><pre class="config">${run.config}</pre></details></section>`,
   };
   return Object.entries(parts).map(([name, part]) => {
     const id = `run${n}-${name}`;
@@ -210,14 +212,21 @@ function comparison(runs: readonly RunData[]): Html {
       })}</tr>`,
   )}</tbody></table></div></section>
 ${comparedCurves(runs.map((run) => ({ name: run.name, stages: stagesOf(run.events) })))}
-<section><h2>Differences of the configs</h2>${
-    differences.length === 0
-      ? html`<p class="note">None: only the seeds and the machines can differ.</p>`
-      : html`<div class="scroll"><table class="left"><thead><tr><th>key</th>${runs.map(({ name }) => html`<th>${name}</th>`)}</tr></thead><tbody>${differences.map(
-          ({ key, values }) =>
-            html`<tr><td><code>${key}</code></td>${values.map((value) => html`<td><code>${value ?? "–"}</code></td>`)}</tr>`,
-        )}</tbody></table></div>`
-  }</section>`;
+<section><h2>Differences of the configs</h2>${differenceTable(runs, differences)}</section>`;
+}
+
+/** More keys than this, as of runs of different jobs, are unfolded by a click. */
+const MOST_DIFFERENCES = 30;
+
+function differenceTable(runs: readonly RunData[], differences: ReturnType<typeof configDifferences>): Html {
+  if (differences.length === 0)
+    return html`<p class="note">None: only the seeds and the machines can differ.</p>`;
+  const table = html`<div class="scroll"><table class="left"><thead><tr><th>key</th>${runs.map(({ name }) => html`<th>${name}</th>`)}</tr></thead><tbody>${differences.map(
+    ({ key, values }) =>
+      html`<tr><td><code>${key}</code></td>${values.map((value) => html`<td><code>${value ?? "–"}</code></td>`)}</tr>`,
+  )}</tbody></table></div>`;
+  if (differences.length <= MOST_DIFFERENCES) return table;
+  return html`<details><summary>${differences.length} keys differ</summary>${table}</details>`;
 }
 
 /** The sections of one run, or of several with their comparison in front. */

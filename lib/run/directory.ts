@@ -10,6 +10,7 @@
 //   tensorboard/          an event file that is made of metrics.jsonl, where the config asks for it
 //   lock                  who writes
 import { mkdir, readdir, readFile, rm, rmdir, writeFile } from "node:fs/promises";
+import { arch, availableParallelism, cpus } from "node:os";
 import path from "node:path";
 import { z } from "zod";
 import type { LoggedEvent, RunEvent } from "../learn/events.ts";
@@ -30,6 +31,8 @@ const manifestSchema = z.object({
   config: z.unknown().refine((config): boolean => config !== undefined && config !== null, "missing"),
   /** ISO 8601. */
   createdAt: z.iso.datetime(),
+  /** Where it was begun; runs of earlier versions do not say. */
+  machine: z.object({ node: z.string(), system: z.string(), cpu: z.string(), cores: z.number() }).optional(),
 });
 
 export type RunManifest = z.output<typeof manifestSchema>;
@@ -193,6 +196,12 @@ export class RunDirectory implements AsyncDisposable {
           seed: options.seed,
           config: options.config,
           createdAt: new Date().toISOString(),
+          machine: {
+            node: process.versions.node,
+            system: `${process.platform} ${arch()}`,
+            cpu: cpus()[0]?.model.trim() ?? "unknown",
+            cores: availableParallelism(),
+          },
         };
         const state: State = {
           schema: STATE_SCHEMA,

@@ -57,6 +57,7 @@ export class RunReader implements RunData {
   readonly version: string;
   readonly seed: number;
   readonly createdAt: string;
+  readonly machine: string | null;
   readonly config: string;
   readonly settings: unknown;
   events: LoggedEvent[] = [];
@@ -75,6 +76,10 @@ export class RunReader implements RunData {
     this.version = manifest.version;
     this.seed = manifest.seed;
     this.createdAt = manifest.createdAt;
+    const { machine } = manifest;
+    this.machine = machine
+      ? `Node.js ${machine.node} · ${machine.system} · ${machine.cpu}, ${machine.cores} cores`
+      : null;
     this.settings = manifest.config;
     this.config = config;
     this.#metrics = new LogFollower(path.join(directory, "metrics.jsonl"));

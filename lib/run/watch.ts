@@ -73,7 +73,9 @@ class Server {
     const { reset, events } = await this.#run.poll();
     if (reset) this.#table = new RowTable([this.#run]);
     const { episodes, sections, epoch } = this.#state;
-    if (events || epoch === 0) this.#sections = sectionsById(this.#run);
+    // Episodes come to the list after the line that tells of their iteration.
+    const more = events || reset || epoch === 0 || this.#run.episodes.length !== episodes;
+    if (more) this.#sections = sectionsById(this.#run);
     const ended = this.#run.events.at(-1)?.type === "end";
     const locked = await stat(path.join(this.#directory, "lock")).then(
       () => true,
@@ -83,12 +85,11 @@ class Server {
       epoch: epoch === 0 || reset ? epoch + 1 : epoch,
       status: ended ? "ended" : locked ? "running" : "stopped",
       episodes: this.#run.episodes.length,
-      sections:
-        events || epoch === 0
-          ? Object.fromEntries(
-              [...this.#sections].map(([id, text]) => [id, createHash("sha256").update(text).digest("hex")]),
-            )
-          : sections,
+      sections: more
+        ? Object.fromEntries(
+            [...this.#sections].map(([id, text]) => [id, createHash("sha256").update(text).digest("hex")]),
+          )
+        : sections,
     };
     const changed = events || reset || state.episodes !== episodes || state.status !== this.#state.status;
     this.#state = state;

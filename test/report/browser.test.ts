@@ -8,6 +8,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { LoggedEvent } from "../../lib/learn/events.ts";
 import { writeReport } from "../../lib/report/report.ts";
 import { readRun } from "../../lib/run/read.ts";
+import { readIndex } from "../../lib/run/trajectories.ts";
 import { CHROMIUM, Pages, type Window } from "./chromium.ts";
 import { HOSTILE, writeRun } from "./fixture.ts";
 
@@ -79,6 +80,36 @@ describe.runIf(CHROMIUM !== undefined)("the report in a browser", () => {
       if (event?.type !== "step") throw new Error("one point a step");
       expect(Number(text)).toBeCloseTo(event.metrics.entropy, 2);
     });
+  });
+
+  test("verdicts and exits are those of the index, in the table and by iteration; versions are told", async () => {
+    const page = await open("one.html");
+    const entries = [];
+    for await (const entry of readIndex(path.join(folder, "one"))) entries.push(entry);
+    const head = await page.locator("#run0-outcomes th").allTextContents();
+    let checked = 0;
+    for (const stage of new Set(entries.map((entry) => entry.stage))) {
+      const all = entries.filter((entry) => entry.stage === stage);
+      const cells = await page.locator(`tr[data-outcomes="${stage}"] td`).allTextContents();
+      const shown = (name: string): string => cells[head.indexOf(name)] as string;
+      const cell = (count: number): string =>
+        count === 0 ? "–" : `${((100 * count) / all.length).toFixed(1)} % ${count}`;
+      expect(shown("number")).toBe(String(all.length));
+      expect(shown("resolved")).toBe(cell(all.filter((entry) => entry.verdict === "resolved").length));
+      expect(shown("infrastructure")).toBe(cell(all.filter((entry) => entry.dropped).length));
+      expect(shown("exit: submitted")).toBe(cell(all.filter((entry) => entry.exit === "submitted").length));
+      checked++;
+    }
+    expect(checked).toBe(6);
+    const chart = page.locator("#run0-rl figure", { hasText: "Verdicts" });
+    const { text } = JSON.parse((await chart.locator("svg").getAttribute("data-points")) as string) as {
+      text: string[][];
+    };
+    const key = (await chart.locator(".key").allTextContents()).findIndex((one) => one.includes("resolved"));
+    // Two of three rollouts fail in every iteration, and in the fourth one of them by infrastructure.
+    expect(text.map((row) => row[key])).toEqual(new Array(28).fill("33.3 %"));
+    const said = await page.locator("#run0-config").textContent();
+    for (const version of [process.versions.node, process.platform]) expect(said).toContain(version);
   });
 
   test("the pointer shows the values below it", async () => {
