@@ -82,7 +82,7 @@
       "target_name": "tokenring_nccl_double",
       "type": "loadable_module",
       "sources": ["<!@(node scripts/native-sources.mjs test/native/nccl_double)"],
-      "libraries": ["-lrt", "-pthread"],
+      "libraries": ["-ldl", "-lrt", "-pthread"],
     },
     {
       "target_name": "tokenring_sandbox",

@@ -83,10 +83,10 @@ TOKENRING_NCCL_CALLS(TOKENRING_SAME_CALL)
 namespace tokenring::cuda {
 namespace {
 
-int open_device(DeviceFacts* facts) {
+int open_device(int ordinal, DeviceFacts* facts) {
   cudaDeviceProp properties;
-  cudaError_t error = cudaSetDevice(0);
-  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, 0);
+  cudaError_t error = cudaSetDevice(ordinal);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, ordinal);
   if (error == cudaSuccess) error = cudaDriverGetVersion(&facts->driver);
   if (error == cudaSuccess) error = cudaRuntimeGetVersion(&facts->runtime);
   if (error != cudaSuccess) return error;

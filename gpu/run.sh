@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tokenring on a GPU node: ./run.sh check | bench | sweep | demo | doctor, each with --help.
+# tokenring on a GPU node: ./run.sh check | nccl | bench | sweep | demo | doctor, each with --help.
 # Needs the NVIDIA driver and a python3 with PyTorch (TOKENRING_PYTHON names another); everything else is in the bundle.
 # Nothing is downloaded, and nothing is written but results/ and runs/ in the folder that this is started from.
 set -euo pipefail
@@ -8,7 +8,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$here
 [[ -d $here/gpu ]] || root=$(dirname "$here")
 python=${TOKENRING_PYTHON:-python3}
-usage="usage: ./run.sh check|bench|sweep|demo|doctor [options]; --help after one of them lists its options"
+usage="usage: ./run.sh check|nccl|bench|sweep|demo|doctor [options]; --help after one of them lists its options"
 if [[ $# -eq 0 || $1 == --help || $1 == -h ]]; then
   echo "$usage"
   exit $(($# == 0))
@@ -51,12 +51,12 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 command=$1
 shift
-if [[ $command != doctor ]] && ! "$python" -c 'import torch' 2>/dev/null; then
+if [[ $command != doctor && $command != nccl ]] && ! "$python" -c 'import torch' 2>/dev/null; then
   echo "run.sh: $python has no PyTorch, which is oracle and peer here; TOKENRING_PYTHON names one that has" >&2
   exit 1
 fi
 case $command in
-  check | bench | sweep | demo) exec "$python" "$root/gpu/$command.py" "$@" ;;
+  check | nccl | bench | sweep | demo) exec "$python" "$root/gpu/$command.py" "$@" ;;
   doctor) exec "${TOKENRING_NODE:-node}" "$root/dist/cli/main.js" doctor "$@" ;;
   *)
     echo "$usage" >&2

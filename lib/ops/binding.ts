@@ -72,7 +72,7 @@ export interface NativeRankOptions {
  * names who did not come. ERR_TOKENRING_NON_FINITE of `optimise` comes to all alike and breaks nothing.
  */
 export interface NativeMesh {
-  /** Of `uniqueId()`; the same for all. The process that made it lives until all have joined. */
+  /** Of `uniqueId()`; the same for all. The process that made it lives until all have joined; on GPUs, as long as they. */
   id: Uint8Array;
   rank: number;
   size: number;
@@ -304,6 +304,7 @@ export interface Binding {
   readonly cores: number;
   readonly Rank: new (options: NativeRankOptions) => NativeRank;
   readonly Communicator: new (options: {
+    device?: string;
     id: Uint8Array;
     rank: number;
     size: number;
@@ -317,7 +318,8 @@ export interface Binding {
     pointer?: bigint;
     dlpack?: DLPackCapsule | bigint;
   }) => NativeDeviceTensor;
-  uniqueId(): Uint8Array;
+  /** Of ranks on this host's CPUs (default), of ranks on GPUs, or NCCL's own, for ranks of other programs too. */
+  uniqueId(kind?: "cpu" | "cuda" | "nccl"): Uint8Array;
   /** Threads of the functions below in this environment; 0 = all cores. */
   setThreads(threads: number): void;
   attention(options: NativeAttention & NativeAttentionBlock & { merge: boolean }): NativeJob<void>;

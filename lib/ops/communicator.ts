@@ -12,22 +12,29 @@ export type Transfer = { send: TensorLike; to: number } | { receive: TensorLike;
 
 /** Who joins which communicator, and how long a wait may take. */
 export interface CommunicatorOptions {
-  /** What `Communicator.uniqueId()` gave to one of the ranks or to whoever starts them; the same for all. */
+  /**
+   * Where the ranks compute (default "cpu"): over shared memory, or each on the first GPU that its process sees
+   * (`CUDA_VISIBLE_DEVICES`), over NCCL.
+   */
+  device?: "cpu" | "cuda";
+  /** What `Communicator.uniqueId()`, for this device, gave to one of the ranks or to whoever starts them; the same for all. */
   id: Uint8Array;
   /** 0 to size - 1, each taken once. */
   rank: number;
-  /** 1 to 64. */
+  /** 1 to 64; on GPUs to 4096. */
   size: number;
   /** Milliseconds that a rank waits for the others, in every wait and for all to join (default 600 000). */
   timeout?: number;
 }
 
 /**
- * A rank among others on this host, in threads or processes of one user, over shared memory.
+ * A rank among others: on "cpu" on this host, in threads or processes of one user, over shared memory; on "cuda" on any
+ * hosts, each with a GPU, over NCCL 2.18.1 or newer, which is found at run time. There tensors in memory of the host
+ * are copied to the GPU and back.
  *
  * All ranks make the same collective calls in the same order; calls of one communicator run one after the other on a
- * thread of their own, and JavaScript never blocks. Sums are taken in the order of the ranks, so that all ranks get the
- * same bits, run after run. Between two calls no rank waits for another.
+ * thread of their own, and JavaScript never blocks. All ranks get the same bits, run after run: over shared memory sums
+ * are taken in the order of the ranks, by NCCL in an order of its own. Between two calls no rank waits for another.
  *
  * Errors: ranks that call something else, with another count or dtype, a rank that left, died or aborted, end the call
  * on every rank with ERR_TOKENRING_COMMUNICATOR; a deadline with ERR_TOKENRING_TIMEOUT, which names the call, its number
@@ -50,10 +57,20 @@ export class Communicator implements AsyncDisposable {
 
   /**
    * 128 bytes that name a new communicator; hand them to all its ranks. The process that makes them must live until all
-   * have joined, but need not be a rank itself.
+   * have joined, on GPUs as long as the ranks, but need not be a rank itself. On GPUs it listens on a TCP port, where the
+   * ranks tell what they call, so that an error can say who is missing.
    */
-  static uniqueId(): Uint8Array {
-    return loadBinding().uniqueId();
+  static uniqueId(options: { device?: "cpu" | "cuda" } = {}): Uint8Array {
+    return loadBinding().uniqueId(options.device ?? "cpu");
+  }
+
+  /**
+   * 128 bytes as ncclGetUniqueId gives them, for communicators of device "cuda" to which ranks of other programs belong.
+   * Nobody compares what such ranks call, and a deadline cannot say who is missing.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT if there is no NCCL, with what to do.
+   */
+  static ncclUniqueId(): Uint8Array {
+    return loadBinding().uniqueId("nccl");
   }
 
   /**
@@ -82,7 +99,7 @@ export class Communicator implements AsyncDisposable {
     await withSignal(() => this.native.broadcast(native(x), root), options.signal);
   }
 
-  /** Reduces x over the ranks, in place: f32, bf16 (summed in float32) or i32. */
+  /** Reduces x over the ranks, in place: f32, bf16 (summed in float32; by NCCL in bf16) or i32. */
   async allReduce(x: TensorLike, options: CallOptions & { reduction?: Reduction } = {}): Promise<void> {
     await withSignal(() => this.native.allReduce(native(x), options.reduction ?? "sum"), options.signal);
   }
@@ -104,7 +121,8 @@ export class Communicator implements AsyncDisposable {
 
   /**
    * Sends and receives as one group: they make progress together, so that rings cannot lock each other. Messages
-   * between two ranks arrive in the order they were sent; each needs a receive of the same count and dtype.
+   * between two ranks arrive in the order they were sent; each needs a receive of the same count and dtype, for which
+   * it may wait.
    */
   async exchange(transfers: readonly Transfer[], options: CallOptions = {}): Promise<void> {
     const group = transfers.map((transfer) =>

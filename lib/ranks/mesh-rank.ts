@@ -98,7 +98,7 @@ export class MeshRank implements NativeRank {
   ): Promise<MeshRank> {
     const rank = new MeshRank(group, options, context, mesh);
     const binding = loadBinding();
-    const id = binding.uniqueId();
+    const id = binding.uniqueId(options.device === "cpu" ? "cpu" : "cuda");
     const optionsOf = (of: number): NativeRankOptions => rank.#optionsOf(of, id);
     try {
       await rank.#all("create", [], {

@@ -9,6 +9,8 @@
 #include "addon/attention.h"
 #include "addon/engine.h"
 #include "addon/state.h"
+#include "comm/nccl.h"
+#include "cuda/device.h"
 #include "parallel/ring_attention.h"
 
 namespace tokenring::addon {
@@ -72,12 +74,16 @@ CommunicatorObject::CommunicatorObject(const Napi::CallbackInfo& info) : Napi::O
     const Arguments from(info[0], "options");
     CommunicatorOptions options;
     options.id = id_argument(from, "id");
-    options.size = from.integer("size", 1, kMaxSharedMemoryRanks);
+    const std::string device = from.has("device") ? from.text("device") : "cpu";
+    require(device == "cpu" || device == "cuda", "options.device must be \"cpu\" or \"cuda\", got \"", device, "\"");
+    const bool gpu = device == "cuda";
+    options.size = from.integer("size", 1, gpu ? kMaxNcclRanks : kMaxSharedMemoryRanks);
     options.rank = from.integer("rank", 0, options.size - 1);
     options.timeout = std::chrono::milliseconds(from.integer("timeout", 1, std::numeric_limits<int32_t>::max()));
     link_ = std::make_shared<Link>();
-    link_->device = Engine::of(info.Env()).device();
-    link_->comm = shared_memory().make(options);
+    link_->gpu = gpu;
+    link_->device = gpu ? std::shared_ptr<Device>(make_cuda_device()) : Engine::of(info.Env()).device();
+    link_->comm = (gpu ? nccl_transport() : shared_memory()).make(options);
     link_->wire = link_->device->stream();
     jobs_ = std::make_unique<Jobs>(info.Env(), "the communicator", [link = std::weak_ptr(link_)] {
       if (const auto held = link.lock()) held->comm->abort("its thread is ending");
@@ -85,6 +91,37 @@ CommunicatorObject::CommunicatorObject(const Napi::CallbackInfo& info) : Napi::O
   });
   info.This().As<Napi::Object>().TypeTag(&kCommunicatorTag);
 }
+
+// The tensors of a call where the device sees them: themselves or, for a GPU, copies.
+class CommunicatorObject::Staged {
+ public:
+  explicit Staged(Link& link) : link_(link) {}
+  Tensor read(const Tensor& host) { return place(host, true, false); }
+  Tensor written(const Tensor& host) { return place(host, false, true); }
+  Tensor changed(const Tensor& host) { return place(host, true, true); }
+  void copy_back() {
+    for (const auto& [host, device] : written_) link_.wire->copy_to_host(host.data, device.data, host.bytes());
+  }
+
+ private:
+  Tensor place(const Tensor& host, bool reads, bool writes) {
+    if (!link_.gpu || host.bytes() == 0) return host;
+    if (used_ == link_.rooms.size()) link_.rooms.emplace_back();
+    Buffer& room = link_.rooms[used_++];
+    if (room.bytes() < host.bytes()) {
+      room = Buffer();
+      room = Buffer(*link_.device, host.bytes(), "collectives");
+    }
+    Tensor device = host;
+    device.data = room.data();
+    if (reads) link_.wire->copy_to_device(device.data, host.data, host.bytes());
+    if (writes) written_.push_back({host, device});
+    return device;
+  }
+  Link& link_;
+  size_t used_ = 0;
+  std::vector<std::pair<Tensor, Tensor>> written_;
+};
 
 template <class Work>
 Napi::Value CommunicatorObject::submit(Napi::Env env, std::shared_ptr<Held> held, Work work) {
@@ -98,7 +135,9 @@ Napi::Value CommunicatorObject::submit(Napi::Env env, std::shared_ptr<Held> held
       env, std::move(held),
       [link = link_, work = std::move(work)](const std::atomic<bool>&) {
         const Drain drain{*link->wire};
-        work(*link);
+        Staged staged(*link);
+        work(*link, staged);
+        staged.copy_back();
         link->wire->synchronize();
         return Nothing{};
       },
@@ -110,35 +149,42 @@ Napi::Value CommunicatorObject::disposed(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value CommunicatorObject::join(const Napi::CallbackInfo& info) {
-  return submit(info.Env(), std::make_shared<Held>(), [](Link& link) { link.comm->join(); });
+  return submit(info.Env(), std::make_shared<Held>(), [](Link& link, Staged&) { link.comm->join(); });
 }
 
 Napi::Value CommunicatorObject::broadcast(const Napi::CallbackInfo& info) {
   const auto held = std::make_shared<Held>();
   const Tensor x = argument(info[0], "x", *held);
-  const double root = number_argument(info[1], "root", 0, kMaxSharedMemoryRanks);
+  const double root = number_argument(info[1], "root", 0, kMaxNcclRanks);
   require(root == static_cast<int>(root), "root must be an integer, got ", root);
-  return submit(info.Env(), held, [=](Link& link) { link.comm->broadcast(*link.wire, x, static_cast<int>(root)); });
+  return submit(info.Env(), held, [=](Link& link, Staged& staged) {
+    link.comm->broadcast(*link.wire, staged.changed(x), static_cast<int>(root));
+  });
 }
 
 Napi::Value CommunicatorObject::all_reduce(const Napi::CallbackInfo& info) {
   const auto held = std::make_shared<Held>();
   const Tensor x = argument(info[0], "x", *held);
   const Reduction how = reduction_argument(info[1]);
-  return submit(info.Env(), held, [=](Link& link) { link.comm->all_reduce(*link.wire, x, how); });
+  return submit(info.Env(), held,
+                [=](Link& link, Staged& staged) { link.comm->all_reduce(*link.wire, staged.changed(x), how); });
 }
 
 Napi::Value CommunicatorObject::reduce_scatter(const Napi::CallbackInfo& info) {
   const auto held = std::make_shared<Held>();
   const Tensor from = argument(info[0], "from", *held), to = argument(info[1], "to", *held);
   const Reduction how = reduction_argument(info[2]);
-  return submit(info.Env(), held, [=](Link& link) { link.comm->reduce_scatter(*link.wire, from, to, how); });
+  return submit(info.Env(), held, [=](Link& link, Staged& staged) {
+    link.comm->reduce_scatter(*link.wire, staged.read(from), staged.written(to), how);
+  });
 }
 
 Napi::Value CommunicatorObject::all_gather(const Napi::CallbackInfo& info) {
   const auto held = std::make_shared<Held>();
   const Tensor from = argument(info[0], "from", *held), to = argument(info[1], "to", *held);
-  return submit(info.Env(), held, [=](Link& link) { link.comm->all_gather(*link.wire, from, to); });
+  return submit(info.Env(), held, [=](Link& link, Staged& staged) {
+    link.comm->all_gather(*link.wire, staged.read(from), staged.written(to));
+  });
 }
 
 Napi::Value CommunicatorObject::exchange(const Napi::CallbackInfo& info) {
@@ -149,14 +195,19 @@ Napi::Value CommunicatorObject::exchange(const Napi::CallbackInfo& info) {
   for (uint32_t i = 0; i < list.Length(); ++i) {
     const Arguments from(list.Get(i), "transfers[" + std::to_string(i) + "]");
     group.push_back({from.boolean("send") ? Transfer::Way::send : Transfer::Way::receive,
-                     from.integer("peer", 0, kMaxSharedMemoryRanks),
+                     from.integer("peer", 0, kMaxNcclRanks),
                      tensor_argument(from.object("tensor"), from.name("tensor"), *held)});
   }
-  return submit(info.Env(), held, [=](Link& link) { link.comm->exchange(*link.wire, group); });
+  return submit(info.Env(), held, [=](Link& link, Staged& staged) {
+    std::vector<Transfer> there = group;
+    for (Transfer& one : there)
+      one.tensor = one.way == Transfer::Way::send ? staged.read(one.tensor) : staged.written(one.tensor);
+    link.comm->exchange(*link.wire, there);
+  });
 }
 
 Napi::Value CommunicatorObject::barrier(const Napi::CallbackInfo& info) {
-  return submit(info.Env(), std::make_shared<Held>(), [](Link& link) { link.comm->barrier(*link.wire); });
+  return submit(info.Env(), std::make_shared<Held>(), [](Link& link, Staged&) { link.comm->barrier(*link.wire); });
 }
 
 Napi::Value CommunicatorObject::ring_attention(const Napi::CallbackInfo& info) { return attend(info, false); }
@@ -165,6 +216,7 @@ Napi::Value CommunicatorObject::ring_attention_backward(const Napi::CallbackInfo
 
 Napi::Value CommunicatorObject::attend(const Napi::CallbackInfo& info, bool backward) {
   jobs_->check_open();
+  require(!link_->gpu, "this ring attention computes on the CPU; its communicator is of device \"cuda\"");
   Operands from(Arguments(info[0], "options"));
   const AttentionOperands x(from, backward, true);
   const std::string schedule = from.arguments().text("schedule");
@@ -177,7 +229,7 @@ Napi::Value CommunicatorObject::attend(const Napi::CallbackInfo& info, bool back
                                       schedule == "ring" ? ContextSchedule::ring : ContextSchedule::all_gather);
   require(ring->rows() == x.q.shape[0], "shards[", link_->comm->rank(), "] covers ", ring->rows(), " tokens, q has ",
           x.q.shape[0], " rows");
-  return submit(info.Env(), from.held(), [=](Link& link) {
+  return submit(info.Env(), from.held(), [=](Link& link, Staged&) {
     const auto compute = device->stream();
     const Buffer memory(*device, backward ? ring->backward_workspace() : ring->forward_workspace());
     const Tensor room = tensor(memory.data(), DType::u8, {static_cast<int64_t>(memory.bytes())});
@@ -211,7 +263,12 @@ Napi::Value CommunicatorObject::dispose(const Napi::CallbackInfo& info) {
 
 Napi::Value unique_id(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const UniqueId id = shared_memory().make_id();
+    const std::string kind = info[0].IsUndefined() ? "cpu" : text_argument(info[0], "kind");
+    require(kind == "cpu" || kind == "cuda" || kind == "nccl", "kind must be \"cpu\", \"cuda\" or \"nccl\", got \"",
+            kind, "\"");
+    const UniqueId id = kind == "nccl"   ? nccl_unique_id()
+                        : kind == "cuda" ? nccl_transport().make_id()
+                                         : shared_memory().make_id();
     Napi::Uint8Array bytes = Napi::Uint8Array::New(info.Env(), id.bytes.size());
     std::memcpy(bytes.Data(), id.bytes.data(), id.bytes.size());
     return bytes;

@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <vector>
 
 #include "addon/jobs.h"
 #include "addon/operands.h"
@@ -17,12 +18,15 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
   explicit CommunicatorObject(const Napi::CallbackInfo&);
 
  private:
-  // A rank's place, and the stream that its collectives go to.
+  // A rank's place, and the stream that its collectives go to. On a GPU, what lies in memory of the host is copied.
   struct Link {
-    std::unique_ptr<Communicator> comm;
     std::shared_ptr<Device> device;
+    std::unique_ptr<Communicator> comm;
     std::unique_ptr<Stream> wire;  // ends first
+    bool gpu = false;
+    std::vector<Buffer> rooms;  // for copies, each as large as any before it was
   };
+  class Staged;
 
   template <Napi::Value (CommunicatorObject::*method)(const Napi::CallbackInfo&)>
   Napi::Value guard(const Napi::CallbackInfo&);
@@ -40,7 +44,7 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
   Napi::Value abort(const Napi::CallbackInfo&);
   Napi::Value dispose(const Napi::CallbackInfo&);
 
-  // Queues work(link); an abort of the call aborts the communicator.
+  // Queues work(link, staged); an abort of the call aborts the communicator.
   template <class Work>
   Napi::Value submit(Napi::Env, std::shared_ptr<Held>, Work);
   Napi::Value attend(const Napi::CallbackInfo&, bool backward);
@@ -52,7 +56,7 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
 // A unique id, as uniqueId() gives it.
 UniqueId id_argument(const Arguments& from, const char* field);
 
-// uniqueId() of the binding.
+// uniqueId(kind) of the binding.
 Napi::Value unique_id(const Napi::CallbackInfo&);
 
 }  // namespace tokenring::addon

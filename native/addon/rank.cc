@@ -12,6 +12,7 @@
 #include "addon/optimise.h"
 #include "addon/policy_loss.h"
 #include "addon/results.h"
+#include "comm/nccl.h"
 #include "model/checkpoint.h"
 #include "model/parameters.h"
 
@@ -64,10 +65,10 @@ DecoderConfig read_config(const Arguments& from) {
   return config;
 }
 
-MeshOptions read_mesh(const Arguments& from) {
+MeshOptions read_mesh(const Arguments& from, bool gpu) {
   MeshOptions mesh;
   mesh.id = id_argument(from, "id");
-  mesh.size = from.integer("size", 1, kMaxSharedMemoryRanks);
+  mesh.size = from.integer("size", 1, gpu ? kMaxNcclRanks : kMaxSharedMemoryRanks);
   mesh.rank = from.integer("rank", 0, mesh.size - 1);
   mesh.context_parallel = from.integer("contextParallel", 1, mesh.size);
   const std::string schedule = from.text("contextSchedule");
@@ -94,7 +95,7 @@ RankOptions read_rank_options(const Arguments& from) {
   options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);
-  if (from.has("mesh")) options.mesh = read_mesh(from.object("mesh"));
+  if (from.has("mesh")) options.mesh = read_mesh(from.object("mesh"), options.device != "cpu");
   return options;
 }
 

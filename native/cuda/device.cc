@@ -24,9 +24,9 @@ std::string in_mib(size_t bytes) {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(const Libraries& libraries, bool deterministic)
+  CudaDevice(const Libraries& libraries, bool deterministic, int ordinal)
       : runtime_(*libraries.runtime),
-        facts_(open(runtime_)),
+        facts_(open(runtime_, ordinal)),
         gemm_(*libraries.lt),
         ops_(runtime_, *libraries.kernels, gemm_, libraries.encode, facts_.multiprocessors, deterministic) {}
 
@@ -55,9 +55,9 @@ class CudaDevice final : public Device {
   }
 
  private:
-  static DeviceFacts open(const Runtime& runtime) {
+  static DeviceFacts open(const Runtime& runtime, int ordinal) {
     DeviceFacts facts{};
-    check_runtime(runtime, runtime.open(&facts), "opening the GPU");
+    check_runtime(runtime, runtime.open(ordinal, &facts), "opening the GPU");
     require(facts.major == 9 && facts.minor == 0, "device \"cuda\" needs a Hopper GPU (H100, H200, GH200); this is ",
             facts.name, " of compute capability ", facts.major, ".", facts.minor, "; use device \"cpu\"");
     return facts;
@@ -94,18 +94,18 @@ class CudaDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> make_device(const Libraries& libraries, bool deterministic) {
-  return std::make_unique<CudaDevice>(libraries, deterministic);
+std::unique_ptr<Device> make_device(const Libraries& libraries, bool deterministic, int ordinal) {
+  return std::make_unique<CudaDevice>(libraries, deterministic, ordinal);
 }
 
 }  // namespace cuda
 
-std::unique_ptr<Device> make_cuda_device(bool deterministic) {
+std::unique_ptr<Device> make_cuda_device(bool deterministic, int ordinal) {
   const CudaProbe probe = probe_cuda();
   require(probe.reason.empty(), "device \"cuda\" cannot be used: ", probe.reason);
   const cuda::Module& module = cuda::load_module();
   return cuda::make_device({&module.runtime, &module.kernels, &cuda::lt::load(), cuda::driver_encode_tiled()},
-                           deterministic);
+                           deterministic, ordinal);
 }
 
 }  // namespace tokenring

@@ -25,12 +25,12 @@ struct Libraries {
 // Not `deterministic`: the gradients of queries (head dimension 64 and 128) are added in any order, so that their last
 // bits change from run to run; five products in place of seven, for a float32 copy of them as workspace.
 // Failure INVALID_ARGUMENT if the GPU is not of compute capability 9.0.
-std::unique_ptr<Device> make_device(const Libraries& libraries, bool deterministic = true);
+std::unique_ptr<Device> make_device(const Libraries& libraries, bool deterministic = true, int ordinal = 0);
 
 }  // namespace cuda
 
-// The first GPU that CUDA shows. Failure INVALID_ARGUMENT, with what to do, if driver, kernels, cuBLASLt or a GPU that
-// can run them is missing.
-std::unique_ptr<Device> make_cuda_device(bool deterministic = true);
+// The GPU of this number, of those that CUDA shows; of the calling thread from now on. Failure INVALID_ARGUMENT, with
+// what to do, if driver, kernels, cuBLASLt or a GPU that can run them is missing.
+std::unique_ptr<Device> make_cuda_device(bool deterministic = true, int ordinal = 0);
 
 }  // namespace tokenring

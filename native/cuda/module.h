@@ -28,8 +28,8 @@ struct DeviceFacts {
 
 // The part of the CUDA runtime that the backend uses, with its meaning. Copies and fills are queued.
 struct Runtime {
-  // The first device that CUDA shows becomes the thread's; the backend knows no other.
-  int (*open)(DeviceFacts* facts);
+  // The device of this number, of those that CUDA shows, becomes the thread's.
+  int (*open)(int ordinal, DeviceFacts* facts);
   int (*memory)(size_t* free, size_t* total);
   int (*allocate)(void** data, size_t bytes);
   int (*free)(void* data);

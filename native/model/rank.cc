@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <deque>
 #include <future>
 #include <mutex>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/nccl.h"
 #include "cuda/device.h"
 #include "model/parameters.h"
 
@@ -20,14 +22,22 @@ std::unique_ptr<Device> make_device(const RankOptions& options) {
   require(options.threads >= 0, "threads must be 0 (all cores) or positive, got ", options.threads);
   if (options.device == "cpu") return make_cpu_device(options.threads, options.precision);
   if (options.device == "cuda") return make_cuda_device(options.deterministic);
-  fail("INVALID_ARGUMENT", "device must be \"cpu\" or \"cuda\", got \"", options.device, "\"");
+  int ordinal = 0, end = 0;
+  if (std::sscanf(options.device.c_str(), "cuda:%3d%n", &ordinal, &end) == 1 && ordinal >= 0 &&
+      end == static_cast<int>(options.device.size()))
+    return make_cuda_device(options.deterministic, ordinal);
+  fail("INVALID_ARGUMENT", "device must be \"cpu\", \"cuda\" or \"cuda:N\", got \"", options.device, "\"");
+}
+
+const Transport& transport_of(const RankOptions& options) {
+  return options.device == "cpu" ? shared_memory() : nccl_transport();
 }
 
 // What lives on the engine thread, in the order of construction.
 struct Engine {
   explicit Engine(const RankOptions& options)
       : device(make_device(options)),
-        mesh(options.mesh ? std::make_shared<Mesh>(*device, shared_memory(), *options.mesh) : nullptr),
+        mesh(options.mesh ? std::make_shared<Mesh>(*device, transport_of(options), *options.mesh) : nullptr),
         parameters(*device, options.config),
         trainer(*device, parameters, options.trainer, mesh.get()),
         sampler(*device, parameters, options.sampler) {}

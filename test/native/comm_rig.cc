@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "comm/nccl.h"
-#include "emulator/cuda.h"
 
 namespace comm_rig {
 
@@ -28,13 +27,7 @@ const NcclDouble& nccl_double() {
     void* handle = dlopen(double_file().c_str(), RTLD_NOW | RTLD_LOCAL);
     const auto entry = handle ? reinterpret_cast<NcclDoubleEntry>(dlsym(handle, "tokenring_nccl_double")) : nullptr;
     if (!entry) fail("INTERNAL", double_file(), " is not the double");
-    static const NcclDoubleHooks hooks = {
-        .enqueue = [](void* stream, void (*begin)(void*), int (*done)(void*), void (*end)(void*), void* op) -> int {
-          return emulator::enqueue_outside(
-              stream, [=] { begin(op); }, [=] { return done(op) != 0; }, [=] { end(op); });
-        },
-        .on_device = [](const void* address, size_t bytes) -> int { return emulator::on_device(address, bytes); },
-    };
+    const NcclDoubleHooks hooks = emulator::nccl_hooks();
     entry()->connect(&hooks);
     return *entry();
   }();

@@ -160,7 +160,7 @@ int push(Stream& stream, Entry entry) {
 
 Runtime make_runtime() {
   return {
-      .open = [](DeviceFacts* facts) -> int {
+      .open = [](int, DeviceFacts* facts) -> int {
         const Turn turn;
         *facts = world->facts;
         return 0;
@@ -447,13 +447,21 @@ int enqueue_outside(void* stream, std::function<void()> begin, std::function<boo
   return push(stream_of(on), {std::move(done), std::move(end), Entry::Kind::outside});
 }
 
-bool on_device(const void* address, size_t bytes) {
-  const Turn turn;
-  try {
-    return in_device_memory(address, bytes);
-  } catch (const tokenring::Failure&) {
-    return false;
-  }
+NcclDoubleHooks nccl_hooks() {
+  return {
+      .enqueue = [](void* stream, void (*begin)(void*), int (*done)(void*), void (*end)(void*), void* op) -> int {
+        return enqueue_outside(
+            stream, [=] { begin(op); }, [=] { return done(op) != 0; }, [=] { end(op); });
+      },
+      .on_device = [](const void* address, size_t bytes) -> int {
+        const Turn turn;
+        try {
+          return in_device_memory(address, bytes);
+        } catch (const tokenring::Failure&) {
+          return false;
+        }
+      },
+  };
 }
 
 Emulation::Emulation(uint64_t first_seed, size_t memory_bytes, bool for_all_threads)

@@ -386,5 +386,12 @@ describe("arguments", () => {
     await expect(make({ timeout: 0 })).rejects.toEqual(code("INVALID_ARGUMENT", /options.timeout/));
     await expect(make({ id: new Uint8Array(3) })).rejects.toEqual(code("INVALID_ARGUMENT", /128 bytes/));
     await expect(make({ id: new Uint8Array(128) })).rejects.toEqual(code("INVALID_ARGUMENT", /uniqueId/));
+    await expect(make({ device: "tpu" })).rejects.toEqual(code("INVALID_ARGUMENT", /options.device must be/));
+    // On a GPU, or with the reason why not.
+    const gpu = await make({ device: "cuda", id: Communicator.uniqueId({ device: "cuda" }) }).then(
+      (communicator) => communicator.dispose(),
+      (error) => error,
+    );
+    if (gpu) expect(gpu).toEqual(code("INVALID_ARGUMENT", /device "cuda" cannot be used: |needs? NCCL/));
   });
 });

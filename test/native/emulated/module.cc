@@ -7,6 +7,7 @@
 
 #include "../emulator/ptx.h"
 #include "../emulator/runtime.h"
+#include "../nccl_double/nccl_double.h"
 
 namespace {
 
@@ -30,6 +31,13 @@ emulator::Emulation& emulation() {
 TOKENRING_EXPORT const Module* tokenring_cuda_module() {
   static const Module module{kModuleAbi, emulation().runtime, TOKENRING_KERNEL_TABLE};
   return &module;
+}
+
+// --- what the double of NCCL asks for --------------------------------------------------------------------------------
+
+TOKENRING_EXPORT const NcclDoubleHooks* tokenring_emulated_hooks() {
+  static const NcclDoubleHooks hooks = emulator::nccl_hooks();
+  return &hooks;
 }
 
 // --- the driver ----------------------------------------------------------------------------------------------------

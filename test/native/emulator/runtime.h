@@ -16,6 +16,8 @@
 #include "cuda/device.h"
 #include "cuda/module.h"
 
+#include "../nccl_double/nccl_double.h"
+
 namespace emulator {
 
 struct RuntimeCounts {
@@ -26,8 +28,8 @@ struct RuntimeCounts {
 // in the order of the stream. Returns a cudaError_t.
 int enqueue_outside(void* stream, std::function<void()> begin, std::function<bool()> done, std::function<void()> end);
 
-// Whether all of these bytes lie in one buffer of a GPU.
-bool on_device(const void* address, size_t bytes);
+// What the double of NCCL works with: enqueue_outside(), and whether bytes all lie in one buffer of a GPU.
+NcclDoubleHooks nccl_hooks();
 
 // One GPU for this thread, or for all threads without one of their own, from here to the end of the scope; one at a
 // time. Threads with a GPU each are a host of several: they run in turns.

@@ -1,6 +1,7 @@
 // The functions of the library: see nccl_double.h.
 #include "nccl_double.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -207,6 +208,14 @@ API const char* ncclGetLastError(void*) {
   return text.c_str();
 }
 
+// Within a program that knows nothing of it, the emulated GPU is a library of its own.
+__attribute__((constructor)) static void connect_to_emulator() {
+  const char* file = std::getenv("TOKENRING_CUDA_MODULE");
+  void* emulator = file ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : nullptr;
+  void* hooks = emulator ? dlsym(emulator, "tokenring_emulated_hooks") : nullptr;
+  if (hooks) state().hooks = *reinterpret_cast<const NcclDoubleHooks* (*)()>(hooks)();
+}
+
 API int ncclGetUniqueId(Id* id) {
   static std::atomic<int> count{0};
   std::memset(id, 0, sizeof(*id));
@@ -222,6 +231,9 @@ API int ncclCommInitRankConfig(void** handle, int size, Id id, int rank, const C
   if (size < 1 || size > kMaxRanks || rank < 0 || rank >= size) return fail(kArgument, "rank or size");
   if (config->magic != 0xcafebeef || config->size < sizeof(Config) || config->version < 21801 || config->blocking != 0)
     return fail(kArgument, "a config that this library does not know");
+  // As in a library that knows the switch: off, if somebody says so.
+  const char* shared = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+  if (shared && std::string(shared) == "0") return fail(kUsage, "two ranks on one GPU");
   const auto comm = std::make_shared<Comm>();
   comm->rank = rank;
   comm->size = size;
