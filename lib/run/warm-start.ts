@@ -13,6 +13,7 @@ import { Random } from "../random.ts";
 import { COPY_LONGEST, copySequence } from "../tasks/tinyswe/copy.ts";
 import { demonstrationTask } from "../tasks/tinyswe/demonstrator.ts";
 import { COMPACT_TEMPLATE } from "../tasks/tinyswe/tinyswe.ts";
+import { untraced } from "../trace.ts";
 import { turn } from "../turns.ts";
 import type { JobConfig } from "./config.ts";
 import { episodeLimits } from "./limits.ts";
@@ -72,20 +73,22 @@ async function demonstration(
   const persona = expertOnly ? "expert" : random.weighted(config.personas);
   const engine = scriptedEngine(tokenizer, { script: () => script(persona) });
   using session = engine.open();
-  const episode = await runEpisode({
-    id: `demonstration-${index}`,
-    instance,
-    template: COMPACT_TEMPLATE,
-    session,
-    tokenizer,
-    chat,
-    sandbox: sandbox(),
-    limits: episodeLimits(options.limits),
-    temperature: 1,
-    key: 0n,
-    workspace: { style: "compact" },
-    ...(options.signal ? { signal: options.signal } : {}),
-  });
+  const episode = await untraced(() =>
+    runEpisode({
+      id: `demonstration-${index}`,
+      instance,
+      template: COMPACT_TEMPLATE,
+      session,
+      tokenizer,
+      chat,
+      sandbox: sandbox(),
+      limits: episodeLimits(options.limits),
+      temperature: 1,
+      key: 0n,
+      workspace: { style: "compact" },
+      ...(options.signal ? { signal: options.signal } : {}),
+    }),
+  );
   return demonstrationDocument(episode.id, episode.tokens, episode.provenance, {
     observationWeight: config.observationWeight,
     promptWeight: config.observationWeight,

@@ -12,7 +12,7 @@ import { Rollouts } from "../../lib/agent/rollouts.ts";
 import { scriptedEngine } from "../../lib/engine/scripted.ts";
 import { TokenringError } from "../../lib/errors.ts";
 import { dapo } from "../../lib/learn/dapo.ts";
-import { type Note, span } from "../../lib/trace.ts";
+import { type Note, span, untraced } from "../../lib/trace.ts";
 import type { Verification } from "../../lib/verify/types.ts";
 import { PolicyDouble } from "../learn/doubles.ts";
 import { MemoryBackend, MemorySandbox } from "../support/memory-sandbox.ts";
@@ -145,6 +145,15 @@ test("iteration, rollouts, episode, turn, sample, exec, verify and optimiser ste
     "tokenring.trajectories": 4,
     "tokenring.gradient_norm": expect.any(Number),
   });
+});
+
+test("work that is not to be traced makes no spans, and its neighbours do", async () => {
+  exporter.reset();
+  await span("outer", {}, async () => {
+    await Promise.all([untraced(iterate), span("beside", {}, async () => 1)]);
+    await span("after", {}, async () => 2);
+  });
+  expect(exporter.getFinishedSpans().map(({ name }) => name)).toEqual(["beside", "after", "outer"]);
 });
 
 test("what fails marks its spans up to where it is caught", async () => {
