@@ -46,6 +46,13 @@ function parse(text: string): Owner | null {
   }
 }
 
+/** Whether somebody holds the lock `file`: a living process, or one on another host, of which nobody here can know. */
+export async function isLocked(file: string): Promise<boolean> {
+  const held = await readFile(file, "utf8").catch(() => null);
+  const owner = held === null ? null : parse(held);
+  return owner !== null && (owner.host !== hostname() || (await alive(owner)));
+}
+
 let attempts = 0;
 
 /**

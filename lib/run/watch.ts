@@ -1,6 +1,5 @@
 // The live page of a run: a small server that reads and never writes, for this machine unless it is told otherwise.
 import { createHash } from "node:crypto";
-import { stat } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { type AddressInfo, isIP } from "node:net";
 import path from "node:path";
@@ -11,6 +10,7 @@ import { encodePack, RowTable, vocabularyOf } from "../report/pack.ts";
 import type { LiveState } from "../report/page/types.ts";
 import { contentSecurityPolicy, renderLivePage } from "../report/report.ts";
 import { exposition, type WatchedRun } from "../track/prometheus.ts";
+import { isLocked } from "./lock.ts";
 import { RunReader } from "./read.ts";
 
 export interface WatchOptions {
@@ -77,10 +77,8 @@ class Server {
     const more = events || reset || epoch === 0 || this.#run.episodes.length !== episodes;
     if (more) this.#sections = sectionsById(this.#run);
     const ended = this.#run.events.at(-1)?.type === "end";
-    const locked = await stat(path.join(this.#directory, "lock")).then(
-      () => true,
-      () => false,
-    );
+    // A process that was killed leaves its lock behind.
+    const locked = await isLocked(path.join(this.#directory, "lock"));
     const state: LiveState = {
       epoch: epoch === 0 || reset ? epoch + 1 : epoch,
       status: ended ? "ended" : locked ? "running" : "stopped",

@@ -1,7 +1,9 @@
 // The live page: what a run writes comes to an open page, and nobody else than this machine's browser may ask.
-import { appendFile, mkdtemp, readFile, rm, stat, truncate } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { appendFile, mkdtemp, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { request } from "node:http";
-import { tmpdir } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import path from "node:path";
 import type { Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -146,6 +148,27 @@ describe("the server", () => {
     });
     await expect(stat(path.join(run, "lock"))).rejects.toMatchObject({ code: "ENOENT" });
   });
+});
+
+test("a run goes on while its process lives, and has stopped when that was killed and left its lock behind", async () => {
+  const state = async (): Promise<string | undefined> =>
+    /tokenring_run_status\{status="(\w+)",run="run"\} 1$/m.exec((await ask(`${watch.url}metrics`)).body)?.[1];
+  const lock = path.join(run, "lock");
+  const worker = spawn("sleep", ["600"]);
+  try {
+    await writeFile(lock, JSON.stringify({ pid: worker.pid, host: hostname(), started: null }));
+    await expect.poll(state, PATIENT).toBe("running");
+    worker.kill("SIGKILL");
+    await once(worker, "exit");
+    await expect.poll(state, PATIENT).toBe("stopped");
+    // Of another host's processes nobody here can know.
+    await writeFile(lock, JSON.stringify({ pid: worker.pid, host: "elsewhere", started: null }));
+    await expect.poll(state, PATIENT).toBe("running");
+  } finally {
+    worker.kill("SIGKILL");
+    await rm(lock);
+  }
+  await expect.poll(state, PATIENT).toBe("stopped");
 });
 
 describe.runIf(CHROMIUM !== undefined)("the page of a run that goes on", () => {
