@@ -86,7 +86,8 @@ export class Channel {
     this.#limit = LARGEST_FRAME;
     this.#listener = { message, lost };
     for (const frame of this.#frames.splice(0)) this.#take(frame);
-    if (this.#lost !== null) lost(this.#lost);
+    const why = this.#lost;
+    if (why !== null) queueMicrotask(() => lost(why));
   }
 
   /** Anything that the structured clone algorithm takes; typed arrays travel as their bytes. */
@@ -163,8 +164,15 @@ export class Channel {
       return;
     }
     if (this.#closed) return;
-    // Copied, so that typed arrays begin where their elements may, and no message keeps its neighbours' memory.
-    this.#listener.message(deserialize(new Uint8Array(frame)));
+    let message: unknown;
+    try {
+      // Copied, so that typed arrays begin where their elements may, and no message keeps its neighbours' memory.
+      message = deserialize(new Uint8Array(frame));
+    } catch (error) {
+      this.#lose(`it sent what cannot be read (${(error as Error).message}); run the same Node on all ranks`);
+      return;
+    }
+    this.#listener.message(message);
   }
 
   #lose(why: string): void {

@@ -30,6 +30,11 @@ const REPORTING = 500;
 /** Strangers that an error tells of. */
 const TOLD = 8;
 
+/** What calls of a group that is gone fail with. */
+export function disposed(): TokenringError {
+  return new TokenringError("ERR_TOKENRING_DISPOSED", "the ranks were disposed");
+}
+
 /** The other ranks, in their order. */
 export class Gathering {
   readonly #options: GatherOptions;
@@ -86,10 +91,13 @@ export class Gathering {
     return worker ? Promise.race([worker.ended, delay(REPORTING, null)]) : null;
   }
 
-  /** Ends the workers, in order; those started here are killed if they take too long. */
+  /**
+   * Ends the workers, in order; those started here are killed if they take too long. What they were asked and have not
+   * answered fails.
+   */
   async close(): Promise<void> {
     this.#closed = true;
-    for (const member of this.#came.values()) member?.end();
+    for (const member of this.#came.values()) member?.end(disposed());
     this.#server.close();
     for (const worker of this.#workers) worker.hold(true);
     const ended = Promise.all(this.#workers.map((worker) => worker.ended));
@@ -158,7 +166,7 @@ export class Gathering {
       stopping: (reason) => this.#options.onStopping(member, reason),
     });
     this.#came.set(claim.rank, member);
-    if (this.#closed) member.end();
+    if (this.#closed) member.end(disposed());
     else if (this.#came.size === claim.size - 1 && [...this.#came.values()].every(Boolean)) this.#complete();
   }
 }

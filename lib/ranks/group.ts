@@ -6,7 +6,7 @@ import type { NativeJob } from "../ops/binding.ts";
 import { loadBinding } from "../ops/native.ts";
 import { inTime } from "./deadline.ts";
 import { COLLECTIVE_TIMEOUT, HEARTBEAT_SILENCE, packageVersion, RENDEZVOUS_WAIT } from "./defaults.ts";
-import { Gathering } from "./gather.ts";
+import { disposed, Gathering } from "./gather.ts";
 import type { Claim } from "./handshake.ts";
 import type { Member, Prepared } from "./member.ts";
 import type { Collective } from "./messages.ts";
@@ -328,9 +328,14 @@ export class RankGroup implements AsyncDisposable {
     throw said;
   }
 
-  /** Idempotent. Tells the workers to end, and waits for those that were started here. */
+  /** Idempotent. Tells the workers to end, and waits for those that were started here. Calls under way fail. */
   dispose(): Promise<void> {
-    this.#closing ??= this.#gathering?.close() ?? Promise.resolve();
+    if (this.#closing === null) {
+      this.#broken ??= disposed();
+      this.#break(this.#broken);
+      for (const job of this.#local) job.abort();
+      this.#closing = this.#gathering?.close() ?? Promise.resolve();
+    }
     return this.#closing;
   }
 
@@ -343,8 +348,6 @@ export class RankGroup implements AsyncDisposable {
   }
 
   #live(name: string): void {
-    if (this.#closing !== null)
-      throw new TokenringError("ERR_TOKENRING_DISPOSED", `${name}: the ranks were disposed`);
     if (this.#broken !== null) throw this.#named(name);
   }
 

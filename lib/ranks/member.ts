@@ -114,21 +114,26 @@ export class Member {
     this.#send({ kind: "note", rank, method, args });
   }
 
-  /** Everything that is not answered yet, and all that is asked from now on, fails with `error`. */
+  /** Everything that is not answered yet, and all that is asked from now on, fails with `error`; the worker ends. */
   fail(error: TokenringError): void {
     if (this.#lost) return;
     this.#send({ kind: "break", reason: error.message });
-    this.#lost = error;
+    this.#over(error);
+  }
+
+  /** Tells the worker that it is done. */
+  end(error: TokenringError): void {
+    this.#send({ kind: "end" });
+    this.#over(error);
+    this.#channel.close();
+  }
+
+  #over(error: TokenringError): void {
+    this.#lost ??= error;
     for (const one of [...this.#acknowledgements.values(), ...this.#results.values()]) one.reject(error);
     this.#acknowledgements.clear();
     this.#results.clear();
     this.#held();
-  }
-
-  /** Tells the worker that it is done. */
-  end(): void {
-    this.#send({ kind: "end" });
-    this.#channel.close();
   }
 
   #send(message: ToWorker): void {

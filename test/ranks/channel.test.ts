@@ -113,6 +113,21 @@ describe("messages", () => {
   });
 });
 
+it("what cannot be read ends the channel, not the process", async () => {
+  const [a, b] = await sockets();
+  const { lost } = heard(new Channel(b, 5000));
+  a.write(Buffer.from([3, 0, 0, 0, 1, 2, 3]));
+  expect(await lost).toMatch(/^it sent what cannot be read .*; run the same Node on all ranks$/);
+});
+
+it("a channel that was lost before anybody listened says so to who listens then", async () => {
+  const [a, b] = await sockets();
+  const channel = new Channel(b, 5000);
+  a.destroy();
+  await expect(channel.next()).rejects.toThrow(/its connection/);
+  expect(await heard(channel).lost).toMatch(/its connection/);
+});
+
 describe("a stranger", () => {
   it("is cut off for a frame that is larger than a handshake's", async () => {
     const [a, b] = await sockets();

@@ -224,6 +224,21 @@ describe("a policy", { timeout: 120_000 }, () => {
     await expect(Policy.create(TINY, { ranks: 1.5 })).rejects.toThrow(/1.5/);
   });
 
+  it("whose ranks are disposed of in the middle of a pass fails with that, and waits for nobody", async () => {
+    const own = await RankGroup.open({ size: 2 });
+    await using policy = await Policy.create(TINY, { ...LIVELY, ranks: own });
+    const passes = Array.from({ length: 20 }, (_, i) => policy.accumulate(batch(`p${i}`), loss));
+    const outcomes = Promise.allSettled(passes);
+    await passes[0];
+    await own.dispose();
+    const last = (await outcomes).at(-1) as PromiseRejectedResult;
+    expect(last.reason).toMatchObject({
+      code: "ERR_TOKENRING_DISPOSED",
+      message: expect.stringMatching(/^accumulate \(command #\d+\): the ranks were disposed$/),
+    });
+    await expect(policy.score(batch("after"))).rejects.toMatchObject({ code: "ERR_TOKENRING_DISPOSED" });
+  });
+
   it("ends the ranks that it started itself", async () => {
     const policy = await Policy.create(TINY, { ...LIVELY, ranks: 2 });
     const { gradientNorm } = await (async () => {
