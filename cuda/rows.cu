@@ -30,6 +30,23 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
+template <class From, class To, bool add>
+__global__ void __launch_bounds__(kMaxThreads)
+    copy_rows_kernel(int64_t rows, int64_t width, const From* from, int64_t from_stride, To* to, int64_t to_stride) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (int64_t j = static_cast<int64_t>(threadIdx.x) * kPack; j < width;
+         j += static_cast<int64_t>(blockDim.x) * kPack) {
+      Pack x = load_pack(from + row * from_stride + j, width - j);
+      if constexpr (add) {
+        const Pack before = load_pack(to + row * to_stride + j, width - j);
+        TOKENRING_UNROLL
+        for (int i = 0; i < kPack; ++i) x.v[i] += before.v[i];
+      }
+      store_pack(to + row * to_stride + j, width - j, x);
+    }
+  }
+}
+
 // The first row of a token adds all rows of that token, in their order, so that no two blocks meet. Each block looks
 // through the ids for that, a warp's worth at a time: m^2 / 32 steps in all, of which most hit the caches.
 __global__ void __launch_bounds__(kMaxThreads)
@@ -67,6 +84,25 @@ __global__ void __launch_bounds__(kMaxThreads)
 void embedding_forward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const float* table, Bf16* y) {
   if (m == 0 || h == 0) return;
   TOKENRING_LAUNCH(gather_kernel<float>, grid_of(m), threads_of(h), 0, stream)(m, h, table, tokens, y);
+}
+
+void copy_rows(CudaStream stream, int64_t rows, int64_t width, const void* from, bool from_is_float,
+               int64_t from_stride, void* to, bool to_is_float, int64_t to_stride, bool add) {
+  require(to_is_float || !add, "copy_rows: only f32 is added to");
+  if (rows == 0 || width == 0) return;
+  const auto* f = static_cast<const float*>(from);
+  const auto* b = static_cast<const Bf16*>(from);
+  auto* to_f = static_cast<float*>(to);
+  auto* to_b = static_cast<Bf16*>(to);
+  const auto launch = [&](auto kernel, auto* x, auto* y) {
+    TOKENRING_LAUNCH(kernel, grid_of(rows), threads_of(width), 0, stream)(rows, width, x, from_stride, y, to_stride);
+  };
+  if (add && from_is_float) return launch(copy_rows_kernel<float, float, true>, f, to_f);
+  if (add) return launch(copy_rows_kernel<Bf16, float, true>, b, to_f);
+  if (to_is_float && from_is_float) return launch(copy_rows_kernel<float, float, false>, f, to_f);
+  if (to_is_float) return launch(copy_rows_kernel<Bf16, float, false>, b, to_f);
+  if (from_is_float) return launch(copy_rows_kernel<float, Bf16, false>, f, to_b);
+  launch(copy_rows_kernel<Bf16, Bf16, false>, b, to_b);
 }
 
 void gather_rows(CudaStream stream, int64_t r, int64_t h, const Bf16* x, const int32_t* index, Bf16* y) {

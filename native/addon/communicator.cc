@@ -231,14 +231,19 @@ Napi::Value CommunicatorObject::attend(const Napi::CallbackInfo& info, bool back
           x.q.shape[0], " rows");
   return submit(info.Env(), from.held(), [=](Link& link, Staged&) {
     const auto compute = device->stream();
-    const Buffer memory(*device, backward ? ring->backward_workspace() : ring->forward_workspace());
-    const Tensor room = tensor(memory.data(), DType::u8, {static_cast<int64_t>(memory.bytes())});
+    Streams streams{compute.get()};
+    streams[static_cast<size_t>(Track::context)] = link.wire.get();
+    Executor executor(*device, streams);
+    Schedule schedule;
+    const auto slot = [](const Tensor& t) { return outside(t); };
+    if (backward)
+      ring->backward(schedule, -1, slot(x.dout), {slot(x.q)}, {slot(x.k)}, {slot(x.v)}, slot(x.out), slot(x.lse),
+                     {slot(x.dq)}, {slot(x.dk)}, {slot(x.dv)});
+    else
+      ring->forward(schedule, -1, {slot(x.q)}, {slot(x.k)}, {slot(x.v)}, slot(x.out), slot(x.lse));
     const Drain first{*compute}, second{*link.wire};
     try {
-      if (backward)
-        ring->backward(*compute, *link.wire, x.dout, x.q, x.k, x.v, x.out, x.lse, x.dq, x.dk, x.dv, room);
-      else
-        ring->forward(*compute, *link.wire, x.q, x.k, x.v, x.out, x.lse, room);
+      executor.run(schedule);
       compute->synchronize();
     } catch (const std::exception& error) {
       link.comm->abort(error.what());  // or the others would wait for what this rank no longer sends

@@ -121,8 +121,7 @@ Napi::Value policy_loss(const Napi::CallbackInfo& info) {
       const LossLanes out =
           fused ? loss_of_hidden(*on.device, *on.stream, loss, rows, input, head, gradient, dhead, aborted)
                 : loss_of_logits(*on.device, *on.stream, loss, rows, input, gradient);
-      const size_t size = static_cast<size_t>(count);
-      LossResult result{0, std::vector<float>(size), std::vector<float>(size), std::vector<int32_t>(size)};
+      LossResult result(static_cast<size_t>(count));
       for (int64_t i = 0; i < rows.size(); ++i) {
         const int32_t row = rows.row[i];
         result.logprob[row] = out.logprob[i];

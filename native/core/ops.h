@@ -184,6 +184,10 @@ class Ops {
                                         Tensor lse, Tensor delta, const std::vector<AttentionTile>& tiles, HeadRows dq,
                                         HeadRows dk, HeadRows dv) const = 0;
 
+  // to = from, or to += from (both f32): `width` elements of each row. f32 or `act`; what becomes narrower is rounded
+  // to nearest, ties to even.
+  virtual void copy_rows(Stream&, HeadRows from, HeadRows to, int64_t width, bool add) const = 0;
+
   // --- attention of the sampler, keys in pages -----------------------------------------------------
   // Bytes of one page of one layer.
   virtual size_t page_bytes(int kv_heads, int head_dim) const = 0;

@@ -28,9 +28,18 @@ Slot Slot::rows(int64_t begin, int64_t count) const {
   return part;
 }
 
+Slot outside(const Tensor& t) {
+  Slot slot;
+  slot.memory = static_cast<std::byte*>(t.data);
+  slot.dtype = t.dtype;
+  slot.rank = t.rank;
+  slot.shape = t.shape;
+  return slot;
+}
+
 Tensor Frame::operator[](const Slot& slot) const {
   if (!slot) return Tensor{};
-  return Tensor{arena + slot.offset, slot.dtype, slot.rank, slot.shape};
+  return Tensor{(slot.memory ? slot.memory : arena) + slot.offset, slot.dtype, slot.rank, slot.shape};
 }
 
 Slot Schedule::slot(DType dtype, std::initializer_list<int64_t> shape) {
@@ -51,7 +60,7 @@ Slot Schedule::slot(DType dtype, std::initializer_list<int64_t> shape) {
 }
 
 void Schedule::release(const Slot& slot) {
-  if (slot.bytes() == 0) return;
+  if (slot.bytes() == 0 || slot.memory) return;
   const auto at = std::lower_bound(held_.begin(), held_.end(), slot.offset,
                                    [](const Block& block, size_t offset) { return block.offset < offset; });
   if (at == held_.end() || at->offset != slot.offset || at->bytes != aligned(slot.bytes())) {

@@ -16,9 +16,11 @@
 
 namespace tokenring {
 
-// A tensor inside the arena: known by its offset until the schedule runs.
+// A tensor inside the arena: known by its offset until the schedule runs. Or one in memory of its own, which the
+// schedule neither takes nor releases.
 struct Slot {
   size_t offset = 0;
+  std::byte* memory = nullptr;  // null: the arena
   DType dtype = DType::f32;
   int rank = 0;
   std::array<int64_t, 4> shape{};
@@ -27,6 +29,7 @@ struct Slot {
   Slot rows(int64_t begin, int64_t count) const;
   explicit operator bool() const { return rank != 0; }
 };
+Slot outside(const Tensor&);
 
 // What an entry runs on: the compute stream, or one of those on which ranks exchange keys and values, or gradients and
 // parameters, while it goes on.

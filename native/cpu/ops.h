@@ -49,6 +49,7 @@ class CpuOps : public Ops {
   void attention_block_backward(Stream&, AttentionHeads, Tensor dout, HeadRows q, HeadRows k, HeadRows v, Tensor lse,
                                 Tensor delta, const std::vector<AttentionTile>& tiles, HeadRows dq, HeadRows dk,
                                 HeadRows dv) const override;
+  void copy_rows(Stream&, HeadRows from, HeadRows to, int64_t width, bool add) const override;
   size_t page_bytes(int kv_heads, int head_dim) const override;
   void kv_append(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
                  int head_dim, void* pool) const override;

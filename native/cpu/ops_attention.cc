@@ -22,7 +22,7 @@ void transpose_tile(const Kernels& kernels, const float* from, int64_t ld, int h
 }
 
 // Rows that lie `ld` apart, close together.
-void copy_rows(const float* from, int64_t ld, int rows, int head_dim, float* to) {
+void copy_tile(const float* from, int64_t ld, int rows, int head_dim, float* to) {
   for (int j = 0; j < rows; ++j)
     std::memcpy(to + j * head_dim, from + j * ld, static_cast<size_t>(head_dim) * sizeof(float));
 }
@@ -142,7 +142,7 @@ void CpuOps::attend(const Attention& work, bool merge, float* out, float* lse) c
           const KeyTile t = span.tile(i);
           if (t.position + t.lo > last) break;
           transpose_tile(k_, k.f32() + t.row * k.stride + kv * head_dim, k.stride, head_dim, t.lo, t.hi, s.keys);
-          copy_rows(v.f32() + t.row * v.stride + kv * head_dim, v.stride, t.hi - t.lo, head_dim, s.rows);
+          copy_tile(v.f32() + t.row * v.stride + kv * head_dim, v.stride, t.hi - t.lo, head_dim, s.rows);
           k_.attend({.tokens = block.tokens,
                      .heads = h.per_kv(),
                      .head_dim = head_dim,
@@ -207,6 +207,24 @@ void CpuOps::attention_delta(Stream& stream, Tensor dout, Tensor out, int heads,
   });
 }
 
+void CpuOps::copy_rows(Stream& stream, HeadRows from, HeadRows to, int64_t width, bool add) const {
+  check_rows("copy_rows", "from", from, from.rows, width);
+  check_rows("copy_rows", "to", to, from.rows, width);
+  cpu_stream(stream).enqueue([=, this] {
+    share(from.rows, static_cast<double>(width) * 0.2, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float* x = from.f32() + i * from.stride;
+        float* y = to.f32() + i * to.stride;
+        if (!add) {
+          std::memcpy(y, x, static_cast<size_t>(width) * sizeof(float));
+          continue;
+        }
+        for (int64_t j = 0; j < width; ++j) y[j] += x[j];
+      }
+    });
+  });
+}
+
 void CpuOps::attention_block_backward(Stream& stream, AttentionHeads heads, Tensor dout, HeadRows q, HeadRows k,
                                       HeadRows v, Tensor lse, Tensor delta, const std::vector<AttentionTile>& tiles,
                                       HeadRows dq, HeadRows dk, HeadRows dv) const {
@@ -261,7 +279,7 @@ void CpuOps::attend_backward(const Attention& work, const AttentionGradient& g) 
     const float* key = k.f32() + t.row * k.stride + kv * head_dim;
     transpose_tile(k_, key, k.stride, head_dim, t.lo, t.hi, s.keys);
     transpose_tile(k_, v.f32() + t.row * v.stride + kv * head_dim, v.stride, head_dim, t.lo, t.hi, s.values);
-    copy_rows(key, k.stride, t.hi - t.lo, head_dim, s.rows);
+    copy_tile(key, k.stride, t.hi - t.lo, head_dim, s.rows);
   };
   // All queries against one tile. dk and dv sum the queries in ascending order, dq the tiles in ascending order:
   // both ways below keep these two orders, so they give the same bits.

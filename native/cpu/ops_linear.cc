@@ -41,7 +41,7 @@ bool is_large(int64_t depth) { return depth >= 2 * kPackDepth; }
 
 // Rows of activations against a weight: small blocks, each worth some microseconds and several per thread.
 Blocks row_blocks(int64_t rows, int64_t cols, int64_t depth, int threads) {
-  int64_t r = std::min<int64_t>(rows, 96), c = std::min(panels(cols), int64_t{is_large(depth) ? 16 : 4}) * kPanel;
+  int64_t r = std::clamp<int64_t>(rows, 1, 96), c = std::min(panels(cols), int64_t{is_large(depth) ? 16 : 4}) * kPanel;
   Blocks blocks = blocks_of_size(rows, cols, r, c);
   while (threads > 1 && blocks.count < 4 * threads && r * c * depth > 400'000) {  // multiply-adds, about 5 microseconds
     if (c > kPanel) {

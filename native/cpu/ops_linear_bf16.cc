@@ -34,6 +34,7 @@ struct Cut {
   int64_t rows, cols, across, count;
 };
 Cut cut_of(int64_t rows, int64_t cols, int threads) {
+  if (rows == 0) return {1, cols, 1, 0};
   const int64_t r = std::clamp<int64_t>(rounded_up((rows + 2 * threads - 1) / (2 * threads), 32), 32, kBlockRows);
   const int64_t down = (rows + r - 1) / r;
   const int64_t parts = std::clamp<int64_t>(4 * threads / down, 1, (cols + 63) / 64);

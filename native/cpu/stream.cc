@@ -99,7 +99,7 @@ bool CpuStream::belongs(const std::vector<Job>& chain, const Job& next) const {
 
 void CpuStream::run(std::vector<Job>& chain) {
   Job& first = chain.front();
-  if (first.pool) {
+  if (first.pool && first.rows.rows > 0) {
     const int64_t rows = first.rows.rows;
     double nanoseconds = 0;  // of one row
     for (const Job& job : chain) nanoseconds += job.rows.nanoseconds;

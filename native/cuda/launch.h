@@ -93,6 +93,11 @@ void scatter_rows_add(CudaStream stream, int64_t r, int64_t h, const Bf16* y, co
 // The same of float32.
 void scatter_rows_add_f32(CudaStream stream, int64_t r, int64_t h, const float* y, const int32_t* index, float* x);
 
+// to[i] = from[i], or to[i] += from[i] where `to` is f32: `width` elements of each row, which begin so many elements
+// apart. f32 or bf16.
+void copy_rows(CudaStream stream, int64_t rows, int64_t width, const void* from, bool from_is_float,
+               int64_t from_stride, void* to, bool to_is_float, int64_t to_stride, bool add);
+
 // dtable[tokens[i]] += dy[i], in the order of the rows. tokens: i32 [m]; dy: bf16 [m, h]; dtable: f32 [v, h].
 void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable);
 

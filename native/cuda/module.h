@@ -53,7 +53,7 @@ struct Runtime {
 #define TOKENRING_CUDA_KERNELS(X)                                                                                      \
   X(rmsnorm_forward) X(rmsnorm_backward_workspace) X(rmsnorm_backward) X(qk_norm_forward)                              \
   X(qk_norm_backward_workspace) X(qk_norm_backward) X(rope) X(swiglu_forward) X(swiglu_backward)                       \
-  X(embedding_forward) X(embedding_backward) X(gather_rows) X(scatter_rows_add) X(scatter_rows_add_f32)                \
+  X(embedding_forward) X(embedding_backward) X(gather_rows) X(scatter_rows_add) X(scatter_rows_add_f32) X(copy_rows)   \
   X(round_rows) X(spread_bias) X(spread_bias_f32) X(sum_of_rows_workspace) X(sum_of_rows) X(logits_statistics)         \
   X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(sum_of_squares_workspace)            \
   X(sum_of_squares) X(attention_forward_rows) X(attention_forward) X(attention_backward_queries)                       \

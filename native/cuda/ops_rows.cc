@@ -156,6 +156,19 @@ void CudaOps::gather_rows(Stream& stream, Tensor x, Tensor index, Tensor y) cons
   launched(op);
 }
 
+void CudaOps::copy_rows(Stream& stream, HeadRows from, HeadRows to, int64_t width, bool add) const {
+  const char* op = "copy_rows";
+  for (const auto& [name, rows] : {std::pair{"from", from}, {"to", to}})
+    require((rows.dtype == DType::f32 || rows.dtype == DType::bf16) && rows.rows == from.rows && rows.stride >= width &&
+                (rows.data || rows.rows == 0),
+            op, ": ", name, " is ", name_of(rows.dtype), " of ", rows.rows, " rows, ", rows.stride,
+            " elements apart; must be f32 or bf16 of ", from.rows, " rows, at least ", width, " apart, in memory");
+  require(!add || to.dtype == DType::f32, op, ": only f32 is added to");
+  k_.copy_rows(device_stream(stream).raw(), from.rows, width, from.data, from.dtype == DType::f32, from.stride, to.data,
+               to.dtype == DType::f32, to.stride, add);
+  launched(op);
+}
+
 void CudaOps::scatter_rows_add(Stream& stream, Tensor y, Tensor index, Tensor x) const {
   const char* op = "scatter_rows_add";
   const DType dtype = x.dtype == DType::f32 ? DType::f32 : DType::bf16;

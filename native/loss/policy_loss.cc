@@ -128,15 +128,18 @@ void PolicyLoss::check() const {
 }
 
 Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& loss, Slot hidden, const LossRows& rows,
-                 LossLanes& lanes) {
+                 LossLanes& lanes, SequenceRatios* ratios) {
   const int64_t count = rows.size();
   const Slot dhidden = schedule.slot(hidden.dtype, {hidden.shape[0], hidden.shape[1]});
   schedule.add("zero", -1, static_cast<int64_t>(dhidden.bytes()), 0,
                [&ops = head.ops, dhidden](const Frame& f) { ops.zero(f.stream, f[dhidden]); });
-  if (count == 0) return dhidden;
+  const PolicyScalars& how = loss.scalars;
+  if (count == 0) {
+    if (ratios && how.objective == PolicyObjective::gspo) ratios->add(schedule, Slot{}, Slot{});
+    return dhidden;
+  }
 
   HeadBuilder build(schedule, head, loss.temperature, hidden, rows);
-  const PolicyScalars& how = loss.scalars;
   std::vector<Slot> held;
   const auto lane = [&](bool wanted, DType dtype, const void* host) {
     if (!wanted) return Slot{};
@@ -161,14 +164,18 @@ Slot policy_loss(Schedule& schedule, const PolicyHead& head, const PolicyLoss& l
       only = build.forward(begin, chunk_size(begin));
       if (count > chunk_rows) build.release(only);
     }
-    const int64_t entries = static_cast<int64_t>(rows.begin.size());
-    held.push_back(schedule.slot(DType::i32, {entries}));
-    const Slot documents = held.back();
-    schedule.upload(documents, rows.begin.data());
-    schedule.add("sequence_log_ratio", -1, 3 * 4 * count, 2 * count,
-                 [&ops = head.ops, lp = build.at().logprob, old, documents, of_sequence](const Frame& f) {
-                   ops.sequence_log_ratio(f.stream, f[lp], f[old], f[documents], f[of_sequence]);
-                 });
+    if (ratios) {
+      ratios->add(schedule, build.at().logprob, of_sequence);
+    } else {
+      const int64_t entries = static_cast<int64_t>(rows.begin.size());
+      held.push_back(schedule.slot(DType::i32, {entries}));
+      const Slot documents = held.back();
+      schedule.upload(documents, rows.begin.data());
+      schedule.add("sequence_log_ratio", -1, 3 * 4 * count, 2 * count,
+                   [&ops = head.ops, lp = build.at().logprob, old, documents, of_sequence](const Frame& f) {
+                     ops.sequence_log_ratio(f.stream, f[lp], f[old], f[documents], f[of_sequence]);
+                   });
+    }
   }
   for (int64_t begin = 0; begin < count; begin += chunk_rows) {
     const int64_t n = chunk_size(begin);

@@ -46,9 +46,19 @@ struct PolicyHead {
   Tensor gradient;
 };
 
+// Who takes the means of gspo where other ranks hold rows of the same documents.
+class SequenceRatios {
+ public:
+  virtual ~SequenceRatios() = default;
+  // logprob and sequence: f32 [rows.size()], empty slots for none; fills `sequence` as Ops::sequence_log_ratio does.
+  virtual void add(Schedule&, Slot logprob, Slot sequence) = 0;
+};
+
 // Adds loss and gradient to the schedule; returns dhidden [m,h], which the caller releases. hidden [m,h].
 // `rows` and `lanes` live until the stream has been synchronised. Bits do not depend on chunk_rows.
-Slot policy_loss(Schedule&, const PolicyHead&, const PolicyLoss&, Slot hidden, const LossRows& rows, LossLanes& lanes);
+// With `ratios`, gspo's means are theirs, else those of the rows here.
+Slot policy_loss(Schedule&, const PolicyHead&, const PolicyLoss&, Slot hidden, const LossRows& rows, LossLanes& lanes,
+                 SequenceRatios* ratios = nullptr);
 
 // Logprob and entropy only, with the bits that policy_loss() gives.
 void policy_score(Schedule&, const PolicyHead&, float temperature, int32_t chunk_rows, Slot hidden,

@@ -10,6 +10,8 @@
 
 namespace tokenring {
 
+float attention_scale(const DecoderConfig&);
+
 class PackedAttend : public Attend {
  public:
   // lengths: tokens of each document, in the order of the packed rows. `ops` outlives the schedules.
@@ -20,6 +22,7 @@ class PackedAttend : public Attend {
 
  private:
   int heads_, kv_heads_, head_dim_;
+  float scale_;
   const Ops& ops_;
   std::vector<AttentionTile> tiles_;
   int64_t pairs_ = 0;  // (query, key) pairs under the causal mask

@@ -10,43 +10,14 @@
 #include "model/attend.h"
 #include "model/decoder.h"
 #include "model/parameters.h"
+#include "model/rows.h"
+#include "parallel/context_attend.h"
 #include "parallel/gradient_sum.h"
 #include "parallel/mesh.h"
 
 namespace tokenring {
 
 namespace {
-
-std::vector<int32_t> positions_of(const std::vector<int32_t>& lengths) {
-  std::vector<int32_t> positions;
-  for (const int32_t length : lengths) {
-    for (int32_t i = 0; i < length; ++i) positions.push_back(i);
-  }
-  return positions;
-}
-
-// Lanes are aligned with the tokens they are about; the hidden state that predicts token i is row i - 1.
-LossRows rows_of(const PackedBatch& batch, bool every) {
-  LossRows rows;
-  size_t token = 0;
-  for (const int32_t length : batch.lengths) {
-    const int32_t first = static_cast<int32_t>(rows.row.size());
-    ++token;  // the first has no prediction
-    for (int32_t i = 1; i < length; ++i, ++token) {
-      if (!every && (batch.weight.empty() || batch.weight[token] == 0.0f)) continue;
-      rows.row.push_back(static_cast<int32_t>(token) - 1);
-      rows.target.push_back(batch.tokens[token]);
-      if (every) continue;
-      rows.weight.push_back(batch.weight[token]);
-      rows.advantage.push_back(batch.advantage.empty() ? 0.0f : batch.advantage[token]);
-      rows.old_logprob.push_back(batch.old_logprob.empty() ? 0.0f : batch.old_logprob[token]);
-      rows.reference_logprob.push_back(batch.reference_logprob.empty() ? 0.0f : batch.reference_logprob[token]);
-    }
-    if (static_cast<int32_t>(rows.row.size()) > first) rows.begin.push_back(first);
-  }
-  rows.begin.push_back(static_cast<int32_t>(rows.row.size()));
-  return rows;
-}
 
 // Whether an entry adds to gradients, which then sum over tokens.
 bool sums_tokens(const Entry& entry) {
@@ -89,9 +60,8 @@ struct Trainer::Impl {
         options(options),
         mesh(mesh) {
     if (mesh) {
-      const MeshOptions& of = mesh->options();
-      require(of.context_parallel == 1 && of.shard == 0, "mesh: contextParallel is ", of.context_parallel,
-              " and shard is ", of.shard, "; this version takes 1 and 0");
+      const int shard = mesh->options().shard;
+      require(shard == 0, "mesh: shard is ", shard, "; this version takes 0");
     }
     if (mesh && mesh->size() > 1) sum.emplace(parameters, parameters.config().num_hidden_layers, *mesh);
   }
@@ -106,24 +76,57 @@ struct Trainer::Impl {
   }
 
   // Numbers from the caller; that they are none is the weights' fault if those sampled them.
-  void check_lane(const char* name, const LossRows& rows, const std::vector<float>& lane) {
+  void check_lane(const char* name, const RankRows& rows, const std::vector<float>& lane) {
     for (size_t i = 0; i < lane.size(); ++i) {
       if (std::isfinite(lane[i])) continue;
       check_weights();
-      fail("NON_FINITE", "batch: ", name, " of token ", rows.row[i] + 1, " is ", lane[i], "; it must be a number");
+      fail("NON_FINITE", "batch: ", name, " of token ", rows.token[i], " is ", lane[i], "; it must be a number");
     }
   }
 
-  // A ratio that is bounded makes a finite loss of a logprob that is not: all three lanes are looked at. `loss` is
-  // empty for score(). `first` is the token of the batch that rows count from.
-  void check_lanes(const LossRows& rows, const LossLanes& lanes, int64_t first) {
+  // What the stream uses until it is synchronised.
+  struct Pass {
+    int64_t first;  // token of the whole batch
+    RankRows rows;
+    std::unique_ptr<Attend> attend;
+    std::unique_ptr<SequenceRatios> ratios;  // of gspo, where a context group shares the documents
+    LossLanes lanes;
+  };
+
+  // This rank's part of a batch; null if no rank of the context group has anything to predict. `every` as in
+  // rank_rows().
+  std::optional<Pass> pass_of(const PackedBatch& batch, int64_t first, bool every, bool ratios) {
+    const DecoderConfig& c = decoder.config();
+    RankRows rows = rank_rows(batch, whole(batch.lengths), every);
+    if (rows.loss.size() == 0) return {};
+    Communicator* context = mesh ? mesh->context() : nullptr;
+    if (!context)
+      return Pass{first, std::move(rows), std::make_unique<PackedAttend>(c, decoder.ops(), batch.lengths), {}, {}};
+    std::vector<Shard> shards = zigzag(batch.lengths, context->size());
+    RankRows own = rank_rows(batch, shards[context->rank()], every);
+    const AttentionHeads heads{c.num_attention_heads, c.num_key_value_heads, c.head_dim, attention_scale(c)};
+    Pass pass{first, std::move(own), nullptr, nullptr, {}};
+    pass.attend = std::make_unique<ContextAttend>(decoder.ops(), *context, heads, std::move(shards),
+                                                  mesh->options().context_schedule);
+    if (ratios) {
+      std::vector<Run> runs = runs_of(pass.rows, rows);
+      pass.ratios = std::make_unique<ContextSequences>(decoder.ops(), *context, std::move(rows.loss), std::move(runs));
+    }
+    return pass;
+  }
+
+  // A ratio that is bounded makes a finite loss of a logprob that is not: all three lanes are looked at. Those of
+  // score() have no loss.
+  void check_lanes(const Pass& pass) {
+    const LossRows& rows = pass.rows.loss;
+    const LossLanes& lanes = pass.lanes;
     for (int64_t i = 0; i < rows.size(); ++i) {
       const bool scored = lanes.loss.empty();
       if (std::isfinite(lanes.logprob[i]) && std::isfinite(lanes.entropy[i]) &&
           (scored || std::isfinite(lanes.loss[i])))
         continue;
       check_weights();
-      const int64_t token = first + rows.row[i] + 1;
+      const int64_t token = pass.first + pass.rows.token[i];
       if (scored) fail("NON_FINITE", "the logprob of token ", token, " of the batch is ", lanes.logprob[i]);
       fail("NON_FINITE", "the loss of token ", token, " of the batch is ", lanes.loss[i], " (its logprob is ",
            lanes.logprob[i], ", under the sampling policy ", rows.old_logprob[i], ", its advantage ", rows.advantage[i],
@@ -131,25 +134,29 @@ struct Trainer::Impl {
     }
   }
 
+  void read_lanes(const Pass& pass, LossResult& result) {
+    check_lanes(pass);
+    const LossLanes& lanes = pass.lanes;
+    for (int64_t i = 0; i < pass.rows.loss.size(); ++i) {
+      const int64_t token = pass.first + pass.rows.token[i];
+      result.logprob[token] = lanes.logprob[i];
+      result.entropy[token] = lanes.entropy[i];
+      if (lanes.loss.empty()) continue;
+      result.flags[token] = lanes.flags[i];
+      result.loss += lanes.loss[i];
+    }
+  }
+
   struct Inputs {
     Slot tokens, positions;
   };
-  static Inputs upload(Schedule& schedule, const PackedBatch& batch, const std::vector<int32_t>& positions) {
-    const int64_t m = static_cast<int64_t>(batch.tokens.size());
+  static Inputs upload(Schedule& schedule, const RankRows& rows) {
+    const int64_t m = static_cast<int64_t>(rows.tokens.size());
     Inputs in{schedule.slot(DType::i32, {m}), schedule.slot(DType::i32, {m})};
-    schedule.upload(in.tokens, batch.tokens.data());
-    schedule.upload(in.positions, positions.data());
+    schedule.upload(in.tokens, rows.tokens.data());
+    schedule.upload(in.positions, rows.positions.data());
     return in;
   }
-
-  // What the stream uses until it is synchronised.
-  struct Pass {
-    int64_t first;  // token of the whole batch
-    PackedBatch batch;
-    LossRows rows;
-    std::vector<int32_t> positions;
-    LossLanes lanes;
-  };
 
   // Tokens of one pass. Documents are independent and their order is kept, so batches can be cut between them: where
   // many fit into the caches, a batch goes through forth and back in parts that do.
@@ -159,7 +166,7 @@ struct Trainer::Impl {
                           2 * (c.num_attention_heads + int64_t{c.num_key_value_heads}) * c.head_dim;
     const int64_t bytes = width * c.num_hidden_layers * static_cast<int64_t>(size_of(decoder.ops().activation()));
     const int64_t tokens = static_cast<int64_t>(decoder.ops().near_bytes()) / bytes;
-    return tokens < kLeastPass ? 0 : tokens;
+    return tokens < kLeastPass ? 0 : tokens * (mesh ? mesh->options().context_parallel : 1);
   }
   static constexpr int64_t kLeastPass = 128;
 
@@ -173,16 +180,14 @@ struct Trainer::Impl {
 
   // Queues forward and backward. The sums over tokens take turns with the part before, if there is one.
   void backpropagate(Executor& on, Pass& of, const PolicyLoss& loss, GradSink& sink, std::shared_ptr<Turn>& turn) {
-    PackedAttend attend(decoder.config(), decoder.ops(), of.batch.lengths);
     Schedule schedule;
-    of.positions = positions_of(of.batch.lengths);
-    const Inputs in = upload(schedule, of.batch, of.positions);
+    const Inputs in = upload(schedule, of.rows);
     const Keep keep = options.activation_checkpointing ? Keep::checkpoints : Keep::everything;
-    const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, keep);
+    const DecoderPass pass = decoder.forward(schedule, parameters, *of.attend, in.tokens, in.positions, keep);
     const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
-    const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, of.rows, of.lanes);
+    const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, of.rows.loss, of.lanes, of.ratios.get());
     parameters.release_edge(schedule);
-    decoder.backward(schedule, parameters, sink, attend, pass, dhidden);
+    decoder.backward(schedule, parameters, sink, *of.attend, pass, dhidden);
     int64_t common = 0, of_head = 0;
     for (const Entry& entry : schedule.entries()) {
       if (sums_tokens(entry)) ++(entry.layer < 0 && common == 0 ? of_head : common);
@@ -195,36 +200,47 @@ struct Trainer::Impl {
     on.stream().call([end = std::shared_ptr<void>(nullptr, [mine](void*) { mine->finish(); })] {});
   }
 
+  // Queues work for these executors, and waits for it and for what it has sent to other ranks.
+  template <class Queue>
+  void run(const std::vector<Executor*>& on, const std::atomic<bool>& aborted, const Queue& queue) {
+    std::list<Drain> drains;
+    std::list<Watch> watches;
+    std::vector<Stream*> wires;
+    if (mesh) wires = {&mesh->context_stream(), &mesh->gradient_stream()};
+    for (Stream* wire : wires) drains.emplace_back(*wire);
+    for (Executor* each : on) {
+      drains.emplace_back(each->stream());
+      watches.emplace_back(each->stream(), aborted);
+    }
+    try {
+      queue();
+      for (Executor* each : on) each->stream().synchronize();
+      for (Stream* wire : wires) wire->synchronize();
+    } catch (const std::exception& error) {
+      if (mesh) mesh->abort(error.what());  // before the streams are drained: they may wait for other ranks
+      throw;
+    }
+  }
+
   // Forward and backward of all parts; with `last`, and the sum over the ranks.
   void backpropagate(std::list<Pass>& passes, const PolicyLoss& loss, bool last, const std::atomic<bool>& aborted) {
-    const size_t count = static_cast<size_t>(device.lanes());
+    // Parts that exchange keys do so one after the other anyway.
+    const size_t count = mesh && mesh->context() ? 1 : static_cast<size_t>(device.lanes());
     std::vector<Executor*> on{&executor};
     if (count > 1 && passes.size() >= 2 * count) {
       while (lanes.size() < count) lanes.emplace_back(device, mesh);
       on.clear();
       for (Lane& lane : lanes) on.push_back(&lane.executor);
     }
-    std::list<Drain> drains;
-    std::list<Watch> watches;
-    if (sum) drains.emplace_back(mesh->gradient_stream());
-    for (Executor* each : on) {
-      drains.emplace_back(each->stream());
-      watches.emplace_back(each->stream(), aborted);
-    }
-    try {
+    run(on, aborted, [&] {
       std::shared_ptr<Turn> turn;
       size_t next = 0;
       for (Pass& pass : passes) {
-        const bool sums = sum && last && &pass == &passes.back();
+        const bool sums = last && &pass == &passes.back();
         backpropagate(*on[next++ % on.size()], pass, loss, sums ? static_cast<GradSink&>(*sum) : parameters, turn);
       }
-      if (sum && last && passes.empty()) queue_sum();
-      for (Executor* each : on) each->stream().synchronize();
-      if (sum && last) mesh->gradient_stream().synchronize();
-    } catch (const std::exception& error) {
-      if (mesh) mesh->abort(error.what());  // before the streams are drained: they may wait for other ranks
-      throw;
-    }
+      if (last && passes.empty()) queue_sum();
+    });
     if (last) parameters.set_gradients_summed(true);
   }
 
@@ -288,36 +304,24 @@ LossResult Trainer::Impl::accumulate(const PackedBatch& batch, const PolicyLoss&
   require(!parameters.gradients_summed(),
           "accumulate: the gradients are summed over the ranks already; optimise or drop them before more are added");
 
-  const size_t tokens = batch.tokens.size();
-  LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
-  const LossRows rows = rows_of(batch, false);
+  LossResult result(batch.tokens.size());
+  const RankRows rows = rank_rows(batch, whole(batch.lengths), false);
   last = last && sum;
-  if (rows.size() == 0 && !last) return result;
+  if (rows.loss.size() == 0 && !last) return result;
   try {
-    check_lane("weight", rows, rows.weight);
-    check_lane("advantage", rows, rows.advantage);
-    check_lane("old_logprob", rows, rows.old_logprob);
-    check_lane("reference_logprob", rows, rows.reference_logprob);
+    check_lane("weight", rows, rows.loss.weight);
+    check_lane("advantage", rows, rows.loss.advantage);
+    check_lane("old_logprob", rows, rows.loss.old_logprob);
+    check_lane("reference_logprob", rows, rows.loss.reference_logprob);
     std::list<Pass> passes;
     int64_t first = 0;
-    for (PackedBatch& part : batch.parts(pass_tokens(), decoder.ops().cut_rows())) {
-      LossRows of = rows_of(part, false);
-      const int64_t tokens = static_cast<int64_t>(part.tokens.size());
-      if (of.size() > 0) passes.push_back({first, std::move(part), std::move(of), {}, {}});
-      first += tokens;
+    for (const PackedBatch& part : batch.parts(pass_tokens(), decoder.ops().cut_rows())) {
+      const bool ratios = loss.scalars.objective == PolicyObjective::gspo;
+      if (std::optional<Pass> pass = pass_of(part, first, false, ratios)) passes.push_back(std::move(*pass));
+      first += static_cast<int64_t>(part.tokens.size());
     }
     backpropagate(passes, loss, last, aborted);
-    for (const Pass& pass : passes) {
-      const int64_t first = pass.first;
-      check_lanes(pass.rows, pass.lanes, first);
-      for (int64_t i = 0; i < pass.rows.size(); ++i) {
-        const int64_t token = first + pass.rows.row[i] + 1;
-        result.logprob[token] = pass.lanes.logprob[i];
-        result.entropy[token] = pass.lanes.entropy[i];
-        result.flags[token] = pass.lanes.flags[i];
-        result.loss += pass.lanes.loss[i];
-      }
-    }
+    for (const Pass& pass : passes) read_lanes(pass, result);
   } catch (...) {
     drop_gradients();  // what is there is a part of a batch, or worse
     throw;
@@ -329,31 +333,18 @@ LossResult Trainer::Impl::score(const PackedBatch& batch, float temperature, con
   const DecoderConfig& config = decoder.config();
   batch.check(config.vocab_size, config.positions(), mesh != nullptr);
   require(std::isfinite(temperature) && temperature > 0, "score: temperature is ", temperature, "; it must be above 0");
-  const size_t tokens = batch.tokens.size();
-  LossResult result{0, std::vector<float>(tokens), std::vector<float>(tokens), std::vector<int32_t>(tokens)};
-  const LossRows rows = rows_of(batch, true);
-  if (rows.size() == 0) return result;
+  LossResult result(batch.tokens.size());
+  std::optional<Pass> of = pass_of(batch, 0, true, false);
+  if (!of) return result;
 
-  const std::vector<int32_t> positions = positions_of(batch.lengths);
-  PackedAttend attend(config, decoder.ops(), batch.lengths);
-  LossLanes lanes;
   Schedule schedule;
-  const Inputs in = upload(schedule, batch, positions);
-  const DecoderPass pass = decoder.forward(schedule, parameters, attend, in.tokens, in.positions, Keep::nothing);
+  const Inputs in = upload(schedule, of->rows);
+  const DecoderPass pass = decoder.forward(schedule, parameters, *of->attend, in.tokens, in.positions, Keep::nothing);
   const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, Tensor{}};
-  policy_score(schedule, head, temperature, 0, pass.hidden, rows, lanes);
+  policy_score(schedule, head, temperature, 0, pass.hidden, of->rows.loss, of->lanes);
   parameters.release_edge(schedule);
-  {
-    const Drain drain{*stream};
-    executor.run(schedule, aborted);
-    stream->synchronize();
-  }
-  check_lanes(rows, lanes, 0);
-  for (int64_t i = 0; i < rows.size(); ++i) {
-    const int64_t token = rows.row[i] + 1;
-    result.logprob[token] = lanes.logprob[i];
-    result.entropy[token] = lanes.entropy[i];
-  }
+  run({&executor}, aborted, [&] { executor.run(schedule); });
+  read_lanes(*of, result);
   return result;
 }
 

@@ -20,6 +20,8 @@ class Parameters;  // model/parameters.h: float32 master, compute copies, gradie
 
 // Sums over the batch's rows with weight != 0, and the per-token lanes (aligned with tokens; 0 where no loss).
 struct LossResult {
+  LossResult() = default;
+  explicit LossResult(size_t tokens) : logprob(tokens), entropy(tokens), flags(tokens) {}
   double loss = 0;
   std::vector<float> logprob, entropy;
   std::vector<int32_t> flags;  // 1 clipped low, 2 clipped high, 3 dual clip

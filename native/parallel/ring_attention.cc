@@ -1,27 +1,26 @@
 #include "parallel/ring_attention.h"
 
 #include <algorithm>
-#include <string>
 
 namespace tokenring {
+
 namespace {
 
-constexpr size_t kAlignment = 256;
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-HeadRows as_heads(const Tensor& t) { return {t.data, t.dtype, t.shape[0], t.shape[1]}; }
-
-// Hands out the workspace.
-struct Room {
-  std::byte* at;
-  std::byte* take(size_t bytes) {
-    std::byte* part = at;
-    at += aligned(bytes);
-    return part;
-  }
-};
+int64_t bytes_of(std::initializer_list<Slot> slots) {
+  int64_t sum = 0;
+  for (const Slot& slot : slots) sum += static_cast<int64_t>(slot.bytes());
+  return sum;
+}
 
 }  // namespace
+
+HeadRows HeadSlot::at(const Frame& f) const {
+  const Tensor t = f[slot];
+  auto* data = static_cast<std::byte*>(t.data) + static_cast<size_t>(first) * size_of(t.dtype);
+  int64_t stride = 1;
+  for (int i = 1; i < t.rank; ++i) stride *= t.shape[i];
+  return {data, t.dtype, t.shape[0], stride};
+}
 
 RingAttention::RingAttention(const Ops& ops, Communicator& communicator, AttentionHeads heads,
                              std::vector<Shard> shards, ContextSchedule schedule)
@@ -45,164 +44,192 @@ RingAttention::RingAttention(const Ops& ops, Communicator& communicator, Attenti
     pieces_ = pieces(shards_, whole_);
     tiles_.push_back(tiles_between(shards_[rank_], whole_, true));
   }
+  for (const auto& tiles : tiles_) pairs_.push_back(pairs_of(tiles));
 }
 
-size_t RingAttention::block_bytes() const {
-  return aligned(static_cast<size_t>(most_) * heads_.kv_heads * heads_.head_dim * sizeof(float));
+// --- entries -------------------------------------------------------------------------------------------
+
+void RingAttention::copy(Schedule& s, int layer, HeadSlot from, HeadSlot to, int64_t width, bool add) const {
+  const int64_t bytes = from.slot.shape[0] * width * static_cast<int64_t>(sizeof(float));
+  s.add("copy_rows", layer, (add ? 3 : 2) * bytes, 0,
+        [this, from, to, width, add](const Frame& f) { ops_.copy_rows(f.stream, from.at(f), to.at(f), width, add); });
 }
 
-size_t RingAttention::forward_workspace() const {
-  if (schedule_ == ContextSchedule::ring) return size_ > 1 ? 4 * block_bytes() : 0;
-  const size_t whole =
-      aligned(static_cast<size_t>(rows_of(whole_)) * heads_.kv_heads * heads_.head_dim * sizeof(float));
-  return block_bytes() * (size_ + 1) + 2 * whole;
+void RingAttention::pack(Schedule& s, int layer, HeadSlot k, HeadSlot v, Slot to) const {
+  copy(s, layer, k, keys(to), kv_width());
+  copy(s, layer, v, values(to), kv_width());
 }
 
-size_t RingAttention::backward_workspace() const {
-  const size_t delta = aligned(static_cast<size_t>(rows()) * heads_.heads * sizeof(float));
-  if (schedule_ == ContextSchedule::ring) return delta + (size_ > 1 ? 8 * block_bytes() : 0);
-  const size_t whole =
-      aligned(static_cast<size_t>(rows_of(whole_)) * heads_.kv_heads * heads_.head_dim * sizeof(float));
-  return delta + block_bytes() * (size_ + 1) + 4 * whole;
+void RingAttention::unpack(Schedule& s, int layer, Slot from, HeadSlot dk, HeadSlot dv) const {
+  copy(s, layer, keys(from), dk, kv_width());
+  copy(s, layer, values(from), dv, kv_width());
 }
 
-RingAttention::Block RingAttention::block(std::byte* memory, int64_t rows) const {
-  const int64_t width = int64_t{heads_.kv_heads} * heads_.head_dim;
-  return {tensor(memory, DType::f32, {rows, width}), tensor(memory + block_bytes(), DType::f32, {rows, width})};
+void RingAttention::zero(Schedule& s, int layer, Slot x) const {
+  s.add("zero", layer, bytes_of({x}), 0, [this, x](const Frame& f) { ops_.zero(f.stream, f[x]); });
 }
 
-void RingAttention::pass(Stream& wire, const Block& give, const Block& take) const {
-  const int next = (rank_ + 1) % size_, before = owner(1);
-  communicator_.exchange(wire, {{Transfer::Way::send, next, give.k},
-                                {Transfer::Way::send, next, give.v},
-                                {Transfer::Way::receive, before, take.k},
-                                {Transfer::Way::receive, before, take.v}});
+void RingAttention::arrive(Schedule& s, int layer) const {
+  s.add(Track::compute, {Track::context}, "wait", layer, 0, 0, [](const Frame&) {});
 }
 
-// All ranks' rows of `own` in the order of the documents. parts: block_bytes() * (size + 1).
-void RingAttention::gather(Stream& wire, Tensor own, std::byte* parts, Tensor whole) const {
-  const int64_t width = int64_t{heads_.kv_heads} * heads_.head_dim, floats = most_ * width;
-  std::byte* padded = parts + block_bytes() * size_;
-  if (own.bytes() > 0) wire.copy_on_device(padded, own.data, own.bytes());
-  communicator_.all_gather(wire, tensor(padded, DType::f32, {floats}), tensor(parts, DType::f32, {size_ * floats}));
-  for (const Piece& p : pieces_)
-    wire.copy_on_device(whole.f32() + p.whole * width,
-                        reinterpret_cast<float*>(parts) + (p.shard * most_ + p.row) * width,
-                        static_cast<size_t>(p.rows * width) * sizeof(float));
+void RingAttention::pass(Schedule& s, int layer, std::vector<Slot> give, std::vector<Slot> take) const {
+  int64_t bytes = 0;
+  for (const Slot& slot : give) bytes += bytes_of({slot});
+  s.add(Track::context, {Track::compute}, "exchange", layer, bytes, 0,
+        [this, give = std::move(give), take = std::move(take)](const Frame& f) {
+          std::vector<Transfer> group;
+          for (const Slot& slot : give) group.push_back({Transfer::Way::send, (rank_ + 1) % size_, f[slot]});
+          for (const Slot& slot : take) group.push_back({Transfer::Way::receive, owner(1), f[slot]});
+          communicator_.exchange(f.stream, std::move(group));
+        });
+}
+
+// All ranks' rows of `own` [most, 2 kv], in the order of the documents. parts: [size * most, 2 kv].
+void RingAttention::gather(Schedule& s, int layer, Slot own, Slot parts, Slot whole) const {
+  s.add(Track::context, {Track::compute}, "all_gather", layer, bytes_of({own}), 0,
+        [this, own, parts](const Frame& f) { communicator_.all_gather(f.stream, f[own], f[parts]); });
+  s.add(Track::context, {}, "copy_on_device", layer, 2 * bytes_of({whole}), 0, [this, parts, whole](const Frame& f) {
+    for (const Piece& p : pieces_) {
+      const Slot from = parts.rows(p.shard * most_ + p.row, p.rows), to = whole.rows(p.whole, p.rows);
+      f.stream.copy_on_device(f[to].data, f[from].data, to.bytes());
+    }
+  });
 }
 
 // The way back: each rank's rows, summed over the ranks.
-void RingAttention::scatter_sum(Stream& compute, Stream& wire, Tensor whole, std::byte* parts, std::byte* own,
-                                Tensor out) const {
-  const int64_t width = int64_t{heads_.kv_heads} * heads_.head_dim, floats = most_ * width;
-  const Tensor all = tensor(parts, DType::f32, {size_ * floats});
-  ops_.zero(compute, all);  // the rows that pad smaller shards
-  wire.wait(compute);
-  for (const Piece& p : pieces_)
-    wire.copy_on_device(all.f32() + (p.shard * most_ + p.row) * width, whole.f32() + p.whole * width,
-                        static_cast<size_t>(p.rows * width) * sizeof(float));
-  communicator_.reduce_scatter(wire, all, tensor(own, DType::f32, {floats}), Reduction::sum);
-  if (out.bytes() > 0) wire.copy_on_device(out.data, own, out.bytes());
-  compute.wait(wire);
+void RingAttention::scatter_sum(Schedule& s, int layer, Slot whole, Slot parts, Slot own) const {
+  zero(s, layer, parts);  // the rows that pad smaller shards
+  s.add(Track::context, {Track::compute}, "copy_on_device", layer, 2 * bytes_of({whole}), 0,
+        [this, parts, whole](const Frame& f) {
+          for (const Piece& p : pieces_) {
+            const Slot from = whole.rows(p.whole, p.rows), to = parts.rows(p.shard * most_ + p.row, p.rows);
+            f.stream.copy_on_device(f[to].data, f[from].data, to.bytes());
+          }
+        });
+  s.add(Track::context, {}, "reduce_scatter", layer, bytes_of({parts}), 0, [this, parts, own](const Frame& f) {
+    communicator_.reduce_scatter(f.stream, f[parts], f[own], Reduction::sum);
+  });
 }
 
-void RingAttention::forward(Stream& compute, Stream& wire, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,
-                            Tensor workspace) const {
-  require(workspace.bytes() >= forward_workspace(), "ring attention: the workspace has ", workspace.bytes(),
-          " bytes, needs ", forward_workspace());
-  Room room{static_cast<std::byte*>(workspace.data)};
-  if (schedule_ == ContextSchedule::all_gather) {
-    std::byte* parts = room.take(block_bytes() * (size_ + 1));
-    const int64_t total = rows_of(whole_), width = int64_t{heads_.kv_heads} * heads_.head_dim;
-    Tensor keys = tensor(nullptr, DType::f32, {total, width}), values = keys;
-    keys.data = room.take(keys.bytes());
-    values.data = room.take(values.bytes());
-    wire.wait(compute);
-    gather(wire, k, parts, keys);
-    gather(wire, v, parts, values);
-    compute.wait(wire);
-    ops_.attention_block_forward(compute, heads_, as_heads(q), as_heads(keys), as_heads(values), tiles_[0], false, out,
-                                 lse);
-    return;
-  }
-  std::byte* buffers[2] = {nullptr, nullptr};
-  if (size_ > 1)
-    for (std::byte*& buffer : buffers) buffer = room.take(2 * block_bytes());
-  Block now{k, v};
-  for (int step = 0; step < size_; ++step) {
-    Block next;
-    if (step > 0) compute.wait(wire);  // `now` has come
-    if (step + 1 < size_) {
-      wire.wait(compute);  // what comes overwrites what the step before has read
-      next = block(buffers[step % 2], rows_of(shards_[owner(step + 1)]));
-      pass(wire, now, next);
-    }
-    ops_.attention_block_forward(compute, heads_, as_heads(q), as_heads(now.k), as_heads(now.v), tiles_[step], step > 0,
-                                 out, lse);
-    now = next;
-  }
+void RingAttention::attend(Schedule& s, int layer, HeadSlot q, HeadSlot k, HeadSlot v, int step, bool merge, Slot out,
+                           Slot lse) const {
+  const int64_t moved = (merge ? 3 : 2) * bytes_of({out}) + bytes_of({lse}) + 2 * k.slot.shape[0] * kv_width() * 4;
+  s.add("attention_block_forward", layer, moved, 4 * pairs_[step] * heads_.heads * heads_.head_dim,
+        [this, q, k, v, step, merge, out, lse](const Frame& f) {
+          ops_.attention_block_forward(f.stream, heads_, q.at(f), k.at(f), v.at(f), tiles_[step], merge, f[out],
+                                       f[lse]);
+        });
 }
 
-void RingAttention::backward(Stream& compute, Stream& wire, Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out,
-                             Tensor lse, Tensor dq, Tensor dk, Tensor dv, Tensor workspace) const {
-  require(workspace.bytes() >= backward_workspace(), "ring attention: the workspace has ", workspace.bytes(),
-          " bytes, needs ", backward_workspace());
-  Room room{static_cast<std::byte*>(workspace.data)};
-  Tensor delta = tensor(nullptr, DType::f32, {rows(), heads_.heads});
-  delta.data = room.take(delta.bytes());
-  ops_.attention_delta(compute, dout, out, heads_.heads, delta);
-  ops_.zero(compute, dq);
-  const auto add = [&](const Block& keys, const std::vector<AttentionTile>& tiles, const Block& gradient) {
-    ops_.attention_block_backward(compute, heads_, dout, as_heads(q), as_heads(keys.k), as_heads(keys.v), lse, delta,
-                                  tiles, as_heads(dq), as_heads(gradient.k), as_heads(gradient.v));
-  };
+void RingAttention::attend_backward(Schedule& s, int layer, const Backward& of, HeadSlot k, HeadSlot v, int step,
+                                    HeadSlot dk, HeadSlot dv) const {
+  const int64_t moved = 4 * bytes_of({of.dout}) + 2 * bytes_of({of.lse}) + 6 * k.slot.shape[0] * kv_width() * 4;
+  s.add("attention_block_backward", layer, moved, 10 * pairs_[step] * heads_.heads * heads_.head_dim,
+        [this, of, k, v, step, dk, dv](const Frame& f) {
+          ops_.attention_block_backward(f.stream, heads_, f[of.dout], of.q.at(f), k.at(f), v.at(f), f[of.lse],
+                                        f[of.delta], tiles_[step], of.dq.at(f), dk.at(f), dv.at(f));
+        });
+}
+
+// --- forward -------------------------------------------------------------------------------------------
+
+void RingAttention::forward(Schedule& s, int layer, HeadSlot q, HeadSlot k, HeadSlot v, Slot out, Slot lse) const {
   if (schedule_ == ContextSchedule::all_gather) {
-    std::byte* parts = room.take(block_bytes() * (size_ + 1));
-    const int64_t total = rows_of(whole_), width = int64_t{heads_.kv_heads} * heads_.head_dim;
-    Block keys{tensor(nullptr, DType::f32, {total, width}), tensor(nullptr, DType::f32, {total, width})};
-    Block gradient = keys;
-    for (Tensor* t : {&keys.k, &keys.v, &gradient.k, &gradient.v}) t->data = room.take(t->bytes());
-    wire.wait(compute);
-    gather(wire, k, parts, keys.k);
-    gather(wire, v, parts, keys.v);
-    compute.wait(wire);
-    ops_.zero(compute, gradient.k);
-    ops_.zero(compute, gradient.v);
-    add(keys, tiles_[0], gradient);
-    std::byte* own = parts + block_bytes() * size_;
-    scatter_sum(compute, wire, gradient.k, parts, own, dk);
-    scatter_sum(compute, wire, gradient.v, parts, own, dv);
+    const Slot own = block(s, most_), parts = block(s, size_ * most_), all = block(s, rows_of(whole_));
+    pack(s, layer, k, v, own.rows(0, rows()));
+    gather(s, layer, own, parts, all);
+    arrive(s, layer);
+    attend(s, layer, q, keys(all), values(all), 0, false, out, lse);
+    for (const Slot& slot : {own, parts, all}) s.release(slot);
     return;
   }
-  std::byte *keys[2] = {nullptr, nullptr}, *gradients[2] = {nullptr, nullptr};
-  if (size_ > 1)
-    for (int i : {0, 1}) {
-      keys[i] = room.take(2 * block_bytes());
-      gradients[i] = room.take(2 * block_bytes());
-    }
-  Block now{k, v}, gradient = size_ > 1 ? block(gradients[0], rows()) : Block{dk, dv};
-  ops_.zero(compute, gradient.k);
-  ops_.zero(compute, gradient.v);
+  if (size_ == 1) return attend(s, layer, q, k, v, 0, false, out, lse);
+  const Slot own = block(s, rows()), room[2] = {block(s, most_), block(s, most_)};
+  pack(s, layer, k, v, own);
+  Slot now = own;
   for (int step = 0; step < size_; ++step) {
-    Block next;
+    if (step > 0) arrive(s, layer);
     const bool last = step + 1 == size_;
-    if (step > 0) compute.wait(wire);  // the keys, and what the ranks before have added to their gradients
-    if (!last) {
-      wire.wait(compute);
-      next = block(keys[step % 2], rows_of(shards_[owner(step + 1)]));
-      pass(wire, now, next);
-    }
-    add(now, tiles_[step], gradient);
-    if (size_ > 1) {
-      // One hop behind the keys; after the last step the own gradients come home.
-      const Block coming = last ? Block{dk, dv} : block(gradients[(step + 1) % 2], rows_of(shards_[owner(step + 1)]));
-      wire.wait(compute);
-      pass(wire, gradient, coming);
-      gradient = coming;
-    }
+    // Its room is that of the step before, which compute has left.
+    const Slot next = last ? Slot{} : room[step % 2].rows(0, rows_at(step + 1));
+    if (!last) pass(s, layer, {now}, {next});
+    attend(s, layer, q, keys(now), values(now), step, step > 0, out, lse);
     now = next;
   }
-  if (size_ > 1) compute.wait(wire);
+  for (const Slot& slot : {own, room[0], room[1]}) s.release(slot);
+}
+
+// --- backward ------------------------------------------------------------------------------------------
+
+void RingAttention::backward(Schedule& s, int layer, Slot dout, HeadSlot q, HeadSlot k, HeadSlot v, Slot out, Slot lse,
+                             HeadSlot dq, HeadSlot dk, HeadSlot dv) const {
+  const Slot delta = s.slot(DType::f32, {rows(), heads_.heads});
+  s.add("attention_delta", layer, bytes_of({dout, out, delta}), 2 * rows() * heads_.heads * heads_.head_dim,
+        [this, dout, out, delta](const Frame& f) {
+          ops_.attention_delta(f.stream, f[dout], f[out], heads_.heads, f[delta]);
+        });
+  zero(s, layer, dq.slot);
+  const Backward of{dout, lse, delta, q, dq};
+  if (schedule_ == ContextSchedule::all_gather) {
+    const Slot own = block(s, most_), parts = block(s, size_ * most_);
+    const Slot all = block(s, rows_of(whole_)), gradient = block(s, rows_of(whole_));
+    pack(s, layer, k, v, own.rows(0, rows()));
+    gather(s, layer, own, parts, all);
+    zero(s, layer, gradient);
+    arrive(s, layer);
+    attend_backward(s, layer, of, keys(all), values(all), 0, keys(gradient), values(gradient));
+    scatter_sum(s, layer, gradient, parts, own);
+    arrive(s, layer);
+    unpack(s, layer, own.rows(0, rows()), dk, dv);
+    for (const Slot& slot : {own, parts, all, gradient, delta}) s.release(slot);
+    return;
+  }
+  const Slot own = block(s, rows()), home = block(s, rows());
+  std::vector<Slot> held{own, home, delta};
+  const auto room = [&] { return held.emplace_back(block(s, most_)); };
+  const Slot kv[2] = {size_ > 1 ? room() : Slot{}, size_ > 1 ? room() : Slot{}};
+  const Slot travelling[2] = {size_ > 1 ? room() : Slot{}, size_ > 1 ? room() : Slot{}};
+  const Slot mine = size_ > 1 ? room() : Slot{};
+  pack(s, layer, k, v, own);
+  // Gradients of the block of a step: of the ranks before and, when `added`, of this one.
+  const auto gradient = [&](int step) { return step == 0 ? home : travelling[step % 2].rows(0, rows_at(step)); };
+  const auto add_mine = [&](int step) {
+    if (step == 0) return;
+    const Slot to = gradient(step);
+    copy(s, layer, {mine.rows(0, rows_at(step)), 0}, {to, 0}, 2 * kv_width(), true);
+  };
+  Slot now = own;
+  for (int step = 0; step < size_; ++step) {
+    const bool last = step + 1 == size_;
+    if (step > 0) {
+      arrive(s, layer);  // the keys of this step, and the gradients that belong to the step before
+      add_mine(step - 1);
+    }
+    const Slot next = last ? Slot{} : kv[step % 2].rows(0, rows_at(step + 1));
+    std::vector<Slot> give, take;
+    if (!last) {
+      give.push_back(now);
+      take.push_back(next);
+    }
+    if (step > 0) {
+      give.push_back(gradient(step - 1));
+      take.push_back(gradient(step));
+    }
+    if (!give.empty()) pass(s, layer, std::move(give), std::move(take));
+    const Slot to = step == 0 ? home : mine.rows(0, rows_at(step));
+    zero(s, layer, to);
+    attend_backward(s, layer, of, keys(now), values(now), step, keys(to), values(to));
+    now = next;
+  }
+  if (size_ > 1) {
+    arrive(s, layer);
+    add_mine(size_ - 1);
+    pass(s, layer, {gradient(size_ - 1)}, {home});
+    arrive(s, layer);
+  }
+  unpack(s, layer, home, dk, dv);
+  for (const Slot& slot : held) s.release(slot);
 }
 
 }  // namespace tokenring

@@ -12,6 +12,48 @@ int64_t rows_of(const Shard& shard) {
   return rows;
 }
 
+Shard whole(const std::vector<int32_t>& lengths) {
+  Shard shard;
+  for (size_t d = 0; d < lengths.size(); ++d) shard.push_back({static_cast<int32_t>(d), 0, lengths[d]});
+  return shard;
+}
+
+std::vector<Shard> zigzag(const std::vector<int32_t>& lengths, int size) {
+  std::vector<Shard> shards(size);
+  const auto give = [&](int rank, int32_t document, int64_t begin, int64_t end) {
+    if (end <= begin) return;
+    Shard& shard = shards[rank];
+    // Ranges that meet are one segment.
+    if (!shard.empty() && shard.back().document == document && shard.back().position + shard.back().length == begin)
+      shard.back().length += static_cast<int32_t>(end - begin);
+    else
+      shard.push_back({document, static_cast<int32_t>(begin), static_cast<int32_t>(end - begin)});
+  };
+  const int64_t ranges = 2 * int64_t{size};
+  int64_t few = 0;  // tokens of all short documents
+  for (const int32_t length : lengths)
+    if (length < ranges) few += length;
+  int64_t seen = 0, long_ones = 0;
+  for (size_t d = 0; d < lengths.size(); ++d) {
+    const int64_t length = lengths[d];
+    const auto document = static_cast<int32_t>(d);
+    if (length < ranges) {
+      for (int rank = 0; rank < size; ++rank) {
+        const int64_t from = few * rank / size, to = few * (rank + 1) / size;
+        give(rank, document, std::max<int64_t>(from - seen, 0), std::min(to - seen, length));
+      }
+      seen += length;
+      continue;
+    }
+    for (int64_t range = 0; range < ranges; ++range) {
+      const int64_t at = range < size ? range : ranges - 1 - range;
+      give(static_cast<int>((at + long_ones) % size), document, length * range / ranges, length * (range + 1) / ranges);
+    }
+    ++long_ones;
+  }
+  return shards;
+}
+
 void check_shards(const std::vector<Shard>& shards) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   Shard all;
@@ -77,6 +119,18 @@ std::vector<AttentionTile> tiles_between(const Shard& queries, const Shard& keys
     if (!sees && every_query) tiles.push_back({query, Span{}});
   }
   return tiles;
+}
+
+int64_t pairs_of(const std::vector<AttentionTile>& tiles) {
+  int64_t pairs = 0;
+  for (const AttentionTile& tile : tiles) {
+    // Query i sees first + i keys, none below 0 and no more than there are.
+    const int64_t first = int64_t{tile.q.position} - tile.k.position + 1, queries = tile.q.rows, keys = tile.k.rows;
+    const int64_t none = std::clamp<int64_t>(1 - first, 0, queries),
+                  all = std::clamp<int64_t>(keys - first, none, queries);
+    pairs += (all - none) * first + (all * (all - 1) - none * (none - 1)) / 2 + (queries - all) * keys;
+  }
+  return pairs;
 }
 
 std::vector<Piece> pieces(const std::vector<Shard>& shards, const Shard& merged) {

@@ -18,6 +18,15 @@ using Shard = std::vector<Segment>;
 
 int64_t rows_of(const Shard&);
 
+// All documents of these lengths, one after the other.
+Shard whole(const std::vector<int32_t>& lengths);
+
+// The documents cut for `size` ranks so that all get as many tokens (but for a few) and as many keys to look at. A
+// document of 2 * size tokens or more goes in 2 * size ranges, of which one rank gets the i-th and the i-th last; which
+// rank begins goes round with the documents, so that what does not divide evenly adds up nowhere. Shorter ones are
+// dealt out as one row of tokens in `size` equal parts. Segments of a shard ascend by document and position.
+std::vector<Shard> zigzag(const std::vector<int32_t>& lengths, int size);
+
 // Failure INVALID_ARGUMENT unless all numbers are possible and no token of a document is held twice.
 void check_shards(const std::vector<Shard>&);
 
@@ -27,6 +36,9 @@ Shard merged(const std::vector<Shard>&);
 // Every pair of segments in which a query may see a key. With `every_query`, queries without any stand in a tile
 // without keys, so that they are written too.
 std::vector<AttentionTile> tiles_between(const Shard& queries, const Shard& keys, bool every_query);
+
+// Pairs of a query and a key that it sees.
+int64_t pairs_of(const std::vector<AttentionTile>&);
 
 // Where the rows of a part of `merged` lie in the shards: `rows` rows from `whole` there are the rows from `row` of
 // shard number `shard`.

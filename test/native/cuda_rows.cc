@@ -308,3 +308,33 @@ TEST(cuda_launches_nothing_for_no_rows) {
   scatter_rows_add(nullptr, 0, 8, nullptr, nullptr, nullptr);
   CHECK(rmsnorm_backward_workspace(0, 8) == 0);
 }
+
+TEST(cuda_copy_rows_copies_adds_and_rounds) {
+  const int64_t m = 5, width = 21, from_stride = 33, to_stride = 40;
+  const Values wide = rig::random_floats(m * from_stride, 7), before = rig::random_floats(m * to_stride, 8);
+  const Row narrow = rig::random_bf16(m * from_stride, 9);
+  Row narrow_before;
+  for (const float x : before) narrow_before.push_back(to_bf16(x));
+  for (const bool from_float : {true, false})
+    for (const bool to_float : {true, false})
+      for (const bool add : {true, false}) {
+        if (add && !to_float) continue;
+        const auto [f, b] = rig::on_two_schedules([&] {
+          const Buffer<float> from(wide), to(before);
+          const Buffer<Bf16> from_b(narrow), to_b(narrow_before);
+          copy_rows(nullptr, m, width, from_float ? static_cast<const void*>(from.data()) : from_b.data(), from_float,
+                    from_stride, to_float ? static_cast<void*>(to.data()) : to_b.data(), to_float, to_stride, add);
+          return std::tuple{to.read(), to_b.read()};
+        });
+        for (int64_t i = 0; i < m; ++i)
+          for (int64_t j = 0; j < to_stride; ++j) {
+            const int64_t at = i * to_stride + j, source = i * from_stride + j;
+            const float x = j >= width ? 0 : from_float ? wide[source] : static_cast<float>(rig::value(narrow[source]));
+            const float expected = j >= width ? before[at] : add ? before[at] + x : x;
+            if (to_float)
+              CHECK(f[at] == expected);
+            else
+              CHECK(b[at].bits == to_bf16(expected).bits);
+          }
+      }
+}

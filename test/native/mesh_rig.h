@@ -80,6 +80,7 @@ inline MeshOptions mesh_of(int size, int context_parallel = 1, ContextSchedule s
 // Largest relative L2 over the tensors of the model.
 inline double worst_tensor(const Parameters& parameters, const std::vector<float>& got,
                            const std::vector<float>& expected) {
+  if (got.size() != expected.size()) return INFINITY;
   double worst = 0;
   for (const NamedSlice& slice : parameters.slices()) {
     const auto part = [&](const std::vector<float>& flat) {

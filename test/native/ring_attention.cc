@@ -72,8 +72,15 @@ void run(const Values& given, const std::vector<Shard>& shards, ContextSchedule 
         const Tensor q = own(kInputs[0]), k = own(kInputs[1]), v = own(kInputs[2]), dout = own(kInputs[3]);
         const Tensor out = b.f32({rows, kWidth}), lse = b.f32({rows, kHeads});
         const Tensor dq = b.f32({rows, kWidth}), dk = b.f32({rows, kKvWidth}), dv = b.f32({rows, kKvWidth});
-        ring.forward(b.stream(), *wire, q, k, v, out, lse, b.bytes(ring.forward_workspace()));
-        ring.backward(b.stream(), *wire, dout, q, k, v, out, lse, dq, dk, dv, b.bytes(ring.backward_workspace()));
+        Streams streams{&b.stream()};
+        streams[static_cast<size_t>(Track::context)] = wire.get();
+        Executor executor(b.dev(), streams);
+        Schedule schedule;
+        const auto heads = [](const Tensor& t) { return HeadSlot{outside(t)}; };
+        ring.forward(schedule, 0, heads(q), heads(k), heads(v), outside(out), outside(lse));
+        ring.backward(schedule, 0, outside(dout), heads(q), heads(k), heads(v), outside(out), outside(lse), heads(dq),
+                      heads(dk), heads(dv));
+        executor.run(schedule);
         b.stream().synchronize();
         wire->synchronize();
         const auto put = [&](const Lane& lane, const Tensor& t) {
