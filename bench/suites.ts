@@ -8,6 +8,7 @@ import { layer } from "./suites/layer.ts";
 import { loadSuite } from "./suites/load.ts";
 import { loss } from "./suites/loss.ts";
 import { napi } from "./suites/napi.ts";
+import { ranks } from "./suites/ranks.ts";
 import { report } from "./suites/report.ts";
 import { sample } from "./suites/sample.ts";
 import { sandbox } from "./suites/sandbox.ts";
@@ -33,6 +34,7 @@ export const SUITES: readonly Suite[] = [
   episode,
   loadSuite,
   report,
+  ranks,
 ];
 
 /** How `runSuites` runs, and whom it tells. */

@@ -57,6 +57,11 @@ export interface NativeRankOptions {
   activationCheckpointing: boolean;
   maxBatchTokens: number;
   maxPages: number;
+  /**
+   * Path of a Chrome trace: each forward and backward pass and optimiser step adds its ops, with times, bytes and FLOPs,
+   * in one lane a rank and stream. All ranks of a host may name one file; one that is there is added to.
+   */
+  trace?: string;
   /** Absent: this rank alone. */
   mesh?: NativeMesh;
 }

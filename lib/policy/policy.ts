@@ -1,6 +1,6 @@
 // The policy on one rank of the addon, or on many: weights, gradients and optimiser state live there; JavaScript holds
 // a handle.
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { isTokenringError, TokenringError } from "../errors.ts";
 import type { NativeAdamW, NativeBatch, NativeRank, NativeRankOptions } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
@@ -58,6 +58,12 @@ export interface RankOptions extends MeshOptions {
   maxBatchTokens?: number;
   /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
   maxPages?: number;
+  /**
+   * A Chrome trace (for Perfetto or chrome://tracing) that every pass and optimiser step is added to: each op with its
+   * times, bytes and FLOPs, one lane a rank and stream. Timing takes the CPU's ops apart, so steps are slower; no bit
+   * changes.
+   */
+  trace?: string;
 }
 
 export interface CreateOptions extends RankOptions {
@@ -117,6 +123,7 @@ export class Policy implements PolicyShape {
       activationCheckpointing: options.activationCheckpointing ?? false,
       maxBatchTokens: options.maxBatchTokens ?? 512,
       maxPages: options.maxPages ?? 0,
+      ...(options.trace !== undefined && { trace: resolve(options.trace) }),
     };
     const { ranks = 1 } = options;
     meshOf(typeof ranks === "number" ? ranks : ranks.size, options);

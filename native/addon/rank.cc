@@ -93,6 +93,7 @@ RankOptions read_rank_options(const Arguments& from) {
   options.precision = precision == "bf16" ? Precision::bf16 : Precision::float32;
   if (from.has("deterministic")) options.deterministic = from.boolean("deterministic");
   options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
+  if (from.has("trace")) options.trainer.trace = from.text("trace");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);
   if (from.has("mesh")) options.mesh = read_mesh(from.object("mesh"), options.device != "cpu");

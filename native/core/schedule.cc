@@ -84,7 +84,7 @@ void Schedule::add(Track track, std::initializer_list<Track> after, const char* 
   for (const Track other : after) entries_.back().after[static_cast<size_t>(other)] = true;
 }
 
-void Schedule::run(std::byte* arena, const Streams& streams) const {
+void Schedule::run(std::byte* arena, const Streams& streams, Trace* trace, int lane) const {
   const auto stream_of = [&](size_t track) -> Stream& {
     if (!streams[track]) fail("INTERNAL", "a schedule has entries for ", name_of(static_cast<Track>(track)));
     return *streams[track];
@@ -93,7 +93,14 @@ void Schedule::run(std::byte* arena, const Streams& streams) const {
     Stream& on = stream_of(static_cast<size_t>(entry.track));
     for (size_t other = 0; other < kTracks; ++other)
       if (entry.after[other]) on.wait(stream_of(other));
+    if (!trace) {
+      entry.run(Frame{arena, on});
+      continue;
+    }
+    Trace::Span& span = trace->add(entry, lane);
+    on.call([&span] { span.start = Trace::now(); });
     entry.run(Frame{arena, on});
+    on.call([&span] { span.end = Trace::now(); });
   }
 }
 
@@ -132,12 +139,12 @@ std::byte* Executor::arena(const Schedule& schedule) {
   return static_cast<std::byte*>(arena_.data());
 }
 
-void Executor::run(const Schedule& schedule) { schedule.run(arena(schedule), streams_); }
+void Executor::run(const Schedule& schedule) { schedule.run(arena(schedule), streams_, trace_, lane_); }
 
 void Executor::run(const Schedule& schedule, const std::atomic<bool>& aborted) {
   std::byte* at = arena(schedule);
   const Watch watch(stream_, aborted);
-  schedule.run(at, streams_);
+  schedule.run(at, streams_, trace_, lane_);
   stream_.synchronize();
 }
 

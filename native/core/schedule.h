@@ -13,6 +13,7 @@
 
 #include "core/device.h"
 #include "core/tensor.h"
+#include "core/trace.h"
 
 namespace tokenring {
 
@@ -71,8 +72,9 @@ class Schedule {
 
   size_t arena_bytes() const { return high_water_; }
   const std::vector<Entry>& entries() const { return entries_; }
-  // Queues the entries. Every track that has any needs its stream.
-  void run(std::byte* arena, const Streams& streams) const;
+  // Queues the entries. Every track that has any needs its stream. With a trace, each is timed where it runs; `lane` is
+  // the number of the compute stream. (Timed, the CPU's ops do not run interleaved by rows; their bits are the same.)
+  void run(std::byte* arena, const Streams& streams, Trace* trace = nullptr, int lane = 0) const;
 
   // Entries that copy between the host and a slot. `host` holds slot.bytes() and must live until the stream is
   // synchronised.
@@ -107,6 +109,12 @@ class Executor {
   // has not begun is left out.
   void run(const Schedule& schedule, const std::atomic<bool>& aborted);
 
+  // From now on what runs is added to the trace; null: no more.
+  void trace(Trace* to, int lane) {
+    trace_ = to;
+    lane_ = lane;
+  }
+
   Stream& stream() { return stream_; }
   size_t arena_bytes() const { return arena_.bytes(); }
 
@@ -117,6 +125,8 @@ class Executor {
   Stream& stream_;
   Streams streams_;
   Buffer arena_;
+  Trace* trace_ = nullptr;
+  int lane_ = 0;
 };
 
 }  // namespace tokenring

@@ -45,6 +45,7 @@ struct Trainer::Impl {
   AdamWOptimiser optimiser;
   TrainerOptions options;
   Mesh* mesh;
+  std::unique_ptr<Trace> trace;
   std::optional<GradientSum> sum;  // on a mesh of several ranks
   // Norm of the weights of a version, by which ranks tell whether theirs are the same.
   double weights_norm = 0;
@@ -63,6 +64,8 @@ struct Trainer::Impl {
       const int shard = mesh->options().shard;
       require(shard == 0, "mesh: shard is ", shard, "; this version takes 0");
     }
+    if (!options.trace.empty()) trace = std::make_unique<Trace>(options.trace, mesh ? mesh->rank() : 0);
+    executor.trace(trace.get(), 0);
     if (mesh && mesh->size() > 1) sum.emplace(parameters, parameters.config().num_hidden_layers, *mesh);
   }
 
@@ -216,6 +219,7 @@ struct Trainer::Impl {
       queue();
       for (Executor* each : on) each->stream().synchronize();
       for (Stream* wire : wires) wire->synchronize();
+      if (trace) trace->flush();
     } catch (const std::exception& error) {
       if (mesh) mesh->abort(error.what());  // before the streams are drained: they may wait for other ranks
       throw;
@@ -228,7 +232,10 @@ struct Trainer::Impl {
     const size_t count = mesh && mesh->context() ? 1 : static_cast<size_t>(device.lanes());
     std::vector<Executor*> on{&executor};
     if (count > 1 && passes.size() >= 2 * count) {
-      while (lanes.size() < count) lanes.emplace_back(device, mesh);
+      while (lanes.size() < count) {
+        lanes.emplace_back(device, mesh);
+        lanes.back().executor.trace(trace.get(), static_cast<int>(lanes.size()));
+      }
       on.clear();
       for (Lane& lane : lanes) on.push_back(&lane.executor);
     }
@@ -360,6 +367,7 @@ OptimiserResult Trainer::Impl::step(const AdamW& how) {
          bad.empty() ? "the norm of the gradients overflows" : "the gradient of " + bad + " is not finite",
          "; all gradients were dropped and the weights are as before");
   }
+  const int64_t begun = Trace::now();
   optimiser.step(*stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
   p.set_gradients_summed(false);
   p.set_optimiser_step(step);
@@ -373,6 +381,12 @@ OptimiserResult Trainer::Impl::step(const AdamW& how) {
     }
   }
   stream->synchronize();
+  if (trace) {
+    Trace::Span& span = trace->add("adamw");
+    span.start = begun;
+    span.end = Trace::now();
+    trace->flush();
+  }
   return OptimiserResult{norm, step, p.version()};
 }
 

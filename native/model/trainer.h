@@ -36,6 +36,8 @@ struct TrainerOptions {
   // Keep the inputs of the layers and what attention gave, and compute the rest again in the backward pass: less
   // memory a token, about a quarter more products, the same bits.
   bool activation_checkpointing = false;
+  // A Chrome trace to add every call's entries to (core/trace.h); empty: none.
+  std::string trace = {};
 };
 
 // On a mesh every rank makes the same calls in the same order, though with batches of its own. A failure of one rank in

@@ -121,7 +121,8 @@ TEST(context_ranks_learn_what_one_rank_does) {
     for (const int context : {2, 4, 8})
       for (const ContextSchedule schedule : kSchedules) {
         const std::string what = "packing " + std::to_string(p) + ", " + std::to_string(context) + " ranks";
-        const TrainerOptions options{context == 4};
+        TrainerOptions options;
+        options.activation_checkpointing = context == 4;
         compare(config, step(config, {{batch}}, loss, context, schedule, options), expected, schedule, what);
       }
   }

@@ -94,6 +94,7 @@ Outcome on_ranks(const DecoderConfig& config, const PackedBatch& batch, const Po
       split(part, documents, result, outcome);
     }
     if (size == 1) k.parameters.complete_gradients(*k.stream);
+    k.stream->synchronize();
     if (last && r == size - 1) outcome.gradient = k.read(k.parameters.gradient());
     const OptimiserResult result = k.trainer.optimise(how);
     CHECK(result.step == 1 && result.version == k.parameters.version());
@@ -306,6 +307,7 @@ TEST(mesh_sums_once_a_step) {
     CHECK(k.trainer.optimise({}).gradient_norm == 0);
   })));
   const auto failures = on_mesh(config, mesh_of(2), {}, [&](MeshRank& k) {
+    k.write(weights);
     const PackedBatch batch = random_batch(config, {20, 13}, 10 + k.mesh.rank());
     k.trainer.accumulate(batch, clipped(), k.never, true);
     k.trainer.accumulate(batch, clipped(), k.never, true);

@@ -1,4 +1,7 @@
 // Ranks that train together, as lib/ sees them: what one of them meets, all hear of, and nothing waits for ever.
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, it } from "vitest";
 import { TokenringError } from "../../lib/errors.ts";
 import type {
@@ -170,5 +173,72 @@ it("refuses a mesh that cannot be, at once", () => {
         message: expect.stringMatching(message),
       }) as Error,
     );
+  }
+});
+
+it("shares the documents of a batch within a context group, and writes what ran when", async () => {
+  const directory = await mkdtemp(join(tmpdir(), "tokenring-trace-"));
+  try {
+    const trace = join(directory, "trace.json");
+    const steps = async (size: number, contextSchedule: "ring" | "all_gather") => {
+      const mesh = { size, contextParallel: size, contextSchedule };
+      const outcomes = await settledMesh({ ...options, trace }, mesh, async (rank) => {
+        await rank.initialise(seed).promise;
+        const { logprob } = await rank.score(batch("long", 50), 1).promise;
+        const pass = await rank.accumulate(batch("long", 50), loss, true).promise;
+        return { logprob, sum: pass.loss, ...(await rank.optimise(adamw).promise) };
+      });
+      return outcomes.map((outcome) => {
+        if (outcome.status === "rejected") throw outcome.reason;
+        return outcome.value;
+      });
+    };
+    const [alone] = await steps(1, "ring");
+    for (const schedule of ["ring", "all_gather"] as const) {
+      const all = await steps(3, schedule);
+      const logprob = alone?.logprob.map((_, i) =>
+        all.reduce((sum, one) => sum + (one.logprob[i] as number), 0),
+      );
+      if (schedule === "all_gather") expect(logprob).toEqual(alone?.logprob);
+      expect(all.reduce((sum, one) => sum + one.sum, 0)).toBeCloseTo(alone?.sum as number, 5);
+      for (const one of all) expect(one.gradientNorm).toBeCloseTo(alone?.gradientNorm as number, 5);
+    }
+
+    interface Event {
+      ph: "M" | "X";
+      name: string;
+      pid: number;
+      tid: number;
+      ts: number;
+      dur: number;
+      args: { name?: string; layer: number; bytes: number; flops: number };
+    }
+    const text = await readFile(trace, "utf8");
+    const events = JSON.parse(text.trimEnd().replace(/,$/, "]")) as Event[];
+    const threads = new Map<string, string>();
+    for (const { ph, name, pid, tid, args } of events) {
+      if (ph === "M" && name === "thread_name") threads.set(`${pid}/${tid}`, args.name as string);
+    }
+    const spans = events.filter(({ ph }) => ph === "X");
+    const on = (name: string) =>
+      new Set(spans.filter((span) => span.name === name).map(({ pid, tid }) => threads.get(`${pid}/${tid}`)));
+    expect(on("attention_block_backward")).toEqual(new Set(["compute"]));
+    expect(on("exchange")).toEqual(new Set(["context"]));
+    expect(on("reduce_scatter")).toEqual(new Set(["context"]));
+    expect(on("all_reduce")).toEqual(new Set(["gradients"]));
+    expect(new Set(spans.map(({ pid }) => pid))).toEqual(new Set([0, 1, 2]));
+    // What one stream runs, it runs one after the other; a microsecond is what the text rounds to, and more.
+    for (const thread of threads.keys()) {
+      const own = spans.filter(({ pid, tid }) => `${pid}/${tid}` === thread).sort((a, b) => a.ts - b.ts);
+      for (const [i, span] of own.entries()) {
+        const before = own[i - 1];
+        if (before) expect(span.ts).toBeGreaterThan(before.ts + before.dur - 1);
+      }
+    }
+    await expect(
+      settledMesh({ ...options, trace: join(directory, "no", "trace.json") }, { size: 1 }, async () => {}),
+    ).rejects.toMatchObject({ code: "ERR_TOKENRING_INVALID_ARGUMENT" });
+  } finally {
+    await rm(directory, { recursive: true });
   }
 });
