@@ -79,7 +79,7 @@ struct Module {
   Kernels kernels;
 };
 // Counts the forms that Module and what its functions take have had.
-constexpr int kModuleAbi = 3;
+constexpr int kModuleAbi = 4;
 constexpr const char* kModuleFile = "tokenring_cuda.so";
 
 // Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in
