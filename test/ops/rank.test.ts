@@ -75,7 +75,7 @@ describe("new Rank", () => {
     [bad({ precision: "bf8" }), 'options.precision must be "float32" or "bf16", got "bf8"'],
     [bad({ maxBatchTokens: 0 }), /^options.maxBatchTokens must be an integer from 1/],
     [bad({ device: null }), "options.device must be a string, got null"],
-    [bad({ device: "tpu" }), 'device must be "cpu" or "cuda", got "tpu"'],
+    [bad({ device: "tpu" }), 'device must be "cpu", "cuda" or "cuda:N", got "tpu"'],
     [bad({ device: "cuda" }), /^device "cuda" cannot be used: .*(device "cpu"|nvidia-smi)/],
   ])("refuses %j", (given, message) => {
     expect(() => new Rank(given as NativeRankOptions)).toThrow(invalid(message) as Error);
