@@ -47,12 +47,12 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(int64_t n, const floa
   }
 }
 
-__global__ void __launch_bounds__(kThreads) squares_sum_kernel(int64_t count, const double* parts, float* out) {
+__global__ void __launch_bounds__(kThreads) squares_sum_kernel(int64_t count, const double* parts, double* out) {
   __shared__ double scratch[kThreads / kWarp];
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += load(parts + i);
   sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) store(out, static_cast<float>(sum));
+  if (threadIdx.x == 0) store(out, sum);
 }
 
 int64_t squares_parts(int64_t n) { return (n + kSquaresBlock - 1) / kSquaresBlock; }
@@ -77,7 +77,7 @@ void adamw(CudaStream stream, int64_t n, const AdamWStep& step, float* w, const 
 
 size_t sum_of_squares_workspace(int64_t n) { return static_cast<size_t>(squares_parts(n)) * sizeof(double); }
 
-void sum_of_squares(CudaStream stream, int64_t n, const float* x, float* out, void* workspace) {
+void sum_of_squares(CudaStream stream, int64_t n, const float* x, double* out, void* workspace) {
   double* parts = static_cast<double*>(workspace);
   const int64_t count = squares_parts(n);
   if (count > 0) TOKENRING_LAUNCH(squares_kernel, grid_of(count), kThreads, 0, stream)(n, x, parts);

@@ -243,7 +243,7 @@ class Bench:
         uniforms, tokens = put(torch.rand(r, device=dev.place)), put(torch.zeros(r, device=dev.place, dtype=torch.int32))
         state = [wide(n), wide(n), wide(n), put(torch.rand(n, device=dev.place))]
         room = dev.workspace(dev.number("sum_of_squares_workspace", ctypes.c_int64, n))
-        total = wide(1)
+        total = wide(2)  # a float64
         a = 2 if act == torch.bfloat16 else 4  # bytes of an activation
         # Name, bytes that have to be read and written, the op.
         cases = [

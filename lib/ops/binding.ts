@@ -3,7 +3,7 @@
 import type { ErrorCode } from "../errors.ts";
 
 /** Raised with every incompatible change of this file; the addon exports its own number as `abi`. */
-export const EXPECTED_ABI = 3;
+export const EXPECTED_ABI = 4;
 
 /** Field names as in Hugging Face's config.json. */
 export interface NativeDecoderConfig {
@@ -149,6 +149,13 @@ export interface NativeSampleResult {
   version: number;
 }
 
+export interface NativeSave {
+  dtype: "f32" | "bf16";
+  optimiser: boolean;
+  shardBytes: number;
+  token?: string;
+}
+
 /** A job under way: its promise, and the switch that stops it between two ticks or micro-batches. */
 export interface NativeJob<T> {
   promise: Promise<T>;
@@ -178,11 +185,17 @@ export interface NativeRank {
   optimise(options: NativeAdamW): NativeJob<{ gradientNorm: number; step: number; version: number }>;
   dropGradients(): NativeJob<void>;
   resetOptimiser(): NativeJob<void>;
-  /** On a mesh rank 0 writes. Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). */
-  save(
-    directory: string,
-    options: { dtype: "f32" | "bf16"; optimiser: boolean; shardBytes: number },
-  ): NativeJob<void>;
+  /**
+   * Safetensors with Hugging Face names; with `optimiser`, also `optimizer.safetensors` (moments and step). On a mesh each
+   * rank writes its own slices, into a directory that all see; the files do not depend on it.
+   *
+   * With `token`, letters and digits that no other save into the directory has: copies the slices to host memory (4 bytes
+   * for each parameter of the rank's share, 12 with `optimiser`), and writes while later calls go on, on a mesh without
+   * waiting for other ranks. When all ranks have written, one of them ends it.
+   */
+  save(directory: string, options: NativeSave): NativeJob<void>;
+  /** Of a save with a token: gives its files their names, or, without `keep`, removes them. */
+  endSave(directory: string, options: NativeSave & { token: string; keep: boolean }): NativeJob<void>;
   load(directory: string, options: { optimiser: boolean }): NativeJob<{ version: number }>;
   version(): NativeJob<number>;
   /** Wall time that the engine thread has spent on jobs and on the sampler's ticks. */

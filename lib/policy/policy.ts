@@ -1,8 +1,10 @@
 // The policy on one rank of the addon, or on many: weights, gradients and optimiser state live there; JavaScript holds
 // a handle.
+import { randomUUID } from "node:crypto";
+import { mkdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { isTokenringError, TokenringError } from "../errors.ts";
-import type { NativeAdamW, NativeBatch, NativeRank, NativeRankOptions } from "../ops/binding.ts";
+import type { NativeAdamW, NativeBatch, NativeRank, NativeRankOptions, NativeSave } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
 import { nativeLoss } from "../ops/policy-loss.ts";
@@ -270,16 +272,33 @@ export class Policy implements PolicyShape {
 
   /**
    * Writes config.json and model.safetensors (or shards and their index), the files of the model that was loaded, and with
-   * `optimiser` AdamW's state.
+   * `optimiser` AdamW's state. With `background` later calls go on while it writes.
    * @throws ERR_TOKENRING_CHECKPOINT naming the file that could not be written.
    */
   async save(directory: string, options: SaveOptions = {}): Promise<void> {
     if (this.disposed)
       throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");
-    const { dtype = "f32", optimiser = false, shardBytes = SHARD_BYTES } = options;
+    const { dtype = "f32", optimiser = false, shardBytes = SHARD_BYTES, background = false } = options;
+    const how = { dtype, optimiser, shardBytes };
+    // First of all, so that the copy is of the weights as the calls so far leave them.
+    const written = background ? this.#saveCopy(directory, how) : null;
+    written?.catch(() => {});
     await writeConfig(directory, this.config, dtype, this.#source?.config);
     if (this.#source) await writeCarriedFiles(directory, this.#source.files);
-    await withSignal(() => this.rank.save(directory, { dtype, optimiser, shardBytes }));
+    await (written ?? withSignal(() => this.rank.save(directory, how)));
+  }
+
+  /** All ranks write; when they have, the files get their names, and otherwise go. */
+  async #saveCopy(directory: string, how: NativeSave): Promise<void> {
+    mkdirSync(directory, { recursive: true });
+    const save = { ...how, token: randomUUID() };
+    let keep = false;
+    try {
+      await withSignal(() => this.rank.save(directory, save));
+      keep = true;
+    } finally {
+      if (!this.disposed) await withSignal(() => this.rank.endSave(directory, { ...save, keep }));
+    }
   }
 
   /**

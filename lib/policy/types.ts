@@ -78,6 +78,11 @@ export interface SaveOptions {
   shardBytes?: number;
   /** Also the AdamW moments and step, so that training continues exactly. */
   optimiser?: boolean;
+  /**
+   * Copy the weights to host memory as the calls made before leave them, and write while later calls go on (default
+   * false). Each rank's copy takes 4 bytes for each parameter of its share, 12 with `optimiser`.
+   */
+  background?: boolean;
 }
 
 export interface Policy extends AsyncDisposable {

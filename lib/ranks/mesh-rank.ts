@@ -11,6 +11,7 @@ import type {
   NativeRankOptions,
   NativeSampleRequest,
   NativeSampleResult,
+  NativeSave,
   NativeUsage,
 } from "../ops/binding.ts";
 import { loadBinding } from "../ops/native.ts";
@@ -195,11 +196,13 @@ export class MeshRank implements NativeRank {
     return first(this.#all("resetOptimiser", []));
   }
 
-  save(
-    directory: string,
-    options: { dtype: "f32" | "bf16"; optimiser: boolean; shardBytes: number },
-  ): NativeJob<void> {
+  /** With a token, settles when all ranks have written. */
+  save(directory: string, options: NativeSave): NativeJob<void> {
     return first(this.#all("save", [path.resolve(directory), options]));
+  }
+
+  endSave(directory: string, options: NativeSave & { token: string; keep: boolean }): NativeJob<void> {
+    return this.#live().endSave(path.resolve(directory), options);
   }
 
   load(directory: string, options: { optimiser: boolean }): NativeJob<{ version: number }> {

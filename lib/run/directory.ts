@@ -126,6 +126,12 @@ async function removeIfEmpty(directory: string): Promise<void> {
   await rmdir(directory).catch(() => {});
 }
 
+/** Bytes of the logs of a run that belong together. */
+export interface LogMark {
+  metricsBytes: number;
+  indexBytes: number;
+}
+
 /** One job's directory, locked for writing until `close()`. */
 export class RunDirectory implements AsyncDisposable {
   /** Absolute. */
@@ -283,19 +289,22 @@ export class RunDirectory implements AsyncDisposable {
     return readEvents(this.#metrics.path);
   }
 
+  /** Makes everything written so far durable, and says how long the logs are: where a resume would cut them. */
+  async mark(): Promise<LogMark> {
+    return guarded(this.path, async () => ({
+      metricsBytes: await this.#metrics.sync(),
+      indexBytes: await this.trajectories.sync(),
+    }));
+  }
+
   /**
-   * Makes everything written so far durable and remembers `progress` (plain JSON) with it, and the name of the
-   * checkpoint that it speaks of, which is saved before. Rolling checkpoints of other names are removed.
+   * Remembers `progress` (plain JSON), the logs that belong to it (default: all that was written so far), and the name of
+   * the checkpoint that it speaks of, which is saved before. Rolling checkpoints of other names are removed.
    */
-  async saveProgress(progress: unknown, checkpoint: string | null = null): Promise<void> {
+  async saveProgress(progress: unknown, checkpoint: string | null = null, logs?: LogMark): Promise<void> {
+    const { metricsBytes, indexBytes } = logs ?? (await this.mark());
     await guarded(this.path, async () => {
-      const state: State = {
-        schema: STATE_SCHEMA,
-        checkpoint,
-        progress,
-        metricsBytes: await this.#metrics.sync(),
-        indexBytes: await this.trajectories.sync(),
-      };
+      const state: State = { schema: STATE_SCHEMA, checkpoint, progress, metricsBytes, indexBytes };
       await writeAtomic(path.join(this.path, "state.json"), JSON.stringify(state));
       this.#progress = progress;
       this.#checkpoint = checkpoint;

@@ -117,7 +117,7 @@ export async function openJob(
         }),
       ranTests: (trajectory) => trajectory.turns.some((turn) => turn.command?.startsWith(TEST_COMMAND)),
       async save(directory) {
-        await policy.save(directory, { optimiser: true });
+        await policy.save(directory, { optimiser: true, background: true });
         // A policy that was loaded carries the files that it came with.
         if (given !== undefined)
           await writeFile(path.join(directory, "chat_template.jinja"), template.source);

@@ -86,6 +86,8 @@ async function work(config: JobConfig, options: JobOptions): Promise<JobResult> 
   } catch (error) {
     if (isTokenringError(error, "ERR_TOKENRING_ABORTED")) await job.saveUnsaved();
     throw error;
+  } finally {
+    await job.saved().catch(() => {}); // the cause is thrown already
   }
   return { stages: job.stages, ...(await ended(run, job.seconds())), seed: config.seed };
 }
@@ -124,6 +126,8 @@ class Job {
   #resumed: JobProgress["current"];
   #savedAt = performance.now();
   #savingMs = 0;
+  /** A rolling checkpoint that is being written. */
+  #saving: Promise<void> | null = null;
   /** Steps that are done and not saved, and the version of the weights then. */
   #unsaved: { stage: CurrentStage; cursor: StageCursor; at: number; version: number } | null = null;
 
@@ -367,6 +371,7 @@ class Job {
     }
     if (before?.cursor.kind !== "trained") {
       await work(stage, before?.cursor ?? null);
+      await this.saved();
       this.#unsaved = null;
       await stations.time("checkpoints", () =>
         this.#run.saveCheckpoint(name, (directory) => this.#context.save(directory)),
@@ -388,6 +393,7 @@ class Job {
   /** A step is done; saves it when the last save is long enough ago. `at` counts the stage's steps. */
   async #stepped(stage: CurrentStage, cursor: StageCursor, at: number): Promise<void> {
     this.#unsaved = { stage, cursor, at, version: this.#context.policy.version };
+    if (this.#saving) return;
     const since = performance.now() - this.#savedAt;
     const interval = Math.max(1000 * this.#config.checkpointSeconds, this.#savingMs / SAVING_SHARE);
     if (since < interval) return;
@@ -398,21 +404,55 @@ class Job {
 
   /** Saves steps that were done since the last save, unless the weights are those of an optimiser step after them. */
   async saveUnsaved(): Promise<void> {
+    await this.saved();
     const unsaved = this.#unsaved;
     if (unsaved === null || unsaved.version !== this.#context.policy.version) return;
     unsaved.stage.stations.lap("learn");
     await this.#save(unsaved.stage, unsaved.cursor, unsaved.at);
+    await this.saved();
   }
 
-  /** Weights and optimiser to a rolling checkpoint, and the progress that belongs to them. */
+  /** Waits for the rolling checkpoint that is being written, if there is one, and throws what it failed with. */
+  async saved(): Promise<void> {
+    try {
+      await this.#saving;
+    } finally {
+      this.#saving = null;
+    }
+  }
+
+  /**
+   * Weights and optimiser, as they are now, to a rolling checkpoint, and the progress that belongs to them. Returns when
+   * they have been copied, or will be before the policy's next step; they are written while the job goes on.
+   */
   async #save(stage: CurrentStage, cursor: StageCursor, at: number): Promise<void> {
     const begin = performance.now();
     await stage.stations.time("checkpoints", async () => {
-      const name = await this.#run.saveRolling(stage.name, `${at}`, (to) => this.#context.save(to));
-      await this.#saveProgress(stage, cursor, name);
+      await this.saved();
+      const logs = await this.#run.mark();
+      let copying = (): void => {};
+      const begun = new Promise<void>((resolve) => {
+        copying = resolve;
+      });
+      const save = async (): Promise<void> => {
+        const name = await this.#run.saveRolling(stage.name, `${at}`, (to) => {
+          const written = this.#context.save(to);
+          copying();
+          return written;
+        });
+        await this.#run.saveProgress(progress, name, logs);
+        this.#savedAt = performance.now();
+        this.#savingMs = this.#savedAt - begin;
+      };
+      const progress = structuredClone(this.#progressOf(stage, cursor));
+      this.#unsaved = null;
+      const saving = save().then(() => {
+        this.#saving = null;
+      });
+      this.#saving = saving;
+      saving.catch(() => {}); // saved() throws it
+      await Promise.race([begun, saving]);
     });
-    this.#savedAt = performance.now();
-    this.#savingMs = this.#savedAt - begin;
   }
 
   async #saveProgress(
@@ -420,7 +460,13 @@ class Job {
     cursor: StageCursor | null,
     checkpoint: string | null,
   ): Promise<void> {
-    const progress: JobProgress = {
+    await this.saved();
+    await this.#run.saveProgress(this.#progressOf(stage, cursor), checkpoint);
+    this.#unsaved = null;
+  }
+
+  #progressOf(stage: CurrentStage | null, cursor: StageCursor | null): JobProgress {
+    return {
       stages: this.stages,
       rates: this.#rates.toJSON(),
       seconds: this.seconds(),
@@ -429,8 +475,6 @@ class Job {
           ? { stage: stage.name, seconds: stage.stations.all, stations: stage.stations.spent, cursor }
           : null,
     };
-    await this.#run.saveProgress(progress, checkpoint);
-    this.#unsaved = null;
   }
 
   #evaluate(name: string): Promise<Evaluation> {

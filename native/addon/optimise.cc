@@ -39,16 +39,17 @@ double norm_of(Compute& on, const std::vector<Tensor>& gradients) {
   double total = 0;
   for (size_t i = 0; i < gradients.size(); ++i) {
     const int64_t elements = gradients[i].elements();
-    const Buffer workspace(*on.device, ops.sum_of_squares_workspace(elements)), sum(*on.device, sizeof(float));
+    const Buffer workspace(*on.device, ops.sum_of_squares_workspace(elements)), sum(*on.device, sizeof(double));
     const Drain drain{*on.stream};
-    float squares = 0;
-    ops.sum_of_squares(*on.stream, gradients[i], tensor(sum.data(), DType::f32, {1}),
+    double squares = 0;
+    ops.sum_of_squares(*on.stream, gradients[i], static_cast<double*>(sum.data()),
                        tensor(workspace.data(), DType::u8, {static_cast<int64_t>(workspace.bytes())}));
     on.stream->copy_to_host(&squares, sum.data(), sizeof(squares));
     on.stream->synchronize();
-    if (!std::isfinite(squares))
+    const float rounded = static_cast<float>(squares);
+    if (!std::isfinite(rounded))
       fail("NON_FINITE", "gradient ", i, " holds NaN or infinity, or its squares overflow; nothing was changed");
-    total += double{squares};
+    total += double{rounded};
   }
   return std::sqrt(total);
 }

@@ -1,6 +1,7 @@
 #include "addon/rank.h"
 
 #include <algorithm>
+#include <cctype>
 #include <iterator>
 #include <limits>
 #include <string>
@@ -82,6 +83,23 @@ MeshOptions read_mesh(const Arguments& from, bool gpu) {
   return mesh;
 }
 
+SaveOptions read_save_options(const Arguments& from) {
+  const std::string dtype = from.text("dtype");
+  require(dtype == "f32" || dtype == "bf16", "options.dtype must be \"f32\" or \"bf16\", got \"", dtype, "\"");
+  const int64_t shard_bytes = static_cast<int64_t>(from.number("shardBytes", 1, 9007199254740991.0));
+  return {dtype == "f32" ? DType::f32 : DType::bf16, shard_bytes, true, from.boolean("optimiser")};
+}
+
+// Becomes part of the names of files.
+std::string read_token(const Arguments& from) {
+  const std::string token = from.text("token");
+  const bool plain =
+      std::all_of(token.begin(), token.end(), [](unsigned char c) { return std::isalnum(c) || c == '-'; });
+  require(!token.empty() && token.size() <= 64 && plain,
+          "options.token must be 1 to 64 letters, digits and \"-\", got \"", token, "\"");
+  return token;
+}
+
 RankOptions read_rank_options(const Arguments& from) {
   RankOptions options;
   options.config = read_config(from.object("config"));
@@ -138,6 +156,7 @@ Napi::Function RankObject::define(Napi::Env env) {
                          InstanceMethod<&RankObject::guard<&RankObject::drop_gradients>>("dropGradients"),
                          InstanceMethod<&RankObject::guard<&RankObject::reset_optimiser>>("resetOptimiser"),
                          InstanceMethod<&RankObject::guard<&RankObject::save>>("save"),
+                         InstanceMethod<&RankObject::guard<&RankObject::end_save>>("endSave"),
                          InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
                          InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
                          InstanceMethod<&RankObject::guard<&RankObject::busy_seconds>>("busySeconds"),
@@ -177,6 +196,7 @@ void RankObject::close_now() {
   for (const auto& call : calls_) call->aborted = true;
   rank_.reset();
   if (closer_.joinable()) closer_.join();
+  writer_.reset();
   channel_->remove(this);
 }
 
@@ -262,12 +282,15 @@ Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
   how.std = options.real("std", 0, kUnbounded);
   how.seed = options.bits("seed");
   how.previous_token_bias = options.real("previousTokenBias", 0, kUnbounded);
-  return submit<Nothing>(info.Env(), [how](Rank& rank, const std::atomic<bool>&) {
+  const auto work = [how](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
-    tokenring::initialise(rank.parameters(), *stream, how);
-    stream->synchronize();
+    Mesh::call(rank.mesh().get(), [&] {
+      tokenring::initialise(rank.parameters(), *stream, how);
+      stream->synchronize();
+    });
     return Nothing{};
-  });
+  };
+  return submit<Nothing>(info.Env(), work, Kind::collective);
 }
 
 Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
@@ -318,19 +341,56 @@ Napi::Value RankObject::reset_optimiser(const Napi::CallbackInfo& info) {
   });
 }
 
+// Copies what this rank writes, and lets a thread of its own write it.
+Napi::Value RankObject::save_copy(const Napi::CallbackInfo& info, const std::string& directory, SaveOptions how,
+                                  const std::string& token) {
+  Rank& rank = live();
+  const auto call = std::make_shared<Call>(info.Env());
+  if (!writer_) writer_ = std::make_shared<Worker>();
+  rank.post([&rank, directory, how, token, writer = writer_, completion = begin<Nothing>(call)] {
+    try {
+      if (completion->aborted()) fail("ABORTED", "the call was aborted by its caller before it ran");
+      const auto stream = rank.device().stream();
+      const auto save = std::make_shared<Save>(rank.parameters(), *stream, how, true);
+      writer->post([save, directory, token, completion] {
+        completion->run([&] {
+          save->write(directory, token);
+          return Nothing{};
+        });
+      });
+    } catch (...) {
+      completion->fail(std::current_exception());
+    }
+  });
+  return job_handle(info.Env(), call);
+}
+
 Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
   const std::string directory = text_argument(info[0], "directory");
   const Arguments options(info[1], "options");
-  const std::string dtype = options.text("dtype");
-  require(dtype == "f32" || dtype == "bf16", "options.dtype must be \"f32\" or \"bf16\", got \"", dtype, "\"");
-  const bool optimiser = options.boolean("optimiser");
-  const int64_t shard_bytes = static_cast<int64_t>(options.number("shardBytes", 1, 9007199254740991.0));
-  return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
-    if (rank.mesh() && rank.mesh()->rank() > 0) return Nothing{};  // rank 0's weights are everybody's
+  const SaveOptions how = read_save_options(options);
+  if (options.has("token")) return save_copy(info, directory, how, read_token(options));
+  const auto work = [=](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
-    const DType stored = dtype == "f32" ? DType::f32 : DType::bf16;
-    save_parameters(rank.parameters(), *stream, directory, stored, shard_bytes);
-    if (optimiser) save_optimiser(rank.parameters(), *stream, directory);
+    Mesh::call(rank.mesh().get(), [&] { tokenring::save(rank.parameters(), *stream, directory, how); });
+    return Nothing{};
+  };
+  return submit<Nothing>(info.Env(), work, Kind::collective);
+}
+
+Napi::Value RankObject::end_save(const Napi::CallbackInfo& info) {
+  const std::string directory = text_argument(info[0], "directory");
+  const Arguments options(info[1], "options");
+  const SaveOptions how = read_save_options(options);
+  const std::string token = read_token(options);
+  const bool keep = options.boolean("keep");
+  return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
+    const auto stream = rank.device().stream();
+    const Save save(rank.parameters(), *stream, how, false);
+    if (keep)
+      save.commit(directory, token);
+    else
+      save.discard(directory, token);
     return Nothing{};
   });
 }
@@ -338,13 +398,16 @@ Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
 Napi::Value RankObject::load(const Napi::CallbackInfo& info) {
   const std::string directory = text_argument(info[0], "directory");
   const bool optimiser = Arguments(info[1], "options").boolean("optimiser");
-  return submit<Version>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
+  const auto work = [=](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
-    load_parameters(rank.parameters(), *stream, directory);
-    if (optimiser) load_optimiser(rank.parameters(), *stream, directory);
-    stream->synchronize();
+    Mesh::call(rank.mesh().get(), [&] {
+      load_parameters(rank.parameters(), *stream, directory);
+      if (optimiser) load_optimiser(rank.parameters(), *stream, directory);
+      stream->synchronize();
+    });
     return Version{rank.parameters().version()};
-  });
+  };
+  return submit<Version>(info.Env(), work, Kind::collective);
 }
 
 Napi::Value RankObject::version(const Napi::CallbackInfo& info) {
@@ -359,6 +422,10 @@ Napi::Value RankObject::busy_seconds(const Napi::CallbackInfo& info) {
 
 Napi::Value RankObject::open_session(const Napi::CallbackInfo& info) {
   Rank& rank = live();
+  require(
+      !rank.mesh() || rank.mesh()->options().shard != 3,
+      "a session needs whole weights, and this policy's are sharded over ranks (shard: 3); sample from a policy with "
+      "shard 0 or 1, or from an engine of its own");
   const int64_t id = next_session_++;
   rank.post([&rank, id, table = table_] { (*table)[id] = rank.sampler().open(); });
   sessions_[id] = {};

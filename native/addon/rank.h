@@ -10,6 +10,8 @@
 #include <unordered_map>
 
 #include "addon/call.h"
+#include "addon/jobs.h"
+#include "model/checkpoint.h"
 #include "model/rank.h"
 
 namespace tokenring::addon {
@@ -41,6 +43,8 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   Napi::Value drop_gradients(const Napi::CallbackInfo&);
   Napi::Value reset_optimiser(const Napi::CallbackInfo&);
   Napi::Value save(const Napi::CallbackInfo&);
+  Napi::Value save_copy(const Napi::CallbackInfo&, const std::string& directory, SaveOptions, const std::string& token);
+  Napi::Value end_save(const Napi::CallbackInfo&);
   Napi::Value load(const Napi::CallbackInfo&);
   Napi::Value version(const Napi::CallbackInfo&);
   Napi::Value busy_seconds(const Napi::CallbackInfo&);
@@ -76,6 +80,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   std::unordered_map<int64_t, Session> sessions_;
   int64_t next_session_ = 1;
   std::set<std::shared_ptr<Call>> calls_;  // under way; the object is kept alive while there are any
+  std::shared_ptr<Worker> writer_;         // of copies; made when it is needed
   std::thread closer_;                     // waits for the engine thread after dispose()
   Napi::Reference<Napi::Promise> disposal_;
 };

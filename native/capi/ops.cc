@@ -161,8 +161,9 @@ TOKENRING_FUNCTION(sample,
 TOKENRING_FUNCTION(zero, (Engine * e, Tensor x), { e->ops().zero(*e->stream, x); });
 TOKENRING_FUNCTION(sum_of_squares_workspace, (Engine * e, int64_t elements, int64_t* bytes),
                    { *bytes = static_cast<int64_t>(e->ops().sum_of_squares_workspace(elements)); });
+// out: a float64 in device memory.
 TOKENRING_FUNCTION(sum_of_squares, (Engine * e, Tensor x, Tensor out, Tensor workspace),
-                   { e->ops().sum_of_squares(*e->stream, x, out, workspace); });
+                   { e->ops().sum_of_squares(*e->stream, x, static_cast<double*>(out.data), workspace); });
 TOKENRING_FUNCTION(adamw,
                    (Engine * e, float learning_rate, float beta1, float beta2, float epsilon, float weight_decay,
                     float gradient_scale, int64_t step, Tensor w, Tensor g, Tensor m, Tensor v),

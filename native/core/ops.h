@@ -116,6 +116,10 @@ class Ops {
   // Batches can be cut at multiples of so many rows without a change of bits.
   virtual int64_t cut_rows() const { return 1; }
 
+  // Whether a Weight is the rows of its master as they lie, as `act`: what is made of parts of a master, and sent
+  // between ranks, is then a Weight when it has come together. embedding_forward takes such a table too.
+  virtual bool plain_weights() const { return false; }
+
   // --- weights -------------------------------------------------------------------------------------
   virtual size_t weight_bytes(int64_t n, int64_t k) const = 0;
   virtual void prepare_weight(Stream&, Tensor master /* f32 [n,k] */, Weight out) const = 0;
@@ -226,8 +230,8 @@ class Ops {
 
   // --- parameters ----------------------------------------------------------------------------------
   virtual void zero(Stream&, Tensor x) const = 0;
-  // out[0] = sum of squares, a fixed order (f64 accumulation in blocks of 4096)
-  virtual void sum_of_squares(Stream&, Tensor x, Tensor out /* f32 [1] */, Tensor workspace) const = 0;
+  // out[0] = sum of squares, float64, in a fixed order (blocks of 4096)
+  virtual void sum_of_squares(Stream&, Tensor x, double* out /* device memory */, Tensor workspace) const = 0;
   virtual size_t sum_of_squares_workspace(int64_t elements) const = 0;
   virtual void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const = 0;
 };

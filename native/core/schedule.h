@@ -51,7 +51,7 @@ struct Frame {
 struct Entry {
   const char* op;  // name in the table of ops, or of the communicator's call
   int layer;       // -1 outside the layers
-  int64_t bytes;   // read and written; of a communicator's call, what this rank sends
+  int64_t bytes;   // read and written; of a communicator's call, the whole of what it sums, scatters or gathers
   int64_t flops;
   std::function<void(const Frame&)> run;
   Track track = Track::compute;

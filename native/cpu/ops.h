@@ -72,7 +72,7 @@ class CpuOps : public Ops {
               Tensor logprob) const override;
 
   void zero(Stream&, Tensor x) const override;
-  void sum_of_squares(Stream&, Tensor x, Tensor out, Tensor workspace) const override;
+  void sum_of_squares(Stream&, Tensor x, double* out, Tensor workspace) const override;
   size_t sum_of_squares_workspace(int64_t elements) const override;
   void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const override;
 

@@ -301,10 +301,10 @@ size_t CpuOps::sum_of_squares_workspace(int64_t elements) const {
   return static_cast<size_t>((elements + kSquaresBlock - 1) / kSquaresBlock) * sizeof(double);
 }
 
-void CpuOps::sum_of_squares(Stream& stream, Tensor x, Tensor out, Tensor workspace) const {
+void CpuOps::sum_of_squares(Stream& stream, Tensor x, double* out, Tensor workspace) const {
   require(x.dtype == DType::f32 && (x.data || x.elements() == 0), "sum_of_squares: x is ", shape_text(x),
           ", must be f32 with memory");
-  check("sum_of_squares", "out", out, DType::f32, {1});
+  require(out, "sum_of_squares: out is null");
   check_bytes("sum_of_squares", "workspace", workspace, sum_of_squares_workspace(x.elements()));
   cpu_stream(stream).enqueue([=, this] {
     const int64_t n = x.elements(), blocks = (n + kSquaresBlock - 1) / kSquaresBlock;
@@ -315,7 +315,7 @@ void CpuOps::sum_of_squares(Stream& stream, Tensor x, Tensor out, Tensor workspa
     });
     double total = 0.0;
     for (int64_t b = 0; b < blocks; ++b) total += partial[b];
-    out.f32()[0] = static_cast<float>(total);
+    *out = total;
   });
 }
 

@@ -171,6 +171,6 @@ size_t sum_of_squares_workspace(int64_t n);
 
 // out[0] = sum of x^2, x: f32 [n], accumulated in float64: blocks of 4096 elements first, then the blocks. For n = 0
 // too it writes 0. The workspace is 8-byte aligned.
-void sum_of_squares(CudaStream stream, int64_t n, const float* x, float* out, void* workspace);
+void sum_of_squares(CudaStream stream, int64_t n, const float* x, double* out, void* workspace);
 
 }  // namespace tokenring::cuda

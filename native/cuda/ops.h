@@ -21,6 +21,7 @@ class CudaOps final : public Ops {
         deterministic_(deterministic) {}
 
   DType activation() const override { return DType::bf16; }
+  bool plain_weights() const override { return true; }
 
   size_t weight_bytes(int64_t n, int64_t k) const override;
   void prepare_weight(Stream&, Tensor master, Weight out) const override;
@@ -78,7 +79,7 @@ class CudaOps final : public Ops {
               Tensor logprob) const override;
 
   void zero(Stream&, Tensor x) const override;
-  void sum_of_squares(Stream&, Tensor x, Tensor out, Tensor workspace) const override;
+  void sum_of_squares(Stream&, Tensor x, double* out, Tensor workspace) const override;
   size_t sum_of_squares_workspace(int64_t elements) const override;
   void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const override;
 

@@ -30,6 +30,7 @@ void CudaOps::clear(DeviceStream& stream, void* data, size_t bytes) const {
 
 void CudaOps::embedding_forward(Stream& stream, Tensor tokens, Tensor table, Tensor y) const {
   const char* op = "embedding_forward";
+  if (table.dtype == activation()) return gather_rows(stream, table, tokens, y);
   check(op, "tokens", tokens, DType::i32, {tokens.rows()});
   check_matrix(op, "table", table);
   check(op, "y", y, DType::bf16, {tokens.rows(), table.cols()});
@@ -278,12 +279,12 @@ void CudaOps::zero(Stream& stream, Tensor x) const {
 
 size_t CudaOps::sum_of_squares_workspace(int64_t elements) const { return k_.sum_of_squares_workspace(elements); }
 
-void CudaOps::sum_of_squares(Stream& stream, Tensor x, Tensor out, Tensor workspace) const {
+void CudaOps::sum_of_squares(Stream& stream, Tensor x, double* out, Tensor workspace) const {
   const char* op = "sum_of_squares";
   check(op, "x", x, DType::f32, {x.elements()});
-  check(op, "out", out, DType::f32, {1});
+  require(out, op, ": out is null");
   check_bytes(op, "workspace", workspace, sum_of_squares_workspace(x.elements()));
-  k_.sum_of_squares(device_stream(stream).raw(), x.elements(), x.f32(), out.f32(), workspace.data);
+  k_.sum_of_squares(device_stream(stream).raw(), x.elements(), x.f32(), out, workspace.data);
   launched(op);
 }
 

@@ -153,21 +153,57 @@ void SafetensorsReader::check(const std::string& name, const std::vector<int64_t
   }
 }
 
-void SafetensorsReader::read(const std::string& name, float* out) const {
+void SafetensorsReader::read(const std::string& name, float* out) const { read(name, 0, entry(name).elements(), out); }
+
+void SafetensorsReader::read(const std::string& name, int64_t begin, int64_t count, float* out) const {
   const SafetensorsEntry& tensor = entry(name);
-  if (tensor.dtype == "F32") return read_bytes(tensor.begin, out, tensor.end - tensor.begin, name);
-  const bool brain = tensor.dtype == "BF16";
-  std::vector<uint16_t> chunk(static_cast<size_t>(std::min(kChunk, tensor.elements())));
-  for (int64_t begin = 0, n = tensor.elements(); begin < n; begin += kChunk) {
-    const int64_t count = std::min(kChunk, n - begin);
-    read_bytes(tensor.begin + 2 * static_cast<uint64_t>(begin), chunk.data(), 2 * static_cast<size_t>(count), name);
-    for (int64_t i = 0; i < count; ++i) out[begin + i] = brain ? f32_of_bf16(chunk[i]) : f32_of_f16(chunk[i]);
+  if (begin < 0 || count < 0 || begin + count > tensor.elements())
+    fail("INTERNAL", path_, ": elements ", begin, "..", begin + count, " of tensor ", name);
+  const bool wide = tensor.dtype == "F32", brain = tensor.dtype == "BF16";
+  const uint64_t at = tensor.begin + static_cast<uint64_t>(begin) * (wide ? 4 : 2);
+  if (wide) return read_bytes(at, out, static_cast<size_t>(count) * 4, name);
+  std::vector<uint16_t> chunk(static_cast<size_t>(std::min(kChunk, count)));
+  for (int64_t done = 0; done < count; done += kChunk) {
+    const int64_t n = std::min(kChunk, count - done);
+    read_bytes(at + 2 * static_cast<uint64_t>(done), chunk.data(), 2 * static_cast<size_t>(n), name);
+    for (int64_t i = 0; i < n; ++i) out[done + i] = brain ? f32_of_bf16(chunk[i]) : f32_of_f16(chunk[i]);
   }
 }
 
+// --- writing -------------------------------------------------------------------------------------------
+
+std::string unfinished(const std::string& path, const std::string& suffix) { return path + ".tmp-" + suffix; }
+
+void finish_file(const std::string& path, const std::string& suffix) {
+  if (rename(unfinished(path, suffix).c_str(), path.c_str()) != 0)
+    fail("CHECKPOINT", path, ": cannot take its name: ", std::strerror(errno));
+  // The name is only as safe as the directory that holds it.
+  const size_t slash = path.find_last_of('/');
+  const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const int folder = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder >= 0) {
+    fsync(folder);
+    close(folder);
+  }
+}
+
+namespace {
+
+const char* cure_of(int cause) { return cause == ENOSPC || cause == EDQUOT ? "; free some space" : ""; }
+
+}  // namespace
+
 SafetensorsWriter::SafetensorsWriter(std::string path, std::vector<SafetensorsTensor> tensors,
                                      const std::map<std::string, std::string>& metadata)
-    : path_(std::move(path)), temporary_(path_ + ".tmp-" + std::to_string(getpid())), tensors_(std::move(tensors)) {
+    : SafetensorsWriter(std::move(path), std::to_string(getpid()), std::move(tensors), metadata) {}
+
+SafetensorsWriter::SafetensorsWriter(std::string path, std::string suffix, std::vector<SafetensorsTensor> tensors,
+                                     const std::map<std::string, std::string>& metadata)
+    : path_(std::move(path)),
+      suffix_(std::move(suffix)),
+      temporary_(unfinished(path_, suffix_)),
+      tensors_(std::move(tensors)),
+      written_(tensors_.size()) {
   std::ostringstream json;
   json << "{\"__metadata__\":{";
   const char* separator = "";
@@ -184,19 +220,24 @@ SafetensorsWriter::SafetensorsWriter(std::string path, std::vector<SafetensorsTe
     json << ',' << quote_json(tensor.name) << ":{\"dtype\":\"" << (tensor.dtype == DType::f32 ? "F32" : "BF16")
          << "\",\"shape\":" << shape_text(tensor.shape) << ",\"data_offsets\":[" << offset << ',' << offset + bytes
          << "]}";
+    begin_.push_back(offset);
     offset += bytes;
   }
   json << '}';
   std::string header = json.str();
   header.append((8 - header.size() % 8) % 8, ' ');  // so that the data is aligned
-
-  file_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (file_ < 0) fail("CHECKPOINT", temporary_, ": cannot be created: ", std::strerror(errno));
   unsigned char length[8];
   for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(header.size() >> (8 * i));
+  for (uint64_t& begin : begin_) begin += sizeof(length) + header.size();
+
+  file_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+  if (file_ < 0) fail("CHECKPOINT", temporary_, ": cannot be created: ", std::strerror(errno));
   try {
-    write_bytes(length, sizeof(length));
-    write_bytes(header.data(), header.size());
+    // To the same size for every writer.
+    if (ftruncate(file_, static_cast<off_t>(sizeof(length) + header.size() + offset)) != 0)
+      fail("CHECKPOINT", temporary_, ": cannot be written: ", std::strerror(errno), cure_of(errno));
+    write_bytes(length, sizeof(length), 0);
+    write_bytes(header.data(), header.size(), sizeof(length));
   } catch (...) {
     close(file_);
     unlink(temporary_.c_str());
@@ -204,60 +245,62 @@ SafetensorsWriter::SafetensorsWriter(std::string path, std::vector<SafetensorsTe
   }
 }
 
-namespace {
-
-const char* cure_of(int cause) { return cause == ENOSPC || cause == EDQUOT ? "; free some space" : ""; }
-
-}  // namespace
-
 SafetensorsWriter::~SafetensorsWriter() {
   if (file_ < 0) return;
   close(file_);
   unlink(temporary_.c_str());
 }
 
-void SafetensorsWriter::write_bytes(const void* data, size_t bytes) {
+void SafetensorsWriter::write_bytes(const void* data, size_t bytes, uint64_t at) {
   const char* from = static_cast<const char*>(data);
   while (bytes > 0) {
-    const ssize_t n = write(file_, from, bytes);
+    const ssize_t n = pwrite(file_, from, bytes, static_cast<off_t>(at));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail("CHECKPOINT", temporary_, ": cannot be written: ", std::strerror(errno), cure_of(errno));
     from += n;
+    at += static_cast<uint64_t>(n);
     bytes -= static_cast<size_t>(n);
+  }
+}
+
+void SafetensorsWriter::write(size_t index, int64_t begin, int64_t count, const float* values) {
+  const DType dtype = tensors_.at(index).dtype;
+  const uint64_t at = begin_[index] + static_cast<uint64_t>(begin) * size_of(dtype);
+  written_[index] += count;
+  if (dtype == DType::f32) return write_bytes(values, static_cast<size_t>(count) * sizeof(float), at);
+  std::vector<uint16_t> chunk(static_cast<size_t>(std::min(kChunk, count)));
+  for (int64_t done = 0; done < count; done += kChunk) {
+    const int64_t n = std::min(kChunk, count - done);
+    for (int64_t i = 0; i < n; ++i) chunk[i] = bf16_of_f32(values[done + i]);
+    write_bytes(chunk.data(), static_cast<size_t>(n) * 2, at + static_cast<uint64_t>(done) * 2);
   }
 }
 
 void SafetensorsWriter::append(const float* values) {
   if (next_ == tensors_.size()) fail("INTERNAL", path_, ": more tensors than its header names");
-  const SafetensorsTensor& tensor = tensors_[next_++];
   int64_t n = 1;
-  for (const int64_t size : tensor.shape) n *= size;
-  if (tensor.dtype == DType::f32) return write_bytes(values, static_cast<size_t>(n) * sizeof(float));
-  std::vector<uint16_t> chunk(static_cast<size_t>(std::min(kChunk, n)));
-  for (int64_t begin = 0; begin < n; begin += kChunk) {
-    const int64_t count = std::min(kChunk, n - begin);
-    for (int64_t i = 0; i < count; ++i) chunk[i] = bf16_of_f32(values[begin + i]);
-    write_bytes(chunk.data(), static_cast<size_t>(count) * 2);
-  }
+  for (const int64_t size : tensors_[next_].shape) n *= size;
+  write(next_++, 0, n, values);
 }
 
-void SafetensorsWriter::commit() {
-  if (next_ != tensors_.size()) fail("INTERNAL", path_, ": tensor ", tensors_[next_].name, " was not written");
+void SafetensorsWriter::sync() {
   if (fsync(file_) != 0) fail("CHECKPOINT", temporary_, ": cannot be flushed: ", std::strerror(errno), cure_of(errno));
   close(file_);
   file_ = -1;
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) {
-    const int cause = errno;
-    unlink(temporary_.c_str());
-    fail("CHECKPOINT", path_, ": cannot take its name: ", std::strerror(cause));
+}
+
+void SafetensorsWriter::commit() {
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    int64_t n = 1;
+    for (const int64_t size : tensors_[i].shape) n *= size;
+    if (written_[i] != n) fail("INTERNAL", path_, ": tensor ", tensors_[i].name, " was not written");
   }
-  // The name is only as safe as the directory that holds it.
-  const size_t slash = path_.find_last_of('/');
-  const std::string directory = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-  const int folder = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder >= 0) {
-    fsync(folder);
-    close(folder);
+  sync();
+  try {
+    finish_file(path_, suffix_);
+  } catch (...) {
+    unlink(temporary_.c_str());
+    throw;
   }
 }
 

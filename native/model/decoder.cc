@@ -122,14 +122,14 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
   pass.keep = keep;
   pass.tokens = tokens;
   pass.positions = positions;
-  const EdgeWeights edge = params.acquire_edge(schedule);
+  const Tensor table = params.acquire_embedding(schedule);
 
   Slot x = build.rows(m, h);  // residual stream
   Slot r;                     // what is still to be added to it
-  schedule.add("embedding_forward", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
-               [&ops = ops_, tokens, table = edge.embedding, x](const Frame& f) {
-                 ops.embedding_forward(f.stream, f[tokens], table, f[x]);
-               });
+  schedule.add(
+      "embedding_forward", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
+      [&ops = ops_, tokens, table, x](const Frame& f) { ops.embedding_forward(f.stream, f[tokens], table, f[x]); });
+  params.release_embedding(schedule);
 
   // s = x + r, y = norm(s). The stream is updated in place unless backward needs it as it was.
   const auto add_norm = [&](int layer, Tensor weight, bool x_is_kept, Slot& s, Slot& rstd, Slot& y) {
@@ -166,9 +166,10 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
     if (keep > Keep::nothing) pass.layers.push_back(at);
   }
 
-  add_norm(-1, edge.final_norm, keep == Keep::everything, pass.s, pass.rstd, pass.hidden);
+  const HeadWeights head = params.acquire_head(schedule);
+  add_norm(-1, head.final_norm, keep == Keep::everything, pass.s, pass.rstd, pass.hidden);
   drop_below(Keep::checkpoints, {pass.s, pass.rstd});
-  params.release_edge(schedule);
+  params.release_head(schedule);
   return pass;
 }
 
@@ -181,12 +182,13 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
   const int64_t m = pass.tokens.shape[0], h = c.hidden_size;
   Builder build{schedule, ops_, c};
 
-  const EdgeWeights edge = params.acquire_edge(schedule);
-  const EdgeGradients dedge = sink.edge(schedule);
+  const HeadWeights head = params.acquire_head(schedule);
+  const HeadGradients dhead = sink.head(schedule);
   const Slot ds = build.rows(m, h);  // gradient of the residual stream, from top to bottom
-  build.norm_backward(-1, dhidden, pass.s, edge.final_norm, pass.rstd, ds, false, dedge.final_norm);
+  build.norm_backward(-1, dhidden, pass.s, head.final_norm, pass.rstd, ds, false, dhead.final_norm);
   build.release({dhidden, pass.hidden, pass.s, pass.rstd});
-  params.release_edge(schedule);
+  params.release_head(schedule);
+  sink.ready_head(schedule);
 
   for (int layer = c.num_hidden_layers - 1; layer >= 0; --layer) {
     DecoderPass::Layer at = pass.layers[layer];
@@ -240,26 +242,49 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
     sink.ready(schedule, layer);
   }
 
+  const Tensor dtable = sink.embedding(schedule);
   schedule.add("embedding_backward", -1, 2 * static_cast<int64_t>(ds.bytes()), m * h,
-               [&ops = ops_, tokens = pass.tokens, ds, table = dedge.embedding](const Frame& f) {
-                 ops.embedding_backward(f.stream, f[tokens], f[ds], table);
+               [&ops = ops_, tokens = pass.tokens, ds, dtable](const Frame& f) {
+                 ops.embedding_backward(f.stream, f[tokens], f[ds], dtable);
                });
   build.release({ds});
-  sink.ready_edge(schedule);
+  sink.ready_embedding(schedule);
+}
+
+void Decoder::idle(Schedule& schedule, ParamSource& params, GradSink* sink) const {
+  params.acquire_embedding(schedule);
+  params.release_embedding(schedule);
+  for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
+    params.acquire(schedule, layer);
+    params.release(schedule, layer);
+  }
+  params.acquire_head(schedule);
+  if (sink) sink->head(schedule);
+  params.release_head(schedule);
+  if (!sink) return;
+  sink->ready_head(schedule);
+  for (int layer = config_.num_hidden_layers - 1; layer >= 0; --layer) {
+    params.acquire(schedule, layer);
+    sink->layer(schedule, layer);
+    params.release(schedule, layer);
+    sink->ready(schedule, layer);
+  }
+  sink->embedding(schedule);
+  sink->ready_embedding(schedule);
 }
 
 Slot Decoder::logits(Schedule& schedule, ParamSource& params, Slot hidden, Slot index) const {
   Builder build{schedule, ops_, config_};
   const int64_t r = index.shape[0];
-  const EdgeWeights edge = params.acquire_edge(schedule);
+  const Weight head = params.acquire_head(schedule).weight;
   const Slot x = build.rows(r, config_.hidden_size);
   schedule.add(
       "gather_rows", -1, 2 * static_cast<int64_t>(x.bytes()), 0,
       [&ops = ops_, hidden, index, x](const Frame& f) { ops.gather_rows(f.stream, f[hidden], f[index], f[x]); });
   const Slot logits = schedule.slot(DType::f32, {r, config_.vocab_size});
-  build.linear(-1, x, edge.head, Tensor{}, logits);
+  build.linear(-1, x, head, Tensor{}, logits);
   schedule.release(x);
-  params.release_edge(schedule);
+  params.release_head(schedule);
   return logits;
 }
 

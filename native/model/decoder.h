@@ -52,6 +52,10 @@ class Decoder {
   // released), and so is everything that the pass kept, pass.hidden included. Gradients are added to the sink's.
   void backward(Schedule&, ParamSource&, GradSink&, Attend&, const DecoderPass&, Slot dhidden) const;
 
+  // What forward() and, with a sink, backward() ask of the seams, and nothing else: for a rank without tokens among
+  // ranks that gather parameters and sum gradients on the way.
+  void idle(Schedule&, ParamSource&, GradSink*) const;
+
   // Logits f32 [r, vocab] of rows `index` (i32 [r]) of hidden [m,h]. The caller releases them. Each row's bits
   // depend on that row alone.
   Slot logits(Schedule&, ParamSource&, Slot hidden, Slot index) const;

@@ -47,18 +47,23 @@ void initialise(Parameters& parameters, Stream& stream, const Initialisation& ho
 
   std::vector<float> values;
   const std::vector<NamedSlice>& slices = parameters.slices();
-  for (size_t s = 0; s < slices.size(); ++s) {
-    const NamedSlice& slice = slices[s];
-    values.assign(slice.elements(), 0.0f);
+  for (const Fragment& fragment : parameters.fragments()) {
+    const NamedSlice& slice = slices[fragment.slice];
+    values.assign(static_cast<size_t>(fragment.elements), 0.0f);
     if (slice.shape.size() == 2) {
-      const uint64_t stream_of_slice = random_bits(how.seed, s);
-      for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(how.std * normal01(stream_of_slice, i));
+      const uint64_t stream_of_slice = random_bits(how.seed, fragment.slice);
+      for (size_t i = 0; i < values.size(); ++i) {
+        const uint64_t element = static_cast<uint64_t>(fragment.begin) + i;
+        values[i] = static_cast<float>(how.std * normal01(stream_of_slice, element));
+      }
     } else if (ends_with(slice.name, "norm.weight")) {
       std::fill(values.begin(), values.end(), 1.0f);
     } else if (how.previous_token_bias > 0) {
-      bias_to_previous_tokens(config, slice.name, how.previous_token_bias, values);
+      std::vector<float> whole(static_cast<size_t>(slice.elements()));
+      bias_to_previous_tokens(config, slice.name, how.previous_token_bias, whole);
+      std::copy_n(whole.begin() + fragment.begin, values.size(), values.begin());
     }
-    stream.copy_to_device(parameters.master().f32() + slice.offset, values.data(), values.size() * sizeof(float));
+    stream.copy_to_device(parameters.master().f32() + fragment.offset, values.data(), values.size() * sizeof(float));
     stream.synchronize();  // `values` is filled anew
   }
   parameters.reset_optimiser(stream);

@@ -1,8 +1,13 @@
 // The parameters of a decoder on one rank: float32 masters, the compute copies made of them, gradients and AdamW
-// state, each one flat buffer; and the names by which Hugging Face knows their rows.
+// state; all of them, or on a mesh that shards (ZeRO, arXiv 1910.02054) this rank's share:
+//
+//  stage 1: masters and AdamW state are this rank's share; copies and gradients are whole. Gradients are summed over
+//           the ranks into the share, and what the step has made of the masters is gathered into the copies.
+//  stage 3: copies and gradients are whole for two layers at a time (model/weights.h, model/gradients.h).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,35 +15,32 @@
 #include "core/device.h"
 #include "core/seams.h"
 #include "model/config.h"
+#include "model/layout.h"
 
 namespace tokenring {
 
-// A Hugging Face tensor as a slice of the flat buffer ("model.layers.0.self_attn.q_proj.weight").
-struct NamedSlice {
-  std::string name;
-  std::vector<int64_t> shape;
-  int64_t offset = 0;  // in elements
-  bool decay = true;   // weight decay applies (matrices, not norms and biases)
-
-  int64_t elements() const {
-    int64_t n = 1;
-    for (const int64_t size : shape) n *= size;
-    return n;
-  }
-};
+class Mesh;  // parallel/mesh.h
 
 class Parameters : public ParamSource, public GradSink {
  public:
-  Parameters(Device&, DecoderConfig);
+  // `mesh` has joined before anything is published or summed; null: one rank alone.
+  Parameters(Device&, DecoderConfig, Mesh* mesh = nullptr);
   ~Parameters() override;
 
   const DecoderConfig& config() const;
-  const std::vector<NamedSlice>& slices() const;  // by offset
-  int64_t elements() const;                       // of a flat buffer; the zeros between aligned slices count
-  int64_t version() const;                        // grows with every change of the weights
+  int stage() const;  // 0: not sharded
+  const std::vector<NamedSlice>& slices() const;
+  // What this rank has of them in its flat buffers: each slice as a whole, at its offset, unless they are sharded.
+  const std::vector<Fragment>& fragments() const;
+  // How many ranks of the mesh hold this very share, and which of them this one is.
+  int holders() const;
+  int holder() const;
+  bool is_first() const;     // rank 0 of the mesh, or alone
+  int64_t elements() const;  // of a flat buffer; the zeros between aligned slices count
+  int64_t version() const;   // grows with every change of the weights
 
   // Flat float32 buffers of elements() each. All but the masters are made, as zeros, when they are first asked for, as
-  // layer() and edge() do.
+  // layer(), head() and embedding() do. Sharded, gradient() holds sums over ranks alone.
   Tensor master();
   Tensor gradient();
   Tensor first_moment();
@@ -49,9 +51,11 @@ class Parameters : public ParamSource, public GradSink {
   void raise_version(int64_t version);
 
   // A tied embedding collects the head's gradient apart from its own, so that both sum over the tokens in their
-  // order however the batch is split. This adds it to gradient(), once; call it before gradient() is read.
+  // order however the batch is split. This adds it to its own, once; call it before gradient() is read.
   void complete_gradients(Stream&) override;
   void zero_gradients(Stream&);
+  // The step has left gradient() as zeros: so becomes what else was collected for it.
+  void finish_step(Stream&);
   // Whether gradient() is already the sum over the ranks of a mesh; no more may be added then. Zeroing ends it.
   bool gradients_summed() const;
   void set_gradients_summed(bool);
@@ -59,22 +63,34 @@ class Parameters : public ParamSource, public GradSink {
   void reset_optimiser(Stream&);
 
   // Name of the first tensor that holds something not finite in `flat`, one of the buffers above; empty if there is
-  // none. Waits for the stream.
-  std::string first_non_finite(Stream&, Tensor flat) const;
+  // none. Waits for the stream. `everywhere`: in no rank's share; collective, the same on all.
+  std::string first_non_finite(Stream&, Tensor flat, bool everywhere = false) const;
+  // The sum of what the ranks of the shard group say about their shares, in their order. Collective.
+  double sum_over_shares(double mine) const;
 
-  // Makes the compute copies from the masters and raises the version. Call after every change.
+  // Runs what may fail on one rank of a mesh and not on another, before they go on together: if it fails on any, it
+  // fails on all, with the cause of the first. Collective.
+  void agree(const std::function<void()>& work) const;
+  // What rank 0 of the mesh says. Collective.
+  int64_t of_first(int64_t mine) const;
+
+  // Makes the compute copies from the masters and raises the version. Call after every change. Collective at stage 1.
   void publish(Stream&);
   RopeTable rope() const;
 
+  Tensor acquire_embedding(Schedule&) override;
+  void release_embedding(Schedule&) override {}
   LayerWeights acquire(Schedule&, int layer) override;
-  void release(Schedule&, int layer) override;
-  EdgeWeights acquire_edge(Schedule&) override;
-  void release_edge(Schedule&) override;
+  void release(Schedule&, int) override {}
+  HeadWeights acquire_head(Schedule&) override;
+  void release_head(Schedule&) override {}
+  HeadGradients head(Schedule&) override;
+  void ready_head(Schedule&) override;
   LayerGradients layer(Schedule&, int layer) override;
-  EdgeGradients edge(Schedule&) override;
   void ready(Schedule&, int layer) override;
-  void ready_edge(Schedule&) override;
-  std::vector<Tensor> bucket(int layer) override;
+  Tensor embedding(Schedule&) override;
+  void ready_embedding(Schedule&) override;
+  std::vector<Bucket> buckets(int unit) override;
 
  private:
   struct Impl;

@@ -27,9 +27,10 @@ bool sums_tokens(const Entry& entry) {
 
 std::vector<OptimiserSegment> segments_of(const Parameters& parameters) {
   std::vector<OptimiserSegment> segments;
-  for (const NamedSlice& slice : parameters.slices()) {
-    if (segments.empty() || segments.back().decay != slice.decay) segments.push_back({slice.offset, 0, slice.decay});
-    segments.back().elements = slice.offset + slice.elements() - segments.back().offset;
+  for (const Fragment& fragment : parameters.fragments()) {
+    const bool decay = parameters.slices()[fragment.slice].decay;
+    if (segments.empty() || segments.back().decay != decay) segments.push_back({fragment.offset, 0, decay});
+    segments.back().elements = fragment.offset + fragment.elements - segments.back().offset;
   }
   return segments;
 }
@@ -46,7 +47,7 @@ struct Trainer::Impl {
   TrainerOptions options;
   Mesh* mesh;
   std::unique_ptr<Trace> trace;
-  std::optional<GradientSum> sum;  // on a mesh of several ranks
+  std::optional<GradientSum> sum;  // on a mesh of several ranks, or of shares
   // Norm of the weights of a version, by which ranks tell whether theirs are the same.
   double weights_norm = 0;
   int64_t weights_version = -1;
@@ -61,15 +62,17 @@ struct Trainer::Impl {
         options(options),
         mesh(mesh) {
     if (mesh) {
-      const int shard = mesh->options().shard;
-      require(shard == 0, "mesh: shard is ", shard, "; this version takes 0");
+      if (mesh->size() > 1 || parameters.stage() > 0)
+        sum.emplace(parameters, parameters.config().num_hidden_layers, *mesh);
     }
     if (!options.trace.empty()) trace = std::make_unique<Trace>(options.trace, mesh ? mesh->rank() : 0);
     executor.trace(trace.get(), 0);
-    if (mesh && mesh->size() > 1) sum.emplace(parameters, parameters.config().num_hidden_layers, *mesh);
   }
 
   static Streams streams_with(Stream& compute, Mesh* mesh) { return mesh ? mesh->streams(compute) : Streams{&compute}; }
+
+  // Whether other ranks take part in every pass, one for each call.
+  bool gathers() const { return parameters.stage() == 3; }
 
   std::string first_non_finite(Tensor flat) { return parameters.first_non_finite(*stream, flat); }
 
@@ -163,7 +166,9 @@ struct Trainer::Impl {
 
   // Tokens of one pass. Documents are independent and their order is kept, so batches can be cut between them: where
   // many fit into the caches, a batch goes through forth and back in parts that do.
+  // Where layers are gathered and their gradients summed in each pass, a batch is one: ranks may hold unlike batches.
   int64_t pass_tokens() const {
+    if (gathers()) return 0;
     const DecoderConfig& c = decoder.config();
     const int64_t width = 4 * int64_t{c.hidden_size} + 3 * int64_t{c.intermediate_size} +
                           2 * (c.num_attention_heads + int64_t{c.num_key_value_heads}) * c.head_dim;
@@ -187,9 +192,9 @@ struct Trainer::Impl {
     const Inputs in = upload(schedule, of.rows);
     const Keep keep = options.activation_checkpointing ? Keep::checkpoints : Keep::everything;
     const DecoderPass pass = decoder.forward(schedule, parameters, *of.attend, in.tokens, in.positions, keep);
-    const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, parameters.edge(schedule).head};
+    const PolicyHead head{device.ops(), parameters.acquire_head(schedule).weight, sink.head(schedule).weight};
     const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, of.rows.loss, of.lanes, of.ratios.get());
-    parameters.release_edge(schedule);
+    parameters.release_head(schedule);
     decoder.backward(schedule, parameters, sink, *of.attend, pass, dhidden);
     int64_t common = 0, of_head = 0;
     for (const Entry& entry : schedule.entries()) {
@@ -246,7 +251,13 @@ struct Trainer::Impl {
         const bool sums = last && &pass == &passes.back();
         backpropagate(*on[next++ % on.size()], pass, loss, sums ? static_cast<GradSink&>(*sum) : parameters, turn);
       }
-      if (last && passes.empty()) queue_sum();
+      if (passes.empty() && gathers()) {
+        Schedule schedule;
+        decoder.idle(schedule, parameters, last ? &static_cast<GradSink&>(*sum) : &parameters);
+        executor.run(schedule);
+      } else if (passes.empty() && last) {
+        queue_sum();
+      }
     });
     if (last) parameters.set_gradients_summed(true);
   }
@@ -257,9 +268,14 @@ struct Trainer::Impl {
     executor.run(schedule);
   }
 
+  // Of all of it, whichever rank holds what.
+  double norm(Tensor flat) {
+    return AdamWOptimiser::norm_of(parameters.sum_over_shares(optimiser.sum_of_squares(*stream, flat)));
+  }
+
   double norm_of_weights() {
     if (weights_version != parameters.version()) {
-      weights_norm = optimiser.norm(*stream, parameters.master());
+      weights_norm = norm(parameters.master());
       weights_version = parameters.version();
     }
     return weights_norm;
@@ -314,7 +330,7 @@ LossResult Trainer::Impl::accumulate(const PackedBatch& batch, const PolicyLoss&
   LossResult result(batch.tokens.size());
   const RankRows rows = rank_rows(batch, whole(batch.lengths), false);
   last = last && sum;
-  if (rows.loss.size() == 0 && !last) return result;
+  if (rows.loss.size() == 0 && !last && !gathers()) return result;
   try {
     check_lane("weight", rows, rows.loss.weight);
     check_lane("advantage", rows, rows.loss.advantage);
@@ -342,16 +358,20 @@ LossResult Trainer::Impl::score(const PackedBatch& batch, float temperature, con
   require(std::isfinite(temperature) && temperature > 0, "score: temperature is ", temperature, "; it must be above 0");
   LossResult result(batch.tokens.size());
   std::optional<Pass> of = pass_of(batch, 0, true, false);
-  if (!of) return result;
+  if (!of && !gathers()) return result;
 
   Schedule schedule;
-  const Inputs in = upload(schedule, of->rows);
-  const DecoderPass pass = decoder.forward(schedule, parameters, *of->attend, in.tokens, in.positions, Keep::nothing);
-  const PolicyHead head{device.ops(), parameters.acquire_edge(schedule).head, Tensor{}};
-  policy_score(schedule, head, temperature, 0, pass.hidden, of->rows.loss, of->lanes);
-  parameters.release_edge(schedule);
+  if (of) {
+    const Inputs in = upload(schedule, of->rows);
+    const DecoderPass pass = decoder.forward(schedule, parameters, *of->attend, in.tokens, in.positions, Keep::nothing);
+    const PolicyHead head{device.ops(), parameters.acquire_head(schedule).weight, Tensor{}};
+    policy_score(schedule, head, temperature, 0, pass.hidden, of->rows.loss, of->lanes);
+    parameters.release_head(schedule);
+  } else {
+    decoder.idle(schedule, parameters, nullptr);
+  }
   run({&executor}, aborted, [&] { executor.run(schedule); });
-  read_lanes(*of, result);
+  if (of) read_lanes(*of, result);
   return result;
 }
 
@@ -359,23 +379,25 @@ LossResult Trainer::Impl::score(const PackedBatch& batch, float temperature, con
 OptimiserResult Trainer::Impl::step(const AdamW& how) {
   Parameters& p = parameters;
   const int64_t step = p.optimiser_step() + 1;
-  const double norm = optimiser.norm(*stream, p.gradient());
+  const double norm = this->norm(p.gradient());
   if (!std::isfinite(norm)) {
-    const std::string bad = first_non_finite(p.gradient());
+    const std::string bad = p.first_non_finite(*stream, p.gradient(), true);
     drop_gradients();
+    if (mesh) mesh->fails_alike();
     fail("NON_FINITE", "optimiser step ", step, ": ",
          bad.empty() ? "the norm of the gradients overflows" : "the gradient of " + bad + " is not finite",
          "; all gradients were dropped and the weights are as before");
   }
   const int64_t begun = Trace::now();
   optimiser.step(*stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
-  p.set_gradients_summed(false);
+  p.finish_step(*stream);
   p.set_optimiser_step(step);
   p.publish(*stream);
   // Finite gradients can still make weights that are not: a learning rate that overflows, an epsilon of 0.
   if (!std::isfinite(norm_of_weights())) {
-    const std::string bad = first_non_finite(p.master());
+    const std::string bad = p.first_non_finite(*stream, p.master(), true);
     if (!bad.empty()) {
+      if (mesh) mesh->fails_alike();
       fail("NON_FINITE", "optimiser step ", step, " made the weights of ", bad, " not finite (learning rate ",
            how.learning_rate, ", epsilon ", how.epsilon, "); load an earlier checkpoint");
     }
@@ -401,13 +423,10 @@ LossResult Trainer::score(const PackedBatch& batch, float temperature, const std
 
 OptimiserResult Trainer::optimise(const AdamW& how) {
   how.check();
-  Mesh::call(impl_->mesh, [&] { impl_->gather_gradients(how); });
-  try {
+  return Mesh::call(impl_->mesh, [&] {
+    impl_->gather_gradients(how);
     return impl_->step(how);
-  } catch (const Failure& failure) {
-    if (impl_->mesh && failure.code() != "NON_FINITE") impl_->mesh->abort(failure.what());
-    throw;
-  }
+  });
 }
 
 void Trainer::drop_gradients() { impl_->drop_gradients(); }

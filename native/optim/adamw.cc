@@ -21,15 +21,19 @@ AdamWOptimiser::AdamWOptimiser(Device& device, std::vector<OptimiserSegment> seg
     : ops_(device.ops()),
       segments_(std::move(segments)),
       workspace_(device, ops_.sum_of_squares_workspace(elements)),
-      sum_(device, sizeof(float)) {}
+      sum_(device, sizeof(double)) {}
 
-double AdamWOptimiser::norm(Stream& stream, Tensor flat) const {
-  float sum = 0;
-  ops_.sum_of_squares(stream, flat, tensor(sum_.data(), DType::f32, {1}),
+double AdamWOptimiser::sum_of_squares(Stream& stream, Tensor flat) const {
+  double sum = 0;
+  ops_.sum_of_squares(stream, flat, static_cast<double*>(sum_.data()),
                       tensor(workspace_.data(), DType::u8, {static_cast<int64_t>(workspace_.bytes())}));
   stream.copy_to_host(&sum, sum_.data(), sizeof(sum));
   stream.synchronize();
-  return std::sqrt(static_cast<double>(sum));
+  return sum;
+}
+
+double AdamWOptimiser::norm_of(double sum_of_squares) {
+  return std::sqrt(static_cast<double>(static_cast<float>(sum_of_squares)));
 }
 
 void AdamWOptimiser::step(Stream& stream, const AdamW& how, int64_t step, double norm,

@@ -38,8 +38,10 @@ class AdamWOptimiser {
   // `elements`: length of the flat buffers. What no segment covers (the zeros between tensors) stays as it is.
   AdamWOptimiser(Device&, std::vector<OptimiserSegment> segments, int64_t elements);
 
-  // Square root of the sum of squares of a flat buffer; infinity where the sum leaves float32. Waits for the stream.
-  double norm(Stream&, Tensor flat) const;
+  // In float64, and the norm that is made of it, or of the sum of several: infinity where it leaves float32. Waits for
+  // the stream.
+  double sum_of_squares(Stream&, Tensor flat) const;
+  static double norm_of(double sum_of_squares);
 
   // Queues update number `step` (1-based). `norm` is the gradient's; above clip_norm the gradient counts times
   // clip_norm / norm.

@@ -20,21 +20,26 @@ class GradientSum : public GradSink {
 
   // As a sink of the last pass before an optimiser step: a bucket is queued for its sum as soon as it is ready.
   LayerGradients layer(Schedule& schedule, int layer) override { return own_.layer(schedule, layer); }
-  EdgeGradients edge(Schedule& schedule) override { return own_.edge(schedule); }
+  HeadGradients head(Schedule& schedule) override { return own_.head(schedule); }
+  Tensor embedding(Schedule& schedule) override { return own_.embedding(schedule); }
+  void ready_head(Schedule&) override;
   void ready(Schedule&, int layer) override;
-  void ready_edge(Schedule&) override;
-  std::vector<Tensor> bucket(int layer) override { return own_.bucket(layer); }
+  void ready_embedding(Schedule&) override;
+  std::vector<Bucket> buckets(int unit) override { return own_.buckets(unit); }
   void complete_gradients(Stream& stream) override { own_.complete_gradients(stream); }
 
   // All buckets at once, for a rank whose backward pass has not done it.
   void add(Schedule&);
 
  private:
-  void sum(Schedule&, int layer);
+  void sum(Schedule&, int unit);
+  void sum_behind(Schedule&, int unit);
 
   GradSink& own_;
   int layers_;
   Mesh& mesh_;
+  int behind_ = kNone;
+  static constexpr int kNone = -3;
 };
 
 }  // namespace tokenring

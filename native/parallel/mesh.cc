@@ -72,7 +72,7 @@ void Mesh::join_groups() {
     if (wanted(groups[g]) && groups[g].leader == rank) own[g] = transport_.make_id();
   }
   if (!any) return;  // as on every other rank
-  const std::vector<std::byte> all = gather(own, sizeof(own));
+  const std::vector<std::byte> all = gather(*world_, own, sizeof(own));
   for (size_t g = 0; g < kGroups; ++g) {
     const Group& group = groups[g];
     if (!wanted(group)) continue;
@@ -89,15 +89,14 @@ void Mesh::check() const {
   if (!joined_) fail("INTERNAL", "a mesh was used before its ranks have joined");
 }
 
-std::vector<std::byte> Mesh::gather(const void* own, size_t bytes) {
+std::vector<std::byte> Mesh::gather(Communicator& group, const void* own, size_t bytes) {
   const int64_t each = static_cast<int64_t>(bytes);
-  const Buffer from(device_, bytes), to(device_, bytes * options_.size);
+  const Buffer from(device_, bytes), to(device_, bytes * group.size());
   std::vector<std::byte> all(to.bytes());
   Stream& stream = *gradient_stream_;
   const Drain drain{stream};
   stream.copy_to_device(from.data(), own, bytes);
-  world_->all_gather(stream, tensor(from.data(), DType::u8, {each}),
-                     tensor(to.data(), DType::u8, {each * options_.size}));
+  group.all_gather(stream, tensor(from.data(), DType::u8, {each}), tensor(to.data(), DType::u8, {each * group.size()}));
   stream.copy_to_host(all.data(), to.data(), all.size());
   stream.synchronize();
   return all;
@@ -108,7 +107,7 @@ void Mesh::agree(const std::vector<std::pair<std::string, double>>& values) {
   std::vector<double> own;
   for (const auto& [name, value] : values) own.push_back(value);
   const size_t bytes = own.size() * sizeof(double);
-  const std::vector<std::byte> all = gather(own.data(), bytes);
+  const std::vector<std::byte> all = gather(*world_, own.data(), bytes);
   for (size_t i = 0; i < own.size(); ++i) {
     const auto said = [&](int r) {
       double value;
@@ -123,6 +122,31 @@ void Mesh::agree(const std::vector<std::pair<std::string, double>>& values) {
       fail("COMMUNICATOR", "the ranks of the mesh disagree about ", values[i].first, ": rank 0 has ", said(0),
            ", rank ", r, " has ", said(r), "; all ranks must be made and called alike");
     }
+  }
+}
+
+void Mesh::fail_together(std::exception_ptr mine) {
+  struct Word {
+    char code[32], text[1000];
+  } word{};
+  const auto say = [&](const std::string& code, const std::string& text) {
+    code.copy(word.code, sizeof(word.code) - 1);
+    text.copy(word.text, sizeof(word.text) - 1);
+  };
+  try {
+    if (mine) std::rethrow_exception(mine);
+  } catch (const Failure& failure) {
+    say(failure.code(), failure.what());
+  } catch (const std::exception& error) {
+    say("INTERNAL", error.what());
+  }
+  const std::vector<std::byte> all = gather(*world_, &word, sizeof(word));
+  for (int r = 0; r < options_.size; ++r) {
+    std::memcpy(&word, all.data() + r * sizeof(word), sizeof(word));
+    if (!word.code[0]) continue;
+    fails_alike();
+    if (r == options_.rank) std::rethrow_exception(mine);
+    fail(word.code, "rank ", r, ": ", word.text);
   }
 }
 

@@ -79,6 +79,15 @@ class Mesh {
   // Failure COMMUNICATOR on every rank, naming one that differs, unless all ranks say the same. Collective; waits.
   void agree(const std::vector<std::pair<std::string, double>>& values);
 
+  // `mine`: what this rank failed with, or null. If any has failed, all do, with the failure of the first of them; the
+  // mesh stays whole. Collective; waits.
+  void fail_together(std::exception_ptr mine);
+  // What this rank is about to fail with, all ranks fail with in the same call: it does not break the mesh.
+  void fails_alike() { alike_ = true; }
+
+  // Everybody's bytes, in the order of the ranks of `group`, one of this mesh. Collective; waits.
+  std::vector<std::byte> gather(Communicator& group, const void* own, size_t bytes);
+
   // From any thread: ends what any rank waits for, and every later operation, with this cause.
   void abort(const std::string& why) noexcept;
 
@@ -89,10 +98,11 @@ class Mesh {
     if (!mesh) return work();
     const InCall here(*mesh);
     mesh->check();
+    mesh->alike_ = false;
     try {
       return work();
     } catch (const std::exception& error) {
-      mesh->abort(error.what());
+      if (!mesh->alike_) mesh->abort(error.what());
       throw;
     }
   }
@@ -108,8 +118,6 @@ class Mesh {
   };
   std::unique_ptr<Communicator> make(const UniqueId&, int rank, int size);
   void join_groups();
-  // Everybody's bytes, in the order of the ranks.
-  std::vector<std::byte> gather(const void* own, size_t bytes);
 
   Device& device_;
   const Transport& transport_;
@@ -117,7 +125,7 @@ class Mesh {
   std::unique_ptr<Communicator> world_, context_, shard_, replica_;
   bool shard_is_world_ = false;
   std::unique_ptr<Stream> context_stream_, gradient_stream_;
-  bool joined_ = false;
+  bool joined_ = false, alike_ = false;
   std::exception_ptr failure_;  // of join()
   std::atomic<bool> in_call_ = false, closing_ = false;
 

@@ -197,8 +197,8 @@ TEST(decoder_schedule_prices_six_flops_per_weight_and_token) {
   Schedule schedule;
   const Slot tokens = schedule.slot(DType::i32, {m}), positions = schedule.slot(DType::i32, {m});
   const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, positions, Keep::everything);
-  const PolicyHead head{rig.device.ops(), rig.parameters.acquire_edge(schedule).head,
-                        rig.parameters.edge(schedule).head};
+  const PolicyHead head{rig.device.ops(), rig.parameters.acquire_head(schedule).weight,
+                        rig.parameters.head(schedule).weight};
   const Slot dhidden = policy_loss(schedule, head, PolicyLoss{}, pass.hidden, rows, lanes);
   decoder.backward(schedule, rig.parameters, rig.parameters, attend, pass, dhidden);
 

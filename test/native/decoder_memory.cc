@@ -28,8 +28,8 @@ struct Step {
     rows.weight = rows.advantage = rows.old_logprob = std::vector<float>(rows.row.size(), 1.0f);
     const Slot tokens = schedule.slot(DType::i32, {length}), positions = schedule.slot(DType::i32, {length});
     const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, positions, keep);
-    const PolicyHead head{rig.device.ops(), rig.parameters.acquire_edge(schedule).head,
-                          rig.parameters.edge(schedule).head};
+    const PolicyHead head{rig.device.ops(), rig.parameters.acquire_head(schedule).weight,
+                          rig.parameters.head(schedule).weight};
     const Slot dhidden = policy_loss(schedule, head, PolicyLoss{}, pass.hidden, rows, lanes);
     decoder.backward(schedule, rig.parameters, rig.parameters, attend, pass, dhidden);
     schedule.release(tokens);

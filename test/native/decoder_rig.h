@@ -3,7 +3,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -48,17 +50,35 @@ class CountingDevice : public Device {
   std::unique_ptr<Stream> stream() override { return inner_.stream(); }
   const Ops& ops() const override { return inner_.ops(); }
   void* allocate(size_t bytes, const char* purpose) override {
+    void* data = inner_.allocate(bytes, purpose);
+    std::lock_guard lock(mutex_);
     ++allocations;
     this->bytes += static_cast<int64_t>(bytes);
-    return inner_.allocate(bytes, purpose);
+    held_[data] = {purpose, static_cast<int64_t>(bytes)};
+    return data;
   }
-  void free(void* data) noexcept override { inner_.free(data); }
+  void free(void* data) noexcept override {
+    {
+      std::lock_guard lock(mutex_);
+      held_.erase(data);
+    }
+    inner_.free(data);
+  }
+  // Bytes allocated for a purpose and not given back.
+  int64_t held(const std::string& purpose) {
+    std::lock_guard lock(mutex_);
+    int64_t sum = 0;
+    for (const auto& [data, block] : held_) sum += block.first == purpose ? block.second : 0;
+    return sum;
+  }
 
   int allocations = 0;
   int64_t bytes = 0;  // ever allocated
 
  private:
   Device& inner_;
+  std::mutex mutex_;
+  std::map<void*, std::pair<std::string, int64_t>> held_;
 };
 
 struct Rig {

@@ -13,17 +13,18 @@
 namespace tokenring {
 
 struct MeshRank {
-  std::unique_ptr<Device> device = make_cpu_device(1);
+  std::unique_ptr<Device> inner = make_cpu_device(1);
+  CountingDevice device{*inner};
   Mesh mesh;
   Parameters parameters;
   Trainer trainer;
-  std::unique_ptr<Stream> stream = device->stream();
+  std::unique_ptr<Stream> stream = device.stream();
   std::atomic<bool> never{false};
 
   MeshRank(const DecoderConfig& config, const MeshOptions& options, TrainerOptions of_trainer)
-      : mesh(*device, shared_memory(), options),
-        parameters(*device, config),
-        trainer(*device, parameters, of_trainer, &mesh) {
+      : mesh(device, shared_memory(), options),
+        parameters(device, config, &mesh),
+        trainer(device, parameters, of_trainer, &mesh) {
     mesh.join();
   }
 

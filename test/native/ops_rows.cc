@@ -310,10 +310,13 @@ TEST(sum_of_squares_matches_float64) {
     double expected = 0;
     for (float v : x) expected += double{v} * v;
     Bench b;
-    const Tensor out = b.f32({1}), work = b.bytes(b.ops().sum_of_squares_workspace(n));
-    b.ops().sum_of_squares(b.stream(), b.f32({n}, x), out, work);
-    CHECK_NEAR(b.read(out)[0], expected, 1e-7 * expected);  // one rounding to float32
-    CHECK_FAILS("INVALID_ARGUMENT", b.ops().sum_of_squares(b.stream(), b.f32({n}, x), out, {}));
+    const Tensor work = b.bytes(b.ops().sum_of_squares_workspace(n));
+    double sum = 0;
+    b.ops().sum_of_squares(b.stream(), b.f32({n}, x), &sum, work);
+    b.stream().synchronize();
+    CHECK_NEAR(sum, expected, 1e-13 * expected);  // float64 in another order
+    CHECK_FAILS("INVALID_ARGUMENT", b.ops().sum_of_squares(b.stream(), b.f32({n}, x), &sum, {}));
+    CHECK_FAILS("INVALID_ARGUMENT", b.ops().sum_of_squares(b.stream(), b.f32({n}, x), nullptr, work));
   }
 }
 
@@ -379,13 +382,14 @@ TEST(rows_have_the_same_bits_everywhere) {
   fixture::same_everywhere("rows", [&](Bench& b) {
     const Tensor in = b.f32({m, 2 * h}, x), tdy = b.f32({m, h}, dy), tw = b.f32({h}, w), y = b.f32({m, h}),
                  dx = b.f32({m, 2 * h}), s = b.f32({m, h}), norm = b.f32({m, h}), rstd = b.f32({m}), ds = b.f32({m, h}),
-                 dw = b.f32({h}, w), qkv = b.f32({m, 2 * h}, x), sum = b.f32({1});
+                 dw = b.f32({h}, w), qkv = b.f32({m, 2 * h}, x), sum = b.f32({2});
     b.ops().swiglu_forward(b.stream(), in, y);
     b.ops().swiglu_backward(b.stream(), tdy, in, dx);
     b.ops().rmsnorm_forward(b.stream(), y, tdy, tw, 1e-6f, s, norm, rstd);
     b.ops().rmsnorm_backward(b.stream(), tdy, s, tw, rstd, ds, false, dw);
     b.ops().rope(b.stream(), qkv, b.i32({m}, positions), rope_table(b, 99, 50), 2, 2, 50, false);
-    b.ops().sum_of_squares(b.stream(), in, sum, b.bytes(b.ops().sum_of_squares_workspace(m * 2 * h)));
+    b.ops().sum_of_squares(b.stream(), in, static_cast<double*>(sum.data),
+                           b.bytes(b.ops().sum_of_squares_workspace(m * 2 * h)));
     const Tensor m1 = b.f32({m, h}, dy), m2 = b.f32({m, h}, std::vector<float>(m * h, 0.5f)),
                  params = b.f32({m, h}, dy);
     b.ops().adamw(b.stream(), {0.01f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.5f, 3}, params, y, m1, m2);

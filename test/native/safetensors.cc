@@ -1,15 +1,14 @@
 // Checkpoints: round trips to the bit, 16-bit input, shards, and files that are not what they claim.
 #include "io/safetensors.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <set>
 
 #include "core/convert.h"
 #include "decoder_rig.h"
+#include "folder.h"
 #include "harness.h"
 #include "io/json.h"
 #include "model/checkpoint.h"
@@ -19,26 +18,6 @@ namespace tokenring {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct Folder {
-  std::string path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "tokenring-test-XXXXXX").string();
-    if (!mkdtemp(name.data())) fail("INTERNAL", "no temporary directory");
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const char* file) const { return path + "/" + file; }
-};
-
-std::string slurp(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-void spill(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-}
 
 // A file of a header and `data` bytes of zeros.
 void write_raw(const std::string& path, const std::string& header, size_t data) {

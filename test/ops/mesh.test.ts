@@ -4,46 +4,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { TokenringError } from "../../lib/errors.ts";
-import type {
-  NativeAdamW,
-  NativeBatch,
-  NativeLoss,
-  NativeMesh,
-  NativeRank,
-  NativeRankOptions,
-} from "../../lib/ops/binding.ts";
+import type { NativeBatch, NativeMesh, NativeRank, NativeRankOptions } from "../../lib/ops/binding.ts";
 import { loadBinding } from "../../lib/ops/native.ts";
-import { ids, TINY } from "../policy/tiny.ts";
+import { ids } from "../policy/tiny.ts";
+import { adamw, nll as loss, rankOptions as options, seed } from "./native.ts";
 import { settledMesh } from "./ranks.ts";
 
-const options: NativeRankOptions = {
-  config: TINY,
-  device: "cpu",
-  threads: 1,
-  precision: "float32",
-  activationCheckpointing: false,
-  maxBatchTokens: 64,
-  maxPages: 0,
-};
-const loss: NativeLoss = {
-  objective: "nll",
-  clipLow: 0.2,
-  clipHigh: 0.28,
-  dualClip: 0,
-  klCoef: 0,
-  entropyCoef: 0,
-  temperature: 1,
-  chunkRows: 16,
-};
-const adamw: NativeAdamW = {
-  learningRate: 1e-3,
-  beta1: 0.9,
-  beta2: 0.999,
-  epsilon: 1e-8,
-  weightDecay: 0.1,
-  clipNorm: 1,
-};
-const seed = { std: 0.02, seed: 1n, previousTokenBias: 0 };
 const batch = (name: string, length: number): NativeBatch => ({
   tokens: ids(name, length),
   lengths: length > 0 ? Int32Array.of(length) : new Int32Array(),

@@ -23,6 +23,7 @@ inline double value(Bf16 x) {
   return f;
 }
 inline double value(float x) { return x; }
+inline double value(double x) { return x; }
 
 // Uniform in [low, high), splitmix64.
 inline Values random_floats(size_t n, uint64_t seed, float low = -1.0f, float high = 1.0f) {
