@@ -149,7 +149,7 @@ void NcclLink::queue(cuda::DeviceStream& stream, Call call, std::vector<Message>
   {
     std::lock_guard lock(mutex_);
     require(joined_ || broken_, here(), " has not joined the communicator");
-    runtime_ = &stream.runtime();
+    if (!runtime_) runtime_ = &stream.runtime();
   }
   check_whole();
   const uint64_t number = ++operations_;

@@ -153,15 +153,17 @@ void NcclLink::look_at_operations() {
   // Only this thread takes them away.
   for (;;) {
     Operation* first = nullptr;
+    const cuda::Runtime* runtime = nullptr;
     {
       std::lock_guard lock(mutex_);
       if (under_way_.empty()) return;
       first = &under_way_.front();
+      runtime = runtime_;
     }
     const auto reached = [&](cuda::CudaEvent event) {
-      const int code = runtime_->event_query(event);
+      const int code = runtime->event_query(event);
       if (code != 0 && code != cuda::kCudaNotReady)
-        broken_by("INTERNAL", std::string("CUDA failed: ") + runtime_->error_text(code));
+        broken_by("INTERNAL", std::string("CUDA failed: ") + runtime->error_text(code));
       return code == 0;
     };
     if (!first->begun && reached(first->begin)) {

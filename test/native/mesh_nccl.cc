@@ -81,17 +81,27 @@ Step step_on(const DecoderConfig& config, const std::vector<PackedBatch>& parts,
 // Change of the weights against another's, relative.
 double difference(const Step& a, const Step& b) { return relative_l2(a.weights, b.weights); }
 
+struct Batches {
+  PackedBatch first, second, both;
+};
+
+Batches some_batches(const DecoderConfig& config) {
+  Batches all{random_batch(config, {13, 5}, 3), random_batch(config, {9, 11, 2}, 4), {}};
+  all.both = all.first;
+  all.both.lengths.insert(all.both.lengths.end(), all.second.lengths.begin(), all.second.lengths.end());
+  all.both.tokens.insert(all.both.tokens.end(), all.second.tokens.begin(), all.second.tokens.end());
+  for (auto lane :
+       {&PackedBatch::weight, &PackedBatch::advantage, &PackedBatch::old_logprob, &PackedBatch::reference_logprob})
+    (all.both.*lane).insert((all.both.*lane).end(), (all.second.*lane).begin(), (all.second.*lane).end());
+  return all;
+}
+
 }  // namespace
 
 TEST(mesh_nccl_of_data_ranks_learns_what_one_gpu_does) {
   const DecoderConfig config = small_config();
-  const PackedBatch first = random_batch(config, {13, 5}, 3), second = random_batch(config, {9, 11, 2}, 4), none = {};
-  PackedBatch both = first;
-  both.lengths.insert(both.lengths.end(), second.lengths.begin(), second.lengths.end());
-  both.tokens.insert(both.tokens.end(), second.tokens.begin(), second.tokens.end());
-  for (auto lane :
-       {&PackedBatch::weight, &PackedBatch::advantage, &PackedBatch::old_logprob, &PackedBatch::reference_logprob})
-    (both.*lane).insert((both.*lane).end(), (second.*lane).begin(), (second.*lane).end());
+  const auto [first, second, both] = some_batches(config);
+  const PackedBatch none;
   const Step alone = step_on(config, {both}, mesh_of(1));
   for (const auto& [size, parts] : {std::pair{2, std::vector{first, second}}, {4, {first, second, none, none}}}) {
     const Step step = step_on(config, parts, mesh_of(size));
@@ -100,4 +110,20 @@ TEST(mesh_nccl_of_data_ranks_learns_what_one_gpu_does) {
     CHECK_NEAR(step.norm, alone.norm, 1e-4 * alone.norm, size, " GPUs");
     CHECK_NEAR(difference(step, alone), 0.0, 1e-3, size, " GPUs");
   }
+}
+
+// Keys and values, and their gradients, go between the GPUs of a context group, on a stream and a communicator of their
+// own beside those of the gradients.
+TEST(mesh_nccl_of_context_ranks_learns_what_one_gpu_does) {
+  const DecoderConfig config = small_config();
+  const auto [first, second, both] = some_batches(config);
+  const Step alone = step_on(config, {both}, mesh_of(1));
+  for (const ContextSchedule schedule : {ContextSchedule::ring, ContextSchedule::all_gather})
+    for (const auto& [size, parts] : {std::pair{2, std::vector{both}}, {4, {first, second}}}) {
+      const Step step = step_on(config, parts, mesh_of(size, 2, schedule));
+      // Parts of an attention are rounded to bf16 where one GPU rounds the whole.
+      CHECK_NEAR(step.loss, alone.loss, 0.01 * std::abs(alone.loss), size, " GPUs");
+      CHECK_NEAR(step.norm, alone.norm, 0.02 * alone.norm, size, " GPUs");
+      CHECK_NEAR(difference(step, alone), 0.0, 0.03, size, " GPUs");
+    }
 }
