@@ -133,7 +133,7 @@ void check_fates(const Way& way, const std::vector<Fate>& fates) {
   constexpr int kSize = 3;
   for (const Fate fate : fates) {
     const bool stops = fate == Fate::stopped || fate == Fate::stopped_inside;
-    const milliseconds timeout(stops ? 1500 : 30'000);
+    const milliseconds timeout(stops ? 5000 : 30'000);
     // All kinds at once: most of the time they wait.
     std::map<std::string, std::vector<std::unique_ptr<Process>>> ranks;
     for (const std::string kind : kKinds) {
@@ -155,7 +155,7 @@ void check_fates(const Way& way, const std::vector<Fate>& fates) {
           has("through");
         } else if (stops) {
           has("TIMEOUT");
-          has("waited in " + call + " for 1.5 s; missing: rank 1 (");
+          has("waited in " + call + " for 5 s; missing: rank 1 (");
         } else {
           has("COMMUNICATOR");
           has("waits in " + call + " for rank 1, whose process " + std::to_string(processes[1]->id()) + " has died");
