@@ -87,8 +87,10 @@ async function refused(name, call, code, words) {
 }
 if (size > 1) {
   await within(1, 60_000, async (communicator) => {
-    await communicator.barrier(); // or a rank may hear of it while it joins
-    const call = rank === 0 ? communicator.barrier() : communicator.allReduce(new Float32Array(8));
+    // A rank that is still in the barrier when others have gone on to disagree hears of it there.
+    const call = communicator
+      .barrier()
+      .then(() => (rank === 0 ? communicator.barrier() : communicator.allReduce(new Float32Array(8))));
     await refused("ranks that disagree", call, "COMMUNICATOR", /disagree about collective #2/);
   });
   await within(2, 5000, async (communicator) => {

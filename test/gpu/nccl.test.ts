@@ -30,8 +30,8 @@ function nccl(args: string[], changes: Record<string, string> = {}) {
   return { status: done.status, said: done.stdout + done.stderr };
 }
 
-/** Loss and norm of a step of a policy on so many ranks. */
-function step(ranks: number): number[] {
+/** Loss and norm of a step of a policy on so many ranks, and the logprobs after it. */
+function step(ranks: number, contextParallel = 1): number[] {
   const script = `
     import { Policy } from "./dist/index.js";
     const config = {
@@ -39,7 +39,7 @@ function step(ranks: number): number[] {
       num_key_value_heads: 1, head_dim: 64, max_position_embeddings: 128, rope_theta: 10_000, rms_norm_eps: 1e-6,
       tie_word_embeddings: true, attention_bias: true,
     };
-    const policy = await Policy.create(config, { device: "cuda", seed: 3n, ranks: ${ranks} });
+    const policy = await Policy.create(config, { device: "cuda", seed: 3n, ranks: ${ranks}, contextParallel: ${contextParallel} });
     const tokens = Int32Array.from({ length: 40 }, (_, i) => (i * 37 + 11) % 64);
     const weight = new Float32Array(40).fill(1 / 36);
     for (const first of [0, 12, 21, 35]) weight[first] = 0;
@@ -61,10 +61,14 @@ function step(ranks: number): number[] {
 test("a policy on ranks with a GPU each learns what one learns alone", () => {
   const [loss, norm, after] = step(1);
   const [lossOfTwo, normOfTwo, afterOfTwo] = step(2);
+  const [lossOfFour, normOfFour] = step(4, 2);
   // Rows know nothing of the ranks; gradients are float32 sums in another order, and weights are rounded to bf16.
   expect(Math.abs((lossOfTwo as number) / (loss as number) - 1)).toBeLessThan(1e-6);
   expect(Math.abs((normOfTwo as number) / (norm as number) - 1)).toBeLessThan(1e-4);
   expect(Math.abs((afterOfTwo as number) / (after as number) - 1)).toBeLessThan(1e-2);
+  // Parts of an attention are rounded to bf16 where one GPU rounds the whole.
+  expect(Math.abs((lossOfFour as number) / (loss as number) - 1)).toBeLessThan(1e-3);
+  expect(Math.abs((normOfFour as number) / (norm as number) - 1)).toBeLessThan(1e-2);
 });
 
 describe("the check of NCCL", () => {
