@@ -122,6 +122,11 @@ async function removeMade(directory: string): Promise<void> {
   for (const name of MADE_FOLDERS) await removeIfEmpty(path.join(directory, name));
 }
 
+/** What stands in `directory`, but for locks, and the folder of trackers, which others may watch before the run begins. */
+async function contentOf(directory: string): Promise<string[]> {
+  return (await readdir(directory)).filter((name) => !name.startsWith("lock") && name !== TENSORBOARD);
+}
+
 async function removeIfEmpty(directory: string): Promise<void> {
   await rmdir(directory).catch(() => {});
 }
@@ -179,11 +184,11 @@ export class RunDirectory implements AsyncDisposable {
       const unlock = await takeLock(path.join(at, "lock"));
       let begun = false;
       try {
-        let there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
+        let there = await contentOf(at);
         if (!there.includes("run.json") && there.every((name) => [...MADE, ...MADE_FOLDERS].includes(name))) {
           // What a killed process had begun to make; folders with something in them stay, and stand in the way.
           await removeMade(at);
-          there = (await readdir(at)).filter((name) => !name.startsWith("lock"));
+          there = await contentOf(at);
         }
         if (there.length > 0) {
           const cure = there.includes("run.json")

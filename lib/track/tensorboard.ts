@@ -61,14 +61,14 @@ function commonLength(a: Uint8Array, b: Uint8Array): number {
 }
 
 /**
- * The name of a run's file: TensorBoard knows event files by "tfevents", and W&B follows those alone whose name goes on
- * with a time and this host. A run that was begun on another host keeps its file.
+ * The name of the file in `directory`: the one that is there, or a new one. TensorBoard knows event files by "tfevents";
+ * W&B follows those alone whose names go on with a time after its own start and with its host.
  */
-async function fileName(directory: string, { createdAt }: TrackedRun): Promise<string> {
-  const begin = `events.out.tfevents.${Math.floor(Date.parse(createdAt) / 1000)}.`;
-  const end = ".tokenring";
-  const there = (await readdir(directory)).find((name) => name.startsWith(begin) && name.endsWith(end));
-  return there ?? `${begin}${hostname()}${end}`;
+async function fileName(directory: string): Promise<string> {
+  const there = (await readdir(directory)).find((name) =>
+    /^events\.out\.tfevents\..*\.tokenring$/.test(name),
+  );
+  return there ?? `events.out.tfevents.${Math.floor(Date.now() / 1000)}.${hostname()}.tokenring`;
 }
 
 /** The event file of one run, which grows with it. */
@@ -96,7 +96,7 @@ export class TensorBoardLog implements AsyncDisposable {
     const encoder = new EventEncoder();
     const wanted = Buffer.concat([encoder.begin(run), ...events.map((event) => encoder.next(event))]);
     await mkdir(directory, { recursive: true });
-    const file = path.join(directory, await fileName(directory, run));
+    const file = path.join(directory, await fileName(directory));
     const handle = await open(file, "a");
     try {
       const same = commonLength(await readFile(file), wanted);
