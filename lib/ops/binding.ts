@@ -149,6 +149,7 @@ export interface NativeSampleResult {
   version: number;
 }
 
+/** How a rank saves: see `NativeRank.save`. */
 export interface NativeSave {
   dtype: "f32" | "bf16";
   optimiser: boolean;

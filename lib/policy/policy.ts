@@ -280,12 +280,18 @@ export class Policy implements PolicyShape {
       throw new TokenringError("ERR_TOKENRING_DISPOSED", "a disposed policy cannot be saved");
     const { dtype = "f32", optimiser = false, shardBytes = SHARD_BYTES, background = false } = options;
     const how = { dtype, optimiser, shardBytes };
-    // First of all, so that the copy is of the weights as the calls so far leave them.
-    const written = background ? this.#saveCopy(directory, how) : null;
-    written?.catch(() => {});
-    await writeConfig(directory, this.config, dtype, this.#source?.config);
-    if (this.#source) await writeCarriedFiles(directory, this.#source.files);
-    await (written ?? withSignal(() => this.rank.save(directory, how)));
+    const describe = async (): Promise<void> => {
+      await writeConfig(directory, this.config, dtype, this.#source?.config);
+      if (this.#source) await writeCarriedFiles(directory, this.#source.files);
+    };
+    if (!background) {
+      await describe();
+      return withSignal(() => this.rank.save(directory, how));
+    }
+    // The copy comes first of all, so that it is of the weights as the calls so far leave them; and neither fails while
+    // the other still writes.
+    const outcomes = await Promise.allSettled([this.#saveCopy(directory, how), describe()]);
+    for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   }
 
   /** All ranks write; when they have, the files get their names, and otherwise go. */

@@ -20,6 +20,7 @@ import { type JobProgress, jobProgress, type StageCursor } from "./job-progress.
 import type { ProgressSink } from "./progress.ts";
 import { logprobTolerance } from "./ranks.ts";
 import { Replay } from "./replay.ts";
+import { RollingCheckpoints } from "./rolling.ts";
 import { runRollouts, type SampledTotals } from "./rollout-job.ts";
 import { dapoConfig } from "./stage.ts";
 import { Stations } from "./stations.ts";
@@ -87,7 +88,7 @@ async function work(config: JobConfig, options: JobOptions): Promise<JobResult> 
     if (isTokenringError(error, "ERR_TOKENRING_ABORTED")) await job.saveUnsaved();
     throw error;
   } finally {
-    await job.saved().catch(() => {}); // the cause is thrown already
+    await job.settled().catch(() => {}); // the cause is thrown already
   }
   return { stages: job.stages, ...(await ended(run, job.seconds())), seed: config.seed };
 }
@@ -98,9 +99,6 @@ async function ended(run: RunDirectory, seconds: number): Promise<{ seconds: num
   await run.record({ type: "end", seconds, peakRssMiB });
   return { seconds, peakRssMiB };
 }
-
-/** Of the time between two checkpoints of steps, at most this share goes into saving. */
-const SAVING_SHARE = 0.01;
 
 /** A stage that is being trained. */
 interface CurrentStage {
@@ -124,10 +122,7 @@ class Job {
   readonly #tolerance: { logprobTolerance: number | null };
   /** Where the stage that was under way goes on; until that is taken up. */
   #resumed: JobProgress["current"];
-  #savedAt = performance.now();
-  #savingMs = 0;
-  /** A rolling checkpoint that is being written. */
-  #saving: Promise<void> | null = null;
+  readonly #rolling: RollingCheckpoints;
   /** Steps that are done and not saved, and the version of the weights then. */
   #unsaved: { stage: CurrentStage; cursor: StageCursor; at: number; version: number } | null = null;
 
@@ -145,6 +140,7 @@ class Job {
     this.#context = context;
     this.#replay = replay;
     this.#run = options.run;
+    this.#rolling = new RollingCheckpoints(options.run, (directory) => context.save(directory));
     this.#progress = options.progress;
     this.#signal = options.signal ? { signal: options.signal } : {};
     this.#tolerance = { logprobTolerance: replay ? null : logprobTolerance(config) };
@@ -371,7 +367,7 @@ class Job {
     }
     if (before?.cursor.kind !== "trained") {
       await work(stage, before?.cursor ?? null);
-      await this.saved();
+      await this.settled();
       this.#unsaved = null;
       await stations.time("checkpoints", () =>
         this.#run.saveCheckpoint(name, (directory) => this.#context.save(directory)),
@@ -393,10 +389,7 @@ class Job {
   /** A step is done; saves it when the last save is long enough ago. `at` counts the stage's steps. */
   async #stepped(stage: CurrentStage, cursor: StageCursor, at: number): Promise<void> {
     this.#unsaved = { stage, cursor, at, version: this.#context.policy.version };
-    if (this.#saving) return;
-    const since = performance.now() - this.#savedAt;
-    const interval = Math.max(1000 * this.#config.checkpointSeconds, this.#savingMs / SAVING_SHARE);
-    if (since < interval) return;
+    if (!this.#rolling.due(this.#config.checkpointSeconds)) return;
     stage.stations.lap("learn");
     await this.#save(stage, cursor, at);
     stage.stations.lap();
@@ -404,55 +397,25 @@ class Job {
 
   /** Saves steps that were done since the last save, unless the weights are those of an optimiser step after them. */
   async saveUnsaved(): Promise<void> {
-    await this.saved();
+    await this.settled();
     const unsaved = this.#unsaved;
     if (unsaved === null || unsaved.version !== this.#context.policy.version) return;
     unsaved.stage.stations.lap("learn");
     await this.#save(unsaved.stage, unsaved.cursor, unsaved.at);
-    await this.saved();
+    await this.settled();
   }
 
-  /** Waits for the rolling checkpoint that is being written, if there is one, and throws what it failed with. */
-  async saved(): Promise<void> {
-    try {
-      await this.#saving;
-    } finally {
-      this.#saving = null;
-    }
+  /** Waits for what is being written. */
+  settled(): Promise<void> {
+    return this.#rolling.settled();
   }
 
-  /**
-   * Weights and optimiser, as they are now, to a rolling checkpoint, and the progress that belongs to them. Returns when
-   * they have been copied, or will be before the policy's next step; they are written while the job goes on.
-   */
+  /** Weights and optimiser to a rolling checkpoint, and the progress that belongs to them, while the job goes on. */
   async #save(stage: CurrentStage, cursor: StageCursor, at: number): Promise<void> {
-    const begin = performance.now();
-    await stage.stations.time("checkpoints", async () => {
-      await this.saved();
-      const logs = await this.#run.mark();
-      let copying = (): void => {};
-      const begun = new Promise<void>((resolve) => {
-        copying = resolve;
-      });
-      const save = async (): Promise<void> => {
-        const name = await this.#run.saveRolling(stage.name, `${at}`, (to) => {
-          const written = this.#context.save(to);
-          copying();
-          return written;
-        });
-        await this.#run.saveProgress(progress, name, logs);
-        this.#savedAt = performance.now();
-        this.#savingMs = this.#savedAt - begin;
-      };
-      const progress = structuredClone(this.#progressOf(stage, cursor));
-      this.#unsaved = null;
-      const saving = save().then(() => {
-        this.#saving = null;
-      });
-      this.#saving = saving;
-      saving.catch(() => {}); // saved() throws it
-      await Promise.race([begun, saving]);
-    });
+    this.#unsaved = null;
+    await stage.stations.time("checkpoints", () =>
+      this.#rolling.save(stage.name, at, this.#progressOf(stage, cursor)),
+    );
   }
 
   async #saveProgress(
@@ -460,7 +423,7 @@ class Job {
     cursor: StageCursor | null,
     checkpoint: string | null,
   ): Promise<void> {
-    await this.saved();
+    await this.settled();
     await this.#run.saveProgress(this.#progressOf(stage, cursor), checkpoint);
     this.#unsaved = null;
   }

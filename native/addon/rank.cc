@@ -1,7 +1,6 @@
 #include "addon/rank.h"
 
 #include <algorithm>
-#include <cctype>
 #include <iterator>
 #include <limits>
 #include <string>
@@ -81,23 +80,6 @@ MeshOptions read_mesh(const Arguments& from, bool gpu) {
   mesh.timeout = std::chrono::milliseconds(from.integer("timeout", 1, kMost));
   mesh.check();
   return mesh;
-}
-
-SaveOptions read_save_options(const Arguments& from) {
-  const std::string dtype = from.text("dtype");
-  require(dtype == "f32" || dtype == "bf16", "options.dtype must be \"f32\" or \"bf16\", got \"", dtype, "\"");
-  const int64_t shard_bytes = static_cast<int64_t>(from.number("shardBytes", 1, 9007199254740991.0));
-  return {dtype == "f32" ? DType::f32 : DType::bf16, shard_bytes, true, from.boolean("optimiser")};
-}
-
-// Becomes part of the names of files.
-std::string read_token(const Arguments& from) {
-  const std::string token = from.text("token");
-  const bool plain =
-      std::all_of(token.begin(), token.end(), [](unsigned char c) { return std::isalnum(c) || c == '-'; });
-  require(!token.empty() && token.size() <= 64 && plain,
-          "options.token must be 1 to 64 letters, digits and \"-\", got \"", token, "\"");
-  return token;
 }
 
 RankOptions read_rank_options(const Arguments& from) {
@@ -235,35 +217,6 @@ RankObject::Session& RankObject::idle_session(int64_t id, const char* what) {
   return of;
 }
 
-template <class Result>
-std::shared_ptr<Completion<Result>> RankObject::begin(const std::shared_ptr<Call>& call) {
-  calls_.insert(call);
-  if (calls_.size() == 1) Ref();
-  channel_->begin();
-  call->settled = [this, call = call.get(), also = std::move(call->settled)] {
-    if (also) also();
-    calls_.erase(std::find_if(calls_.begin(), calls_.end(), [&](const auto& held) { return held.get() == call; }));
-    if (calls_.empty()) Unref();
-  };
-  using ToJavaScript = typename Completion<Result>::ToJavaScript;
-  return std::make_shared<Completion<Result>>(channel_, call, static_cast<ToJavaScript>(to_js));
-}
-
-template <class Result, class Work>
-Napi::Value RankObject::submit(Napi::Env env, Work work, Kind kind) {
-  Rank& rank = live();
-  const auto call = std::make_shared<Call>(env);
-  call->is_pass = kind == Kind::pass;
-  rank.post([&rank, work = std::move(work), completion = begin<Result>(call)] {
-    completion->run([&] { return work(rank, completion->aborted()); });
-  });
-  if (kind == Kind::local || !rank.mesh()) return job_handle(env, call);
-  // Those who wait for this rank, or for whom it waits, cannot go on. An abort() that somebody keeps holds nothing.
-  return job_handle(env, call, [call, mesh = std::weak_ptr(rank.mesh())] {
-    if (const auto alive = mesh.lock(); alive && !call->over) alive->abort("a call was aborted by its caller");
-  });
-}
-
 // --- training ------------------------------------------------------------------------------------------
 
 Napi::Value RankObject::join(const Napi::CallbackInfo& info) {
@@ -339,75 +292,6 @@ Napi::Value RankObject::reset_optimiser(const Napi::CallbackInfo& info) {
     rank.trainer().reset_optimiser();
     return Nothing{};
   });
-}
-
-// Copies what this rank writes, and lets a thread of its own write it.
-Napi::Value RankObject::save_copy(const Napi::CallbackInfo& info, const std::string& directory, SaveOptions how,
-                                  const std::string& token) {
-  Rank& rank = live();
-  const auto call = std::make_shared<Call>(info.Env());
-  if (!writer_) writer_ = std::make_shared<Worker>();
-  rank.post([&rank, directory, how, token, writer = writer_, completion = begin<Nothing>(call)] {
-    try {
-      if (completion->aborted()) fail("ABORTED", "the call was aborted by its caller before it ran");
-      const auto stream = rank.device().stream();
-      const auto save = std::make_shared<Save>(rank.parameters(), *stream, how, true);
-      writer->post([save, directory, token, completion] {
-        completion->run([&] {
-          save->write(directory, token);
-          return Nothing{};
-        });
-      });
-    } catch (...) {
-      completion->fail(std::current_exception());
-    }
-  });
-  return job_handle(info.Env(), call);
-}
-
-Napi::Value RankObject::save(const Napi::CallbackInfo& info) {
-  const std::string directory = text_argument(info[0], "directory");
-  const Arguments options(info[1], "options");
-  const SaveOptions how = read_save_options(options);
-  if (options.has("token")) return save_copy(info, directory, how, read_token(options));
-  const auto work = [=](Rank& rank, const std::atomic<bool>&) {
-    const auto stream = rank.device().stream();
-    Mesh::call(rank.mesh().get(), [&] { tokenring::save(rank.parameters(), *stream, directory, how); });
-    return Nothing{};
-  };
-  return submit<Nothing>(info.Env(), work, Kind::collective);
-}
-
-Napi::Value RankObject::end_save(const Napi::CallbackInfo& info) {
-  const std::string directory = text_argument(info[0], "directory");
-  const Arguments options(info[1], "options");
-  const SaveOptions how = read_save_options(options);
-  const std::string token = read_token(options);
-  const bool keep = options.boolean("keep");
-  return submit<Nothing>(info.Env(), [=](Rank& rank, const std::atomic<bool>&) {
-    const auto stream = rank.device().stream();
-    const Save save(rank.parameters(), *stream, how, false);
-    if (keep)
-      save.commit(directory, token);
-    else
-      save.discard(directory, token);
-    return Nothing{};
-  });
-}
-
-Napi::Value RankObject::load(const Napi::CallbackInfo& info) {
-  const std::string directory = text_argument(info[0], "directory");
-  const bool optimiser = Arguments(info[1], "options").boolean("optimiser");
-  const auto work = [=](Rank& rank, const std::atomic<bool>&) {
-    const auto stream = rank.device().stream();
-    Mesh::call(rank.mesh().get(), [&] {
-      load_parameters(rank.parameters(), *stream, directory);
-      if (optimiser) load_optimiser(rank.parameters(), *stream, directory);
-      stream->synchronize();
-    });
-    return Version{rank.parameters().version()};
-  };
-  return submit<Version>(info.Env(), work, Kind::collective);
 }
 
 Napi::Value RankObject::version(const Napi::CallbackInfo& info) {

@@ -3,14 +3,17 @@
 
 #include <napi.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <set>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "addon/call.h"
 #include "addon/jobs.h"
+#include "addon/results.h"
 #include "model/checkpoint.h"
 #include "model/rank.h"
 
@@ -84,5 +87,34 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   std::thread closer_;                     // waits for the engine thread after dispose()
   Napi::Reference<Napi::Promise> disposal_;
 };
+
+template <class Result>
+std::shared_ptr<Completion<Result>> RankObject::begin(const std::shared_ptr<Call>& call) {
+  calls_.insert(call);
+  if (calls_.size() == 1) Ref();
+  channel_->begin();
+  call->settled = [this, call = call.get(), also = std::move(call->settled)] {
+    if (also) also();
+    calls_.erase(std::find_if(calls_.begin(), calls_.end(), [&](const auto& held) { return held.get() == call; }));
+    if (calls_.empty()) Unref();
+  };
+  using ToJavaScript = typename Completion<Result>::ToJavaScript;
+  return std::make_shared<Completion<Result>>(channel_, call, static_cast<ToJavaScript>(to_js));
+}
+
+template <class Result, class Work>
+Napi::Value RankObject::submit(Napi::Env env, Work work, Kind kind) {
+  Rank& rank = live();
+  const auto call = std::make_shared<Call>(env);
+  call->is_pass = kind == Kind::pass;
+  rank.post([&rank, work = std::move(work), completion = begin<Result>(call)] {
+    completion->run([&] { return work(rank, completion->aborted()); });
+  });
+  if (kind == Kind::local || !rank.mesh()) return job_handle(env, call);
+  // Those who wait for this rank, or for whom it waits, cannot go on. An abort() that somebody keeps holds nothing.
+  return job_handle(env, call, [call, mesh = std::weak_ptr(rank.mesh())] {
+    if (const auto alive = mesh.lock(); alive && !call->over) alive->abort("a call was aborted by its caller");
+  });
+}
 
 }  // namespace tokenring::addon
