@@ -140,6 +140,39 @@ describe("a rank that ends or stops", { timeout: 240_000 }, () => {
     );
   });
 
+  it.each([
+    ["SIGKILL", /its process was ended by SIGKILL/],
+    ["SIGSTOP", /it was silent for 4 s/],
+  ] as const)(
+    "by %s within a ring is named on every rank, and no other is kept by it",
+    async (signal, why) => {
+      const group = await RankGroup.open({ size: 4, silence: SILENCE, timeout: 60_000 });
+      const pids = group.workers.map(({ pid }) => pid);
+      try {
+        await using policy = await Policy.create(TINY, { ...LIVELY, ranks: group, contextParallel: 4 });
+        const step = async (of: Policy): Promise<void> => {
+          await of.accumulate(batch, nll, { last: true });
+          await of.optimise({ learningRate: 1e-3 });
+        };
+        await step(policy);
+        const failed = failure(policy, step);
+        await delay(30);
+        process.kill(pids[1] as number, signal);
+        const begin = performance.now();
+        const error = await failed;
+        expect(error).toMatchObject({ code: "ERR_TOKENRING_COMMUNICATOR" });
+        expect(error.message).toMatch(
+          /^(accumulate|optimise) \(command #\d+\): rank 2 \(process \d+ on .*\) of 4 is lost: /,
+        );
+        expect(error.message).toMatch(why);
+        expect(performance.now() - begin).toBeLessThan(25_000);
+      } finally {
+        await group.dispose();
+      }
+      for (const pid of pids) expect(() => process.kill(pid, 0)).toThrow("ESRCH");
+    },
+  );
+
   it("while the group is being made is named too", async () => {
     const group = await RankGroup.open({ size: 3, silence: SILENCE });
     process.kill((group.workers[1] as { pid: number }).pid, "SIGKILL");
@@ -173,36 +206,42 @@ describe("a rank that is slow", { timeout: 120_000 }, () => {
     await rm(scratch, { recursive: true });
   });
 
-  it("again and again, wherever it happens to be, changes no bit", async () => {
-    await using group = await RankGroup.open({ size: 3, silence: 30_000 });
-    const pids = group.workers.map(({ pid }) => pid);
-    const train = async (): Promise<number[]> => {
-      await using policy = await Policy.create(TINY, { ...LIVELY, ranks: group });
-      const numbers: number[] = [];
-      for (let step = 0; step < 30; step++) {
-        const passes = [0, 1].map((pass) => policy.accumulate(batch, nll, { last: pass === 1 }));
-        numbers.push(...(await Promise.all(passes)).map(({ loss }) => loss));
-        numbers.push((await policy.optimise({ learningRate: 1e-2 })).gradientNorm);
-      }
-      return numbers;
-    };
-    const undisturbed = await train();
-    let over = false;
-    const disturbing = (async () => {
-      for (let i = 0; !over; i++) {
-        const pid = pids[i % pids.length] as number;
-        process.kill(pid, "SIGSTOP");
-        await delay(1 + ((7 * i) % 23));
-        process.kill(pid, "SIGCONT");
-        await delay(1 + ((5 * i) % 11));
-      }
-    })();
-    const disturbed = await train().finally(() => {
-      over = true;
-    });
-    await disturbing;
-    expect(disturbed).toEqual(undisturbed);
-  });
+  it.each([
+    [3, 1],
+    [4, 2],
+  ])(
+    "again and again, wherever it happens to be, changes no bit on %i ranks, %i to a document",
+    async (size, contextParallel) => {
+      await using group = await RankGroup.open({ size, silence: 30_000 });
+      const pids = group.workers.map(({ pid }) => pid);
+      const train = async (): Promise<number[]> => {
+        await using policy = await Policy.create(TINY, { ...LIVELY, ranks: group, contextParallel });
+        const numbers: number[] = [];
+        for (let step = 0; step < 30; step++) {
+          const passes = [0, 1].map((pass) => policy.accumulate(batch, nll, { last: pass === 1 }));
+          numbers.push(...(await Promise.all(passes)).map(({ loss }) => loss));
+          numbers.push((await policy.optimise({ learningRate: 1e-2 })).gradientNorm);
+        }
+        return numbers;
+      };
+      const undisturbed = await train();
+      let over = false;
+      const disturbing = (async () => {
+        for (let i = 0; !over; i++) {
+          const pid = pids[i % pids.length] as number;
+          process.kill(pid, "SIGSTOP");
+          await delay(1 + ((7 * i) % 23));
+          process.kill(pid, "SIGCONT");
+          await delay(1 + ((5 * i) % 11));
+        }
+      })();
+      const disturbed = await train().finally(() => {
+        over = true;
+      });
+      await disturbing;
+      expect(disturbed).toEqual(undisturbed);
+    },
+  );
 
   it("and silent for longer than the deadline of acknowledgements ends the group, by name", async () => {
     await using group = await RankGroup.open({ size: 2, silence: 60_000, timeout: 1000 });

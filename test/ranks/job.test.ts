@@ -126,27 +126,28 @@ describe("a job", { timeout: 240_000 }, () => {
       expect(metrics[key], key).toBe(expected[key]);
   }
 
-  it.each<[string, Partial<JobInput>, boolean]>([["two", { ranks: 2 }, true]])(
-    "on ranks (%s) samples and learns as on one, within the first iteration",
-    async (name, ranks, exact) => {
-      await run(name, { ...learning(model), ...ranks });
-      for (const stage of ["base-evaluation", "stage1"]) {
-        const expected = await sampled("one", stage);
-        expect(Object.keys(expected).length).toBeGreaterThan(1);
-        expect(await sampled(name, stage)).toEqual(expected);
-      }
-      const [many, one] = await Promise.all([steps(name, "stage1"), steps("one", "stage1")]);
-      expectClose(many[0] as StepMetrics, one[0] as StepMetrics);
-      // The gate: trainer and sampler under the same weights, in every first step of an iteration.
-      expect(many[0]?.mismatch?.max).toEqual(exact ? 0 : expect.toSatisfy((gap: number) => gap < 1e-4));
-      for (const { imbalance } of many) {
-        expect(imbalance).toBeGreaterThanOrEqual(1);
-        // Twelve episodes of like lengths on two groups.
-        expect(imbalance).toBeLessThan(1.5);
-      }
-      expect(one[0]).not.toHaveProperty("imbalance");
-    },
-  );
+  it.each<[string, Partial<JobInput>, boolean]>([
+    ["two", { ranks: 2 }, true],
+    ["ring", { ranks: 4, contextParallel: 2 }, false],
+    ["gathered", { ranks: 4, contextParallel: 2, contextSchedule: "all_gather" }, true],
+  ])("on ranks (%s) samples and learns as on one, within the first iteration", async (name, ranks, exact) => {
+    await run(name, { ...learning(model), ...ranks });
+    for (const stage of ["base-evaluation", "stage1"]) {
+      const expected = await sampled("one", stage);
+      expect(Object.keys(expected).length).toBeGreaterThan(1);
+      expect(await sampled(name, stage)).toEqual(expected);
+    }
+    const [many, one] = await Promise.all([steps(name, "stage1"), steps("one", "stage1")]);
+    expectClose(many[0] as StepMetrics, one[0] as StepMetrics);
+    // The gate: trainer and sampler under the same weights, in every first step of an iteration.
+    expect(many[0]?.mismatch?.max).toEqual(exact ? 0 : expect.toSatisfy((gap: number) => gap < 1e-4));
+    for (const { imbalance } of many) {
+      expect(imbalance).toBeGreaterThanOrEqual(1);
+      // Twelve episodes of like lengths on two groups.
+      expect(imbalance).toBeLessThan(1.5);
+    }
+    expect(one[0]).not.toHaveProperty("imbalance");
+  });
 
   it("warm-starts on ranks from the same weights", async () => {
     const short = { ...started, warmStart: { ...started.warmStart, copySteps: 2, steps: 2 } } as JobInput;

@@ -82,6 +82,10 @@ describe("a policy", { timeout: 120_000 }, () => {
     [2, {}, {}],
     [3, {}, {}],
     [4, {}, { passTokens: 64 }],
+    [2, { contextParallel: 2 }, {}],
+    [4, { contextParallel: 2, contextSchedule: "all_gather" }, {}],
+    [4, { contextParallel: 2 }, { passTokens: 48 }],
+    [4, { contextParallel: 4, contextSchedule: "all_gather" }, {}],
   ])("on %i ranks, %o, %o, learns what it learns on one", async (size, options, pass) => {
     await using policy = await Policy.create(TINY, { ...LIVELY, ...options, ranks: group(size) });
     expect(policy.ranks).toBe(size);
@@ -168,20 +172,30 @@ describe("a policy", { timeout: 120_000 }, () => {
   it("stops a turn on another rank when its signal fires, and a full session there says so at its next turn", async () => {
     await using policy = await Policy.create(TINY, { ...LIVELY, ranks: group(2) });
     const engine = embeddedEngine(policy);
+    const reason = new Error("enough");
+    /** What came of a turn of some hundred tokens at each rank, whose signal fires when both have been asked for. */
+    const stopped = async (): Promise<unknown[]> => {
+      using first = engine.open();
+      using second = engine.open();
+      const controller = new AbortController();
+      const turns = [first, second].map((session) => {
+        session.extend([1]);
+        const long = { maxTokens: 500, stop: [], temperature: 1, seed: 1n };
+        return session.sample({ ...long, signal: controller.signal }).catch((error: unknown) => error);
+      });
+      controller.abort(reason);
+      return Promise.all(turns);
+    };
+    // One that was done before it heard keeps its result, which happens on a busy machine, and not always.
+    for (let outcomes: unknown[] = []; outcomes[1] !== reason; ) {
+      outcomes = await stopped();
+      for (const outcome of outcomes) if (outcome !== reason) expect(outcome).toHaveProperty("tokens");
+    }
     using first = engine.open();
     using second = engine.open();
-    first.extend([1]);
-    second.extend([1]);
-    const reason = new Error("enough");
-    const controller = new AbortController();
-    const long = { maxTokens: 500, stop: [], temperature: 1, seed: 1n, signal: controller.signal };
-    const turns = [first.sample(long), second.sample(long)];
-    controller.abort(reason);
-    expect(
-      (await Promise.allSettled(turns)).map((turn) => turn.status === "rejected" && turn.reason),
-    ).toEqual([reason, reason]);
+    for (const session of [first, second]) session.extend([1]);
     second.extend(ids("too much", 512));
-    await expect(second.sample({ ...long, signal: new AbortController().signal })).rejects.toThrow(
+    await expect(second.sample({ maxTokens: 1, stop: [], temperature: 1, seed: 1n })).rejects.toThrow(
       /cannot take 512 more: the model's context is 512/,
     );
   });
