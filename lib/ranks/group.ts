@@ -87,6 +87,7 @@ export class RankGroup implements AsyncDisposable {
       host: hostname(),
       pid: process.pid,
       cores: loadBinding().cores,
+      gpus: loadBinding().cuda().devices.length,
       localRank,
     };
     this.#whenBroken = new Promise((_, reject) => {
@@ -166,11 +167,13 @@ export class RankGroup implements AsyncDisposable {
     return this.#entering > 0 ? this.#turn : null;
   }
 
-  /** Number of a rank on its host, how many ranks that has, and its CPU cores. */
-  host(rank: number): { index: number; ranks: number; cores: number } {
+  /** Which of the GPUs that it sees is a rank's, how many ranks its host has, and its CPU cores. */
+  host(rank: number): { gpu: number; ranks: number; cores: number } {
     const claims = [this.#claim, ...this.#members.map((member) => member.claim)];
-    const { host, cores, localRank } = claims[rank] as Claim;
-    return { index: localRank, ranks: claims.filter((one) => one.host === host).length, cores };
+    const { host, cores, gpus, localRank } = claims[rank] as Claim;
+    // Some launchers show each process its own GPU alone.
+    const gpu = localRank < gpus ? localRank : 0;
+    return { gpu, ranks: claims.filter((one) => one.host === host).length, cores };
   }
 
   /**

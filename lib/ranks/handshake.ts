@@ -11,8 +11,9 @@ export interface Claim {
   version: string;
   host: string;
   pid: number;
-  /** CPU cores that its backend may use. */
+  /** CPU cores that its backend may use, and GPUs that it sees. */
   cores: number;
+  gpus: number;
   /** Number among the ranks of its host, as its launcher counts. */
   localRank: number;
 }

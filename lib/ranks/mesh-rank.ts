@@ -283,11 +283,11 @@ export class MeshRank implements NativeRank {
   }
 
   #optionsOf(rank: number, id: Uint8Array): NativeRankOptions {
-    const { index, ranks, cores } = this.#group.host(rank);
+    const { gpu, ranks, cores } = this.#group.host(rank);
     const { device, threads } = this.#options;
     return {
       ...this.#options,
-      device: device === "cuda" && ranks > 1 ? `cuda:${index}` : device,
+      device: device === "cuda" ? `cuda:${gpu}` : device,
       threads: ranks === 1 ? threads : Math.max(1, Math.floor((threads || cores) / ranks)),
       mesh: { id, rank, size: this.#group.size, timeout: this.#group.timeout, ...this.#mesh },
     };

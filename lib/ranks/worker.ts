@@ -44,6 +44,7 @@ export async function runWorker(options: WorkerOptions = {}): Promise<void> {
     host: hostname(),
     pid: process.pid,
     cores: binding.cores,
+    gpus: binding.cuda().devices.length,
     localRank: place.localRank,
   });
   await new Worker(channel, place, options.signal).ended;

@@ -1,17 +1,14 @@
 // What a valid config may ask for and a job cannot do yet: said by key before anything is downloaded or opened.
 import { TokenringError } from "../errors.ts";
 import { loadBinding } from "../ops/native.ts";
-import { launchedRanks } from "../ranks/place.ts";
 import type { JobConfig } from "./config.ts";
 
 /** Throws ERR_TOKENRING_CONFIG with every key that this machine, or this version, cannot serve. */
-export function checkSupported(config: Pick<JobConfig, "device" | "ranks" | "shard" | "tasks">): void {
+export function checkSupported(config: Pick<JobConfig, "device" | "shard" | "tasks">): void {
   const faults: string[] = [];
   if (config.device === "cuda") {
     const { reason } = loadBinding().cuda();
     if (reason) faults.push(`device: cuda cannot be used: ${reason}`);
-    if ((config.ranks ?? launchedRanks()) > 1)
-      faults.push("ranks: on cuda there is one rank so far; leave it out, or use device cpu");
   }
   if (config.shard === 3) {
     faults.push(
