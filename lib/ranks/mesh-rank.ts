@@ -124,10 +124,6 @@ export class MeshRank implements NativeRank {
     return this.#group.size;
   }
 
-  get contextParallel(): number {
-    return this.#mesh.contextParallel;
-  }
-
   get disposed(): boolean {
     return this.#disposal !== null;
   }

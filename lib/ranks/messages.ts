@@ -1,6 +1,6 @@
 // What leader and worker say to each other once the handshake is done.
 import { type ErrorCode, isTokenringError, TokenringError } from "../errors.ts";
-import type { NativeRank, NativeRankOptions } from "../ops/binding.ts";
+import type { NativeRankOptions } from "../ops/binding.ts";
 
 /** Calls that all ranks make together. */
 export type Collective =
@@ -41,7 +41,6 @@ export type ToLeader =
 
 /** First argument of "create". */
 export type CreateOptions = NativeRankOptions;
-export type NativeMethod = Exclude<keyof NativeRank, "disposed">;
 
 export interface PlainError {
   code: ErrorCode;
