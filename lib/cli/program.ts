@@ -7,6 +7,7 @@ import { register as registerDoctor } from "./doctor.ts";
 import { register as registerEvaluate } from "./evaluate.ts";
 import { register as registerExport } from "./export.ts";
 import { examples } from "./options.ts";
+import { register as registerPlan } from "./plan.ts";
 import { register as registerReport } from "./report.ts";
 import { register as registerRollout } from "./rollout.ts";
 import { interruptedExitCode } from "./signals.ts";
@@ -27,6 +28,7 @@ const commands: readonly ((program: Command) => void)[] = [
   registerExport,
   registerTasks,
   registerWorker,
+  registerPlan,
   registerDoctor,
   registerCompletion,
 ];

@@ -315,6 +315,22 @@ export interface NativeCommunicator {
   dispose(): Promise<void>;
 }
 
+/** An entry of native/core/schedule.h. */
+export interface NativeScheduleEntry {
+  op: string;
+  layer: number;
+  track: "compute" | "context" | "gradients";
+  after: NativeScheduleEntry["track"][];
+  bytes: number;
+  flops: number;
+}
+
+/** See native/model/plan.h. */
+export interface NativePlannedStep {
+  memory: { purpose: string; bytes: number }[];
+  passes: Record<"score" | "accumulate" | "last" | "optimise", NativeScheduleEntry[]>;
+}
+
 /** The addon's whole surface. The functions and classes above it are what a program should use. */
 export interface Binding {
   readonly abi: number;
@@ -350,6 +366,14 @@ export interface Binding {
     options: NativeAdamW & { step: number; gradientNorm?: number },
   ): NativeJob<number>;
   gradientNorm(gradients: NativeTensor[]): NativeJob<number>;
+  /** What a training step on one rank of a mesh of GPUs would queue and hold; needs none of them. */
+  planStep(options: {
+    config: NativeDecoderConfig;
+    activationCheckpointing: boolean;
+    mesh: Omit<NativeMesh, "id" | "timeout">;
+    lengths: Int32Array;
+    weight: Float32Array;
+  }): NativeJob<NativePlannedStep>;
   /** Called once by the loader with the class that native failures are thrown as. */
   setErrorClass(errorClass: new (code: ErrorCode, message: string) => Error): void;
   /** The path of the CPU backend's bf16 products, "amx" or as `isa`; why AMX cannot be used, null where it can. */

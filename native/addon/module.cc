@@ -8,6 +8,7 @@
 #include "addon/device_tensor.h"
 #include "addon/engine.h"
 #include "addon/optimise.h"
+#include "addon/plan.h"
 #include "addon/policy_loss.h"
 #include "addon/rank.h"
 #include "addon/state.h"
@@ -72,6 +73,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("policyLoss", Napi::Function::New<policy_loss>(env, "policyLoss"));
   exports.Set("adamw", Napi::Function::New<adamw>(env, "adamw"));
   exports.Set("gradientNorm", Napi::Function::New<gradient_norm>(env, "gradientNorm"));
+  exports.Set("planStep", Napi::Function::New<plan_step>(env, "planStep"));
   exports.Set("setErrorClass", Napi::Function::New<set_error_class>(env, "setErrorClass"));
   exports.Set("bf16", Napi::Function::New<bf16>(env, "bf16"));
   exports.Set("cuda", Napi::Function::New<cuda>(env, "cuda"));

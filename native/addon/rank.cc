@@ -46,6 +46,8 @@ RopeScaling read_rope_scaling(const Arguments& from) {
   return rope;
 }
 
+}  // namespace
+
 DecoderConfig read_config(const Arguments& from) {
   DecoderConfig config;
   config.vocab_size = from.integer("vocab_size", 1, kMost);
@@ -65,10 +67,9 @@ DecoderConfig read_config(const Arguments& from) {
   return config;
 }
 
-MeshOptions read_mesh(const Arguments& from, bool gpu) {
+MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks) {
   MeshOptions mesh;
-  mesh.id = id_argument(from, "id");
-  mesh.size = from.integer("size", 1, gpu ? kMaxNcclRanks : kMaxSharedMemoryRanks);
+  mesh.size = from.integer("size", 1, most_ranks);
   mesh.rank = from.integer("rank", 0, mesh.size - 1);
   mesh.context_parallel = from.integer("contextParallel", 1, mesh.size);
   const std::string schedule = from.text("contextSchedule");
@@ -77,6 +78,15 @@ MeshOptions read_mesh(const Arguments& from, bool gpu) {
   mesh.context_schedule = schedule == "ring" ? ContextSchedule::ring : ContextSchedule::all_gather;
   mesh.shard = from.integer("shard", 0, 3);
   mesh.shard_size = from.integer("shardSize", 1, mesh.size);
+  mesh.check();
+  return mesh;
+}
+
+namespace {
+
+MeshOptions read_mesh(const Arguments& from, bool gpu) {
+  MeshOptions mesh = read_mesh_shape(from, gpu ? kMaxNcclRanks : kMaxSharedMemoryRanks);
+  mesh.id = id_argument(from, "id");
   mesh.timeout = std::chrono::milliseconds(from.integer("timeout", 1, kMost));
   mesh.check();
   return mesh;

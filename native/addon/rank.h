@@ -19,6 +19,13 @@
 
 namespace tokenring::addon {
 
+class Arguments;
+
+// A model's shape; fields as in Hugging Face's config.json.
+DecoderConfig read_config(const Arguments& from);
+// A rank's place among at most so many, without id and timeout.
+MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks);
+
 // JavaScript's ids of sessions -> the sampler's. Engine thread only.
 using SessionTable = std::unordered_map<int64_t, int64_t>;
 

@@ -20,7 +20,45 @@ Napi::Value array(Napi::Env env, const std::vector<int32_t>& values) {
   return array;
 }
 
+Napi::Value entries(Napi::Env env, const std::vector<PlannedEntry>& list) {
+  Napi::Array array = Napi::Array::New(env, list.size());
+  for (uint32_t i = 0; i < list.size(); ++i) {
+    const PlannedEntry& entry = list[i];
+    const Napi::HandleScope scope(env);
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("op", entry.op);
+    object.Set("layer", number(env, entry.layer));
+    object.Set("track", name_of(entry.track));
+    Napi::Array after = Napi::Array::New(env);
+    for (size_t track = 0; track < kTracks; ++track)
+      if (entry.after[track]) after.Set(after.Length(), name_of(static_cast<Track>(track)));
+    object.Set("after", after);
+    object.Set("bytes", number(env, static_cast<double>(entry.bytes)));
+    object.Set("flops", number(env, static_cast<double>(entry.flops)));
+    array.Set(i, object);
+  }
+  return array;
+}
+
 }  // namespace
+
+Napi::Value to_js(Napi::Env env, const StepPlan& plan) {
+  Napi::Object object = Napi::Object::New(env), passes = Napi::Object::New(env);
+  Napi::Array memory = Napi::Array::New(env, plan.memory.size());
+  for (uint32_t i = 0; i < plan.memory.size(); ++i) {
+    Napi::Object held = Napi::Object::New(env);
+    held.Set("purpose", plan.memory[i].purpose);
+    held.Set("bytes", number(env, static_cast<double>(plan.memory[i].bytes)));
+    memory.Set(i, held);
+  }
+  object.Set("memory", memory);
+  passes.Set("score", entries(env, plan.score));
+  passes.Set("accumulate", entries(env, plan.accumulate));
+  passes.Set("last", entries(env, plan.last));
+  passes.Set("optimise", entries(env, plan.optimise));
+  object.Set("passes", passes);
+  return object;
+}
 
 Napi::Value to_js(Napi::Env env, const Nothing&) { return env.Undefined(); }
 

@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include "model/plan.h"
 #include "model/sampler.h"
 #include "model/trainer.h"
 
@@ -21,6 +22,7 @@ Napi::Value to_js(Napi::Env, const Version&);
 Napi::Value to_js(Napi::Env, const LossResult&);
 Napi::Value to_js(Napi::Env, const OptimiserResult&);
 Napi::Value to_js(Napi::Env, const SampleResult&);
+Napi::Value to_js(Napi::Env, const StepPlan&);
 Napi::Value to_js(Napi::Env, const Sampler::Usage&);
 
 }  // namespace tokenring::addon

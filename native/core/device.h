@@ -6,10 +6,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace tokenring {
 
 class Ops;
+class Schedule;
 
 // How many sums over tokens one part of a batch has left to add to the gradients, so that the part after it, on
 // another stream, adds its own behind them: sums go on in the order of the parts.
@@ -74,6 +76,12 @@ struct Watch {
   Stream& stream;
 };
 
+// What a device's memory is held for.
+struct HeldMemory {
+  std::string purpose;
+  size_t bytes = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -87,6 +95,11 @@ class Device {
   // by which a device may tell what holds its memory. Never called in the steady state.
   virtual void* allocate(size_t bytes, const char* purpose) = 0;
   virtual void free(void* data) noexcept = 0;
+  // By purpose, when all together was most; empty where nobody counts.
+  virtual std::vector<HeldMemory> most_held() const { return {}; }
+
+  // Told of each schedule before an executor queues it. Set before there are executors, or on their thread.
+  std::function<void(const Schedule&)> on_schedule;
 };
 
 // Device memory with an owner.

@@ -131,6 +131,7 @@ int64_t Schedule::bytes() const {
 }
 
 std::byte* Executor::arena(const Schedule& schedule) {
+  if (device_.on_schedule) device_.on_schedule(schedule);
   if (schedule.arena_bytes() > arena_.bytes()) {
     stream_.synchronize();  // queued work may still read the old arena
     arena_ = Buffer();      // give it back first: the two need not fit side by side

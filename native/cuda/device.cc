@@ -44,17 +44,38 @@ class CudaDevice final : public Device {
     check_runtime(runtime_, code, "an allocation");
     std::lock_guard lock(mutex_);
     held_[data] = {purpose, bytes};
+    all_ += bytes;
+    if (all_ > most_) {
+      most_ = all_;
+      at_most_ = sums();
+    }
     return data;
   }
   void free(void* data) noexcept override {
     {
       std::lock_guard lock(mutex_);
-      held_.erase(data);
+      if (const auto at = held_.find(data); at != held_.end()) {
+        all_ -= at->second.second;
+        held_.erase(at);
+      }
     }
     runtime_.free(data);
   }
 
+  std::vector<HeldMemory> most_held() const override {
+    std::lock_guard lock(mutex_);
+    std::vector<HeldMemory> parts;
+    for (const auto& [purpose, bytes] : at_most_) parts.push_back({purpose, bytes});
+    return parts;
+  }
+
  private:
+  std::map<std::string, size_t> sums() const {
+    std::map<std::string, size_t> sums;
+    for (const auto& [data, block] : held_) sums[block.first] += block.second;
+    return sums;
+  }
+
   static DeviceFacts open(const Runtime& runtime, int ordinal) {
     DeviceFacts facts{};
     check_runtime(runtime, runtime.open(ordinal, &facts), "opening the GPU");
@@ -65,16 +86,14 @@ class CudaDevice final : public Device {
 
   // What holds its memory, the largest first.
   std::string breakdown() {
-    std::map<std::string, size_t> sums;
     size_t all = 0, free = 0, total = 0;
+    std::vector<std::pair<std::string, size_t>> parts;
     {
       std::lock_guard lock(mutex_);
-      for (const auto& [data, block] : held_) {
-        sums[block.first] += block.second;
-        all += block.second;
-      }
+      const std::map<std::string, size_t> of = sums();
+      parts.assign(of.begin(), of.end());
+      all = all_;
     }
-    std::vector<std::pair<std::string, size_t>> parts(sums.begin(), sums.end());
     std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
     std::string text = "this policy holds " + in_mib(all);
     for (size_t i = 0; i < parts.size(); ++i)
@@ -88,8 +107,10 @@ class CudaDevice final : public Device {
   DeviceFacts facts_;
   Gemm gemm_;
   CudaOps ops_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<void*, std::pair<const char*, size_t>> held_;
+  size_t all_ = 0, most_ = 0;
+  std::map<std::string, size_t> at_most_;
 };
 
 }  // namespace

@@ -87,7 +87,7 @@ void RingAttention::pass(Schedule& s, int layer, std::vector<Slot> give, std::ve
 
 // All ranks' rows of `own` [most, 2 kv], in the order of the documents. parts: [size * most, 2 kv].
 void RingAttention::gather(Schedule& s, int layer, Slot own, Slot parts, Slot whole) const {
-  s.add(Track::context, {Track::compute}, "all_gather", layer, bytes_of({own}), 0,
+  s.add(Track::context, {Track::compute}, "all_gather", layer, bytes_of({parts}), 0,
         [this, own, parts](const Frame& f) { communicator_.all_gather(f.stream, f[own], f[parts]); });
   s.add(Track::context, {}, "copy_on_device", layer, 2 * bytes_of({whole}), 0, [this, parts, whole](const Frame& f) {
     for (const Piece& p : pieces_) {

@@ -9,7 +9,7 @@ export interface Source {
 
 /** A folder may import itself and those that stand after it. */
 const libOrder =
-  "cli run track report learn evaluate agent verify sandbox engine tasks policy ranks ops".split(" ");
+  "cli plan run track report learn evaluate agent verify sandbox engine tasks policy ranks ops".split(" ");
 /** `sandbox` is a program of its own: nobody includes it. */
 const nativeOrder = "sandbox addon capi model parallel loss optim io cpu comm cuda core".split(" ");
 

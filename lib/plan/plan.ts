@@ -1,0 +1,261 @@
+// What a job would need on a cluster: memory, time of an iteration, and the mesh that is best for it.
+import { TokenringError } from "../errors.ts";
+import type { DecoderConfig } from "../policy/types.ts";
+import {
+  type EnginePlan,
+  parameterCounts,
+  planEngine,
+  rolloutSeconds,
+  type Stations,
+  verifySeconds,
+  type Workload,
+  weightSeconds,
+} from "./iteration.ts";
+import type { Cluster } from "./price.ts";
+import type { Span } from "./simulate.ts";
+import { type PlannedStep, planStep, type StepShape, total } from "./step.ts";
+
+export interface PlanRequest {
+  config: DecoderConfig;
+  cluster: Cluster;
+  nodes: number;
+  workload: Workload;
+  /** Tokens of one pass of a context group; a longer document gets a pass of its own. */
+  microBatchTokens: number;
+  /** What is given stays; the rest is searched. */
+  mesh: Partial<StepShape["mesh"]>;
+  activationCheckpointing: boolean | undefined;
+  signal?: AbortSignal;
+  onCandidate?: (done: number, of: number) => void;
+  onSpan?: (span: Span) => void;
+}
+
+export interface Plan {
+  mesh: StepShape["mesh"];
+  activationCheckpointing: boolean;
+  /** Of the rank that needs most, in a pass over one document of the limit's length. */
+  memory: { items: PlannedStep["memory"]; bytes: number; limit: number; fits: boolean };
+  /** Where it does not fit: the largest item, and the change that costs least time. */
+  fault?: { item: string; bytes: number; cure: string };
+  engine: EnginePlan;
+  /** Seconds. */
+  stations: Stations;
+  seconds: number;
+  update: {
+    optimiserSteps: number;
+    passesPerStep: number;
+    /** Share of the update in which the busiest rank computes: 1 if no communication were in sight. */
+    ofBound: number;
+    exposedSeconds: number;
+    /** Of the update: trajectories' tokens a second, and the model's FLOPs over the GPUs' peak. */
+    tokensPerSecond: number;
+    mfu: number;
+  };
+  gpuHours: number;
+}
+
+type Candidate = Pick<Plan, "mesh" | "activationCheckpointing">;
+
+const powersUpTo = (most: number): number[] => {
+  const powers: number[] = [];
+  for (let p = 1; p <= most; p *= 2) powers.push(p);
+  return powers;
+};
+
+/** Meshes of so many ranks, and whether layers are recomputed, that agree with what the request gives. */
+export function candidates(
+  request: Pick<PlanRequest, "cluster" | "nodes" | "mesh" | "activationCheckpointing">,
+): Candidate[] {
+  const { cluster, nodes, mesh, activationCheckpointing } = request;
+  const ranks = nodes * cluster.gpusPerNode;
+  const contexts = mesh.contextParallel
+    ? [mesh.contextParallel]
+    : powersUpTo(ranks).filter((c) => ranks % c === 0);
+  const shards = mesh.shard === undefined ? ([0, 1, 3] as const) : [mesh.shard];
+  const all: Candidate[] = [];
+  for (const contextParallel of contexts) {
+    for (const shard of shards) {
+      const sizes = mesh.shardSize
+        ? [mesh.shardSize]
+        : [...new Set(shard === 0 ? [ranks] : [cluster.gpusPerNode, ranks])].filter(
+            (size) => ranks % size === 0,
+          );
+      for (const shardSize of sizes) {
+        for (const checkpointing of activationCheckpointing === undefined
+          ? [false, true]
+          : [activationCheckpointing]) {
+          // Its hops hide behind products, which a gather of everything does not.
+          const contextSchedule = mesh.contextSchedule ?? "ring";
+          all.push({
+            mesh: { ranks, contextParallel, shard, shardSize, contextSchedule },
+            activationCheckpointing: checkpointing,
+          });
+        }
+      }
+    }
+  }
+  return all;
+}
+
+const fill = (tokens: number, mean: number): number[] =>
+  new Array<number>(Math.max(1, Math.floor(tokens / mean))).fill(Math.min(mean, Math.max(tokens, mean)));
+
+/** One mesh, priced. `ranks`: how many of a context group are looked at. */
+export async function planOn(request: PlanRequest, candidate: Candidate, ranks?: number): Promise<Plan> {
+  const { config, cluster, workload, microBatchTokens, signal, onSpan } = request;
+  const { mesh } = candidate;
+  const { hardware } = cluster;
+  const mean = Math.round(workload.meanTokens);
+  const lossShare = workload.actionTokens / workload.meanTokens;
+  const options = { ...(signal ? { signal } : {}), ...(ranks ? { ranks } : {}) };
+  const shape = { config, lossShare, ...candidate };
+  const longest = await planStep({ ...shape, lengths: [workload.maxTokens] }, cluster, options);
+  const lengths = fill(microBatchTokens, mean);
+  const step =
+    lengths.length === 1 && lengths[0] === workload.maxTokens && !onSpan
+      ? longest
+      : await planStep({ ...shape, lengths }, cluster, {
+          ...options,
+          ...(onSpan ? { onSpan: (pass, span) => pass === "last" && onSpan(span) } : {}),
+        });
+
+  const bytes = total(longest.memory);
+  const limit = hardware.memory.value - hardware.reserved.value;
+  const groups = mesh.ranks / mesh.contextParallel;
+  const kept = Math.max(1, Math.round(workload.trajectories * workload.kept));
+  const optimiserSteps = Math.max(1, Math.ceil(kept / workload.batchSize));
+  const passesPerStep = Math.max(1, Math.ceil(Math.min(kept, workload.batchSize) / groups / lengths.length));
+  const { score, accumulate, last, optimise } = step.passes;
+  const perStep = (of: (pass: PlannedStep["passes"]["last"]) => number): number =>
+    (passesPerStep - 1) * of(accumulate) + of(last) + of(optimise);
+  const update = optimiserSteps * perStep(({ seconds }) => seconds);
+  const scored = workload.scored ? Math.ceil(kept / groups / lengths.length) * score.seconds : 0;
+  const engine = planEngine(config, mesh.ranks, cluster, workload);
+  const stations: Stations = {
+    rollout: engine.fault ? 0 : rolloutSeconds(config, engine, mesh.ranks, cluster, workload),
+    verify: verifySeconds(workload),
+    score: scored,
+    update,
+    weights: weightSeconds(config, mesh.ranks, cluster),
+  };
+  const seconds = Object.values(stations).reduce((sum, one) => sum + one, 0);
+  // Forward, and twice as much backward; recomputation is not the model's.
+  const modelFlops = optimiserSteps * passesPerStep * 3 * score.flops;
+  return {
+    ...candidate,
+    memory: { items: longest.memory, bytes, limit, fits: bytes <= limit },
+    engine,
+    stations,
+    seconds,
+    update: {
+      optimiserSteps,
+      passesPerStep,
+      ofBound: perStep(({ bound }) => bound) / perStep(({ seconds: all }) => all),
+      exposedSeconds:
+        optimiserSteps * perStep(({ ranks: each }) => Math.max(...each.map(({ exposed }) => exposed))),
+      tokensPerSecond: (kept * mean) / update,
+      mfu: modelFlops / (update * mesh.ranks * hardware.peak.value),
+    },
+    gpuHours: (seconds * mesh.ranks) / 3600,
+  };
+}
+
+/**
+ * The plan of the mesh that the request gives, or of the fastest that fits. One that does not fit says what is largest
+ * and what would help; so does the plan of a cluster that is too small for every mesh.
+ * @throws ERR_TOKENRING_INVALID_ARGUMENT for a mesh that the ranks cannot make.
+ */
+export async function plan(request: PlanRequest): Promise<Plan> {
+  const list = candidates(request);
+  const ranks = request.nodes * request.cluster.gpusPerNode;
+  if (list.length === 0 || list.some(({ mesh }) => ranks % mesh.contextParallel || ranks % mesh.shardSize)) {
+    const { contextParallel, shardSize } = request.mesh;
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      `plan: contextParallel ${contextParallel ?? "(any)"} and shardSize ${shardSize ?? "(any)"} must divide the ${ranks} ranks`,
+    );
+  }
+  const { onSpan: _, ...quick } = request;
+  let best: Plan | null = null;
+  for (const [i, candidate] of list.entries()) {
+    request.onCandidate?.(i, list.length);
+    if (list.length > 1 && !worthTrying(request, candidate)) continue;
+    const one = await planOn(quick, candidate, 1);
+    if (best === null || better(one, best)) best = one;
+  }
+  // Nothing was worth trying: the one that needs least is shown.
+  const chosen: Candidate = best ?? (list.at(-1) as Candidate);
+  const whole = await planOn(request, chosen);
+  if (whole.memory.fits) return whole;
+  return { ...whole, fault: await diagnose(request, whole) };
+}
+
+const better = (a: Plan, b: Plan): boolean => {
+  if (a.memory.fits !== b.memory.fits) return a.memory.fits;
+  return a.memory.fits ? a.seconds < b.seconds : a.memory.bytes < b.memory.bytes;
+};
+
+/** Weights in bf16, and float32 masters, gradients and moments: what no schedule can do without. */
+function worthTrying({ config, cluster }: PlanRequest, { mesh }: Candidate): boolean {
+  const { all } = parameterCounts(config);
+  const state =
+    mesh.shard === 3
+      ? (18 * all) / mesh.shardSize
+      : mesh.shard === 1
+        ? 6 * all + (8 * all) / mesh.shardSize
+        : 18 * all;
+  return state <= cluster.hardware.memory.value;
+}
+
+async function diagnose(request: PlanRequest, plan: Plan): Promise<NonNullable<Plan["fault"]>> {
+  const largest = plan.memory.items[0] ?? { purpose: "nothing", bytes: 0 };
+  const { mesh, activationCheckpointing } = plan;
+  const changes: { cure: string; candidate: Candidate; nodes?: number }[] = [];
+  if (!activationCheckpointing)
+    changes.push({
+      cure: "activationCheckpointing: true",
+      candidate: { mesh, activationCheckpointing: true },
+    });
+  if (mesh.shard < 3)
+    changes.push({ cure: "shard: 3", candidate: { mesh: { ...mesh, shard: 3 }, activationCheckpointing } });
+  if (mesh.shardSize < mesh.ranks) {
+    const wider = { ...mesh, shardSize: mesh.ranks };
+    changes.push({ cure: `shardSize: ${mesh.ranks}`, candidate: { mesh: wider, activationCheckpointing } });
+  }
+  for (let c = 2 * mesh.contextParallel; c <= mesh.ranks && mesh.ranks % c === 0; c *= 2)
+    changes.push({
+      cure: `contextParallel: ${c}`,
+      candidate: { mesh: { ...mesh, contextParallel: c }, activationCheckpointing },
+    });
+  const { onSpan: _, ...quick } = request;
+  let cure: Plan | null = null;
+  let words = "";
+  for (const change of changes) {
+    const one = await planOn(quick, change.candidate, 1);
+    if (one.memory.fits && (cure === null || one.seconds < cure.seconds)) [cure, words] = [one, change.cure];
+  }
+  if (!cure) words = await manyChanges(request);
+  return { item: largest.purpose, bytes: largest.bytes, cure: words };
+}
+
+/** No single change helps: the best of all meshes, or of twice as many nodes, and so on. */
+async function manyChanges(request: PlanRequest): Promise<string> {
+  const { onSpan: _, ...rest } = request;
+  for (let nodes = request.nodes; nodes <= 64 * request.nodes; nodes *= 2) {
+    const free = { ...rest, nodes, mesh: {}, activationCheckpointing: undefined };
+    let best: Plan | null = null;
+    for (const candidate of candidates(free)) {
+      if (!worthTrying(free, candidate)) continue;
+      const one = await planOn(free, candidate, 1);
+      if (best === null || better(one, best)) best = one;
+    }
+    if (!best?.memory.fits) continue;
+    const { contextParallel, shard, shardSize } = best.mesh;
+    const more = nodes > request.nodes ? `${nodes} nodes, ` : "";
+    return (
+      `${more}contextParallel: ${contextParallel}, shard: ${shard}, shardSize: ${shardSize}, ` +
+      `activationCheckpointing: ${best.activationCheckpointing}`
+    );
+  }
+  return "a smaller model, or shorter trajectories (limits.maxContext)";
+}

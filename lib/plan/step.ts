@@ -1,0 +1,123 @@
+// The passes of a training step on one mesh, as the native code would queue them, and their time.
+import type { NativePlannedStep } from "../ops/binding.ts";
+import { withSignal } from "../ops/jobs.ts";
+import { loadBinding } from "../ops/native.ts";
+import type { DecoderConfig } from "../policy/types.ts";
+import { type Cluster, communicationSeconds, computeSeconds } from "./price.ts";
+import { isCommunication, type MeshShape, type ScheduleEntry } from "./schedule.ts";
+import { type Simulation, type Span, simulate } from "./simulate.ts";
+
+export interface StepShape {
+  config: DecoderConfig;
+  mesh: MeshShape & { contextSchedule: "ring" | "all_gather" };
+  activationCheckpointing: boolean;
+  /** Tokens of each document of one pass of a context group. */
+  lengths: readonly number[];
+  /** Share of the tokens that carry loss. */
+  lossShare: number;
+}
+
+/** Of a pass over all ranks. */
+export interface PassTime extends Simulation {
+  /** Seconds of the rank that computes longest, if no communication took any time. */
+  bound: number;
+  /** FLOPs of all ranks. */
+  flops: number;
+}
+
+export interface PlannedStep {
+  /** Bytes at the peak of the rank that needs most, by what holds them; the largest first. */
+  memory: { purpose: string; bytes: number }[];
+  /** Forward only; forward and backward; the same as the last of a step; AdamW. */
+  passes: Record<PassName, PassTime>;
+}
+
+const PASSES = ["score", "accumulate", "last", "optimise"] as const;
+type PassName = (typeof PASSES)[number];
+
+/** Which tokens carry loss: evenly spread, so that ranks and chunks get their share. */
+function weights(lengths: readonly number[], share: number): Float32Array {
+  const total = lengths.reduce((sum, length) => sum + length, 0);
+  const weight = Float32Array.from({ length: total }, (_, i) =>
+    Math.floor((i + 1) * share) > Math.floor(i * share) ? 1 : 0,
+  );
+  let at = 0;
+  for (const length of lengths) {
+    weight[at] = 0; // a document's first token has no prediction
+    at += length;
+  }
+  return weight;
+}
+
+/**
+ * What the step does and holds. The schedules are those of the first context group, of which each rank's is built by the
+ * code that would run it, on a GPU that is not there; all other groups get the same, which is right for groups whose
+ * documents are alike.
+ */
+export async function planStep(
+  shape: StepShape,
+  cluster: Cluster,
+  options: { signal?: AbortSignal; onSpan?: (pass: PassName, span: Span) => void; ranks?: number } = {},
+): Promise<PlannedStep> {
+  const { config, mesh, activationCheckpointing, lengths, lossShare } = shape;
+  const weight = weights(lengths, lossShare);
+  const planned: NativePlannedStep[] = [];
+  // A search looks at one rank of a group alone: zigzag gives all as much to do.
+  for (let rank = 0; rank < Math.min(mesh.contextParallel, options.ranks ?? mesh.contextParallel); rank++) {
+    const native = {
+      config,
+      activationCheckpointing,
+      mesh: { ...mesh, size: mesh.ranks, rank },
+      lengths: Int32Array.from(lengths),
+      weight,
+    };
+    planned.push(await withSignal(() => loadBinding().planStep(native), options.signal));
+  }
+  const heaviest = planned.reduce((most, one) => (total(one.memory) > total(most.memory) ? one : most));
+  const passes = Object.fromEntries(
+    PASSES.map((name) => [
+      name,
+      timeOf(
+        name,
+        planned.map(({ passes }) => passes[name]),
+        mesh,
+        cluster,
+        options.onSpan,
+      ),
+    ]),
+  ) as PlannedStep["passes"];
+  return { memory: [...heaviest.memory].sort((a, b) => b.bytes - a.bytes), passes };
+}
+
+export const total = (memory: readonly { bytes: number }[]): number =>
+  memory.reduce((sum, { bytes }) => sum + bytes, 0);
+
+function timeOf(
+  name: PassName,
+  group: readonly (readonly ScheduleEntry[])[],
+  mesh: MeshShape,
+  cluster: Cluster,
+  onSpan?: (pass: PassName, span: Span) => void,
+): PassTime {
+  // All groups are alike, so one stands for them.
+  const schedules = Array.from(
+    { length: mesh.contextParallel },
+    (_, rank) => group[rank % group.length] as readonly ScheduleEntry[],
+  );
+  const simulation = simulate({
+    mesh,
+    schedules,
+    computeSeconds: (entry) => computeSeconds(entry, cluster),
+    communicationSeconds: (entry, members) => communicationSeconds(entry, members, cluster),
+    ...(onSpan ? { onSpan: (span: Span) => onSpan(name, span) } : {}),
+  });
+  const sum = (entries: readonly ScheduleEntry[], of: (entry: ScheduleEntry) => number): number =>
+    entries.reduce((all, entry) => all + of(entry), 0);
+  const bound = Math.max(
+    ...group.map((entries) =>
+      sum(entries, (entry) => (isCommunication(entry) ? 0 : computeSeconds(entry, cluster))),
+    ),
+  );
+  const flops = schedules.reduce((all, entries) => all + sum(entries, (entry) => entry.flops), 0);
+  return { ...simulation, bound, flops: (flops * mesh.ranks) / mesh.contextParallel };
+}
