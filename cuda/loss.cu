@@ -88,24 +88,22 @@ __global__ void __launch_bounds__(256) policy_scalars_kernel(int64_t n, PolicySc
   }
 }
 
-// One block a row, chunk by chunk. In bf16 the results take the first half of the row's memory: a chunk overwrites
-// logits of its own and earlier chunks only, so all threads read a chunk before any writes it.
+// One block a row.
 template <class Out>
 __global__ void __launch_bounds__(kMaxThreads)
-    logits_gradient_kernel(int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
-                           const float* g, const float* entropy, const float* entropy_g, float inv_temperature) {
-  constexpr int64_t kRatio = sizeof(float) / sizeof(Out);
+    logits_gradient_kernel(int64_t r, int64_t v, const float* logits, const int32_t* targets, const float* lse,
+                           const float* g, const float* entropy, const float* entropy_g, float inv_temperature,
+                           Out* to) {
   for (int64_t row = blockIdx.x; row < r; row += gridDim.x) {
     const float* z = logits + row * v;
-    Out* out = reinterpret_cast<Out*>(logits) + kRatio * row * v;
+    Out* out = to + row * v;
     const float slope = load(g + row) * inv_temperature, shift = load(lse + row);
     const float of_entropy = entropy_g ? load(entropy_g + row) * inv_temperature : 0.0f;
     const float level = entropy_g ? load(entropy + row) : 0.0f;
     const int64_t target = load(targets + row);
-    for (int64_t chunk = 0; chunk < v; chunk += static_cast<int64_t>(blockDim.x) * kPack) {
-      const int64_t j = chunk + static_cast<int64_t>(threadIdx.x) * kPack;
+    for (int64_t j = static_cast<int64_t>(threadIdx.x) * kPack; j < v; j += static_cast<int64_t>(blockDim.x) * kPack) {
       Pack d{};
-      if (j < v && (slope != 0.0f || of_entropy != 0.0f)) {
+      if (slope != 0.0f || of_entropy != 0.0f) {
         d = load_pack(z + j, v - j);
         TOKENRING_UNROLL
         for (int i = 0; i < kPack; ++i) {
@@ -115,18 +113,9 @@ __global__ void __launch_bounds__(kMaxThreads)
           if (of_entropy != 0.0f && p > 0.0f) d.v[i] -= of_entropy * p * (log_p + level);
         }
       }
-      if constexpr (kRatio > 1) __syncthreads();
-      if (j < v) store_pack(out + j, v - j, d);
+      store_pack(out + j, v - j, d);
     }
   }
-}
-
-template <class Out>
-void launch_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
-                     const float* g, const float* entropy, const float* entropy_g, float inv_temperature) {
-  if (r == 0 || v == 0) return;
-  TOKENRING_LAUNCH(logits_gradient_kernel<Out>, grid_of(r), threads_of(v), 0, stream)
-  (r, v, logits, targets, lse, g, entropy, entropy_g, inv_temperature);
 }
 
 }  // namespace
@@ -151,14 +140,15 @@ void policy_scalars(CudaStream stream, int64_t n, const PolicyScalars& policy, c
 }
 
 void logits_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
-                     const float* g, const float* entropy, const float* entropy_g, float inv_temperature) {
-  launch_gradient<float>(stream, r, v, logits, targets, lse, g, entropy, entropy_g, inv_temperature);
-}
-
-void logits_gradient_bf16(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets,
-                          const float* lse, const float* g, const float* entropy, const float* entropy_g,
-                          float inv_temperature) {
-  launch_gradient<Bf16>(stream, r, v, logits, targets, lse, g, entropy, entropy_g, inv_temperature);
+                     const float* g, const float* entropy, const float* entropy_g, float inv_temperature, Bf16* out) {
+  if (r == 0 || v == 0) return;
+  if (out) {
+    TOKENRING_LAUNCH(logits_gradient_kernel<Bf16>, grid_of(r), threads_of(v), 0, stream)
+    (r, v, logits, targets, lse, g, entropy, entropy_g, inv_temperature, out);
+  } else {
+    TOKENRING_LAUNCH(logits_gradient_kernel<float>, grid_of(r), threads_of(v), 0, stream)
+    (r, v, logits, targets, lse, g, entropy, entropy_g, inv_temperature, logits);
+  }
 }
 
 }  // namespace tokenring::cuda

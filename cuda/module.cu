@@ -112,6 +112,8 @@ const Module kModule = {
         .memory = [](size_t* free, size_t* total) -> int { return cudaMemGetInfo(free, total); },
         .allocate = [](void** data, size_t bytes) -> int { return cudaMalloc(data, bytes); },
         .free = [](void* data) -> int { return cudaFree(data); },
+        .allocate_host = [](void** data, size_t bytes) -> int { return cudaMallocHost(data, bytes); },
+        .free_host = [](void* data) -> int { return cudaFreeHost(data); },
         .stream_create = [](CudaStream* s) -> int { return cudaStreamCreateWithFlags(s, cudaStreamNonBlocking); },
         .stream_destroy = [](CudaStream s) -> int { return cudaStreamDestroy(s); },
         .stream_synchronize = [](CudaStream s) -> int { return cudaStreamSynchronize(s); },
@@ -120,7 +122,7 @@ const Module kModule = {
         .event_destroy = [](CudaEvent e) -> int { return cudaEventDestroy(e); },
         .event_record = [](CudaEvent e, CudaStream s) -> int { return cudaEventRecord(e, s); },
         .event_query = [](CudaEvent e) -> int { return cudaEventQuery(e); },
-        // Of pageable host memory, which is all that the backend has, the runtime makes a copy before it returns.
+        // Of pageable host memory the runtime makes a copy before it returns.
         .copy = [](void* to, const void* from, size_t bytes, CudaStream s) -> int {
           return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, s);
         },

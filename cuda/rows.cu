@@ -47,34 +47,82 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// The first row of a token adds all rows of that token, in their order, so that no two blocks meet. Each block looks
-// through the ids for that, a warp's worth at a time: m^2 / 32 steps in all, of which most hit the caches.
+// The gradient of the embedding. Rows are first sorted into buckets by the last bits of their token, each in the order
+// of the rows, so that whoever looks for the rows of a token looks through one bucket.
+constexpr int kMostBuckets = 256, kBucketThreads = 512;
+
+inline int buckets_of(int64_t m) { return m < 4096 ? 8 : kMostBuckets; }
+
+// One block a bucket: how many rows it has.
+__global__ void __launch_bounds__(kBucketThreads)
+    count_bucket_kernel(int64_t m, int buckets, const int32_t* tokens, int32_t* counts) {
+  __shared__ int32_t scratch[kBucketThreads / kWarp];
+  const int bucket = static_cast<int>(blockIdx.x);
+  int32_t count = 0;
+  for (int64_t row = threadIdx.x; row < m; row += kBucketThreads) count += load(tokens + row) % buckets == bucket;
+  count = block_sum(count, scratch);
+  if (threadIdx.x == 0) store(counts + bucket, count);
+}
+
+// One block a bucket: its rows, in their order, behind those of the buckets before it; where they begin.
+__global__ void __launch_bounds__(kBucketThreads)
+    fill_bucket_kernel(int64_t m, int buckets, const int32_t* tokens, const int32_t* counts, int32_t* begins,
+                       int32_t* rows) {
+  __shared__ int32_t of_warps[kBucketThreads / kWarp];
+  const int bucket = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / kWarp;
+  const unsigned lane = threadIdx.x % kWarp;
+  int32_t at = 0;
+  for (int i = 0; i < bucket; ++i) at += load(counts + i);
+  if (threadIdx.x == 0) store(begins + bucket, at);
+  for (int64_t from = 0; from < m; from += kBucketThreads) {
+    const int64_t row = from + threadIdx.x;
+    const bool mine = row < m && load(tokens + row) % buckets == bucket;
+    const unsigned found = __ballot_sync(0xffffffffu, mine);
+    if (lane == 0) store(of_warps + warp, static_cast<int32_t>(__popc(found)));
+    __syncthreads();
+    int32_t before = 0, all = 0;
+    for (int i = 0; i < kBucketThreads / kWarp; ++i) {
+      const int32_t count = load(of_warps + i);
+      before += i < warp ? count : 0;
+      all += count;
+    }
+    if (mine) store(rows + at + before + __popc(found & ((1u << lane) - 1)), static_cast<int32_t>(row));
+    at += all;
+    __syncthreads();
+  }
+}
+
+// The first row of a token adds all rows of that token, in their order, so that no two blocks meet. Blocks stride over
+// the rows by bucket.
 __global__ void __launch_bounds__(kMaxThreads)
-    embedding_backward_kernel(int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable) {
+    embedding_backward_kernel(int64_t m, int64_t h, int buckets, const int32_t* tokens, const int32_t* counts,
+                              const int32_t* begins, const int32_t* rows, const Bf16* dy, float* dtable) {
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kPack, step = static_cast<int64_t>(blockDim.x) * kPack;
   const unsigned lane = threadIdx.x % kWarp;
-  // The rows [from, from + 32) that hold the token, as bits.
-  const auto rows_of = [&](int64_t from, int64_t end, int32_t token) {
-    const int64_t at = from + lane;
-    return __ballot_sync(0xffffffffu, at < end && load(tokens + at) == token);
-  };
-  for (int64_t row = blockIdx.x; row < m; row += gridDim.x) {
-    const int32_t token = load(tokens + row);
+  for (int64_t place = blockIdx.x; place < m; place += gridDim.x) {
+    const int32_t token = load(tokens + load(rows + place));
+    const int64_t begin = load(begins + token % buckets), end = begin + load(counts + token % buckets);
+    // Which of the places [from, from + 32) hold the token, as bits.
+    const auto places_of = [&](int64_t from, int64_t to) {
+      const int64_t at = from + lane;
+      return __ballot_sync(0xffffffffu, at < to && load(tokens + load(rows + at)) == token);
+    };
     bool is_first = true;
-    for (int64_t from = 0; from < row && is_first; from += kWarp) is_first = rows_of(from, row, token) == 0;
+    for (int64_t from = begin; from < place && is_first; from += kWarp) is_first = places_of(from, place) == 0;
     if (!is_first) continue;
     float* to = dtable + token * h;
-    for (int64_t from = row; from < m; from += kWarp) {
-      for (unsigned found = rows_of(from, m, token); found != 0; found &= found - 1) {
-        const Bf16* add = dy + (from + __ffs(static_cast<int>(found)) - 1) * h;
-        for (int64_t j = first; j < h; j += step) {
-          Pack sum = load_pack(to + j, h - j);
-          const Pack a = load_pack(add + j, h - j);
+    // The sum stays in registers; wider rows than the block look for the places once more.
+    for (int64_t column = 0; column < h; column += step) {
+      const int64_t j = column + first;
+      Pack sum = load_pack(to + j, h - j);
+      for (int64_t from = place; from < end; from += kWarp) {
+        for (unsigned found = places_of(from, end); found != 0; found &= found - 1) {
+          const Pack a = load_pack(dy + load(rows + from + __ffs(static_cast<int>(found)) - 1) * h + j, h - j);
           TOKENRING_UNROLL
           for (int i = 0; i < kPack; ++i) sum.v[i] += a.v[i];
-          store_pack(to + j, h - j, sum);
         }
       }
+      store_pack(to + j, h - j, sum);
     }
   }
 }
@@ -119,9 +167,19 @@ void scatter_rows_add_f32(CudaStream stream, int64_t r, int64_t h, const float* 
   TOKENRING_LAUNCH(scatter_add_kernel<float>, grid_of(r), threads_of(h), 0, stream)(r, h, y, index, x);
 }
 
-void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable) {
+size_t embedding_backward_workspace(int64_t m) { return (2 * kMostBuckets + static_cast<size_t>(m)) * sizeof(int32_t); }
+
+void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable,
+                        void* workspace) {
   if (m == 0 || h == 0) return;
-  TOKENRING_LAUNCH(embedding_backward_kernel, grid_of(m), threads_of(h), 0, stream)(m, h, tokens, dy, dtable);
+  const int buckets = buckets_of(m);
+  const unsigned blocks = static_cast<unsigned>(buckets);
+  auto* counts = static_cast<int32_t*>(workspace);
+  int32_t *begins = counts + kMostBuckets, *rows = begins + kMostBuckets;
+  TOKENRING_LAUNCH(count_bucket_kernel, blocks, kBucketThreads, 0, stream)(m, buckets, tokens, counts);
+  TOKENRING_LAUNCH(fill_bucket_kernel, blocks, kBucketThreads, 0, stream)(m, buckets, tokens, counts, begins, rows);
+  TOKENRING_LAUNCH(embedding_backward_kernel, grid_of(m), threads_of(h), 0, stream)
+  (m, h, buckets, tokens, counts, begins, rows, dy, dtable);
 }
 
 }  // namespace tokenring::cuda

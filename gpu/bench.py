@@ -238,6 +238,7 @@ class Bench:
         ids = put(torch.randint(v, (m,), device=dev.place, dtype=torch.int32))
         table = wide(v, h)
         logits, r = wide(max(m // 16, 1), v), max(m // 16, 1)
+        dlogits = None if act == torch.float32 else put(self.randn(r, v))
         lanes = [wide(r) for _ in range(4)]
         targets = put(torch.randint(v, (r,), device=dev.place, dtype=torch.int32))
         uniforms, tokens = put(torch.rand(r, device=dev.place)), put(torch.zeros(r, device=dev.place, dtype=torch.int32))
@@ -255,7 +256,7 @@ class Bench:
             ("embedding forward", (4 + a) * m * h, ("embedding_forward", ids, table, rows[0])),
             ("embedding backward", (8 + a) * m * h, ("embedding_backward", ids, rows[0], table)),
             ("logits statistics", 4 * r * v, ("logits_statistics", logits, targets, 1.0, lanes[0], lanes[1], lanes[2])),
-            ("logits gradient", 8 * r * v, ("logits_gradient", logits, targets, lanes[0], lanes[3], None, None, 1.0)),
+            ("logits gradient", (4 + a) * r * v, ("logits_gradient", logits, targets, lanes[0], lanes[3], None, None, 1.0, dlogits)),
             ("sample", 4 * r * v, ("sample", logits, lanes[3], uniforms, tokens, lanes[1])),
             ("AdamW", 7 * 4 * n, ("adamw", 1e-5, 0.9, 0.95, 1e-8, 0.1, 1.0, 5, *state)),
             ("norm of the gradient", 4 * n, ("sum_of_squares", state[0], total, room)),

@@ -167,8 +167,10 @@ def loss_head(run, dev, size):
     g, of_entropy = (lane.get().double() for lane in slopes)
     dz = gradients((g * logprob_ + of_entropy * entropy_).sum(), None, (z,))[0]
     at = dev.put(logits.detach().float())
-    dev.run("logits_gradient", at, ids, lanes[0], slopes[0], lanes[2], slopes[1], scale)
-    compare(run, dev, "logits_gradient", at, dz)
+    out = None if dev.act == torch.float32 else dev.empty((r, v), dev.act)
+    for to in dict.fromkeys((out, None)):
+        dev.run("logits_gradient", at, ids, lanes[0], slopes[0], lanes[2], slopes[1], scale, to)
+        compare(run, dev, f"logits_gradient{' in place' if to is None else ''}", to or at, dz)
 
 
 def sampling(run, dev, size):

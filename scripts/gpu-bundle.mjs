@@ -92,7 +92,7 @@ function pack(folder, archive) {
   const told = spawnSync("tar", args, {
     env: { ...process.env, XZ_OPT: "-6 -T0" },
     encoding: "utf8",
-    timeout: 15 * 60_000,
+    timeout: 60 * 60_000,
   });
   if (told.status !== 0) throw new BundleFault(`tar failed: ${told.stderr || told.error?.message}`);
 }

@@ -109,7 +109,7 @@ export interface NativeLoss {
   klCoef: number;
   entropyCoef: number;
   temperature: number;
-  /** Rows of logits alive at once; 0 = 64 MiB of them, but 256 to 1024 rows. Bits do not depend on it. */
+  /** Rows of logits alive at once; 0 = as many as the backend likes: on the CPU 64 MiB of them, but 256 to 1024 rows. Bits do not depend on it. */
   chunkRows: number;
 }
 

@@ -150,9 +150,10 @@ TOKENRING_FUNCTION(
     });
 TOKENRING_FUNCTION(logits_gradient,
                    (Engine * e, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy, Tensor entropy_g,
-                    float inv_temperature),
+                    float inv_temperature, Tensor out),
                    {
-                     e->ops().logits_gradient(*e->stream, logits, targets, lse, g, entropy, entropy_g, inv_temperature);
+                     e->ops().logits_gradient(*e->stream, logits, targets, lse, g, entropy, entropy_g, inv_temperature,
+                                              out);
                    });
 TOKENRING_FUNCTION(sample,
                    (Engine * e, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens, Tensor logprob),

@@ -95,6 +95,9 @@ class Device {
   // by which a device may tell what holds its memory. Never called in the steady state.
   virtual void* allocate(size_t bytes, const char* purpose) = 0;
   virtual void free(void* data) noexcept = 0;
+  // Memory of the host that this device copies to and from while it computes (pinned). 256-byte aligned, as above.
+  virtual void* allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
+  virtual void free_host(void* data) noexcept { free(data); }
   // By purpose, when all together was most; empty where nobody counts.
   virtual std::vector<HeldMemory> most_held() const { return {}; }
 

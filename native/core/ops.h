@@ -13,6 +13,7 @@
 // parameters and optimiser state are float32 everywhere.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -115,6 +116,13 @@ class Ops {
   virtual size_t near_bytes() const { return 0; }
   // Batches can be cut at multiples of so many rows without a change of bits.
   virtual int64_t cut_rows() const { return 1; }
+  // Rows of logits, of so many entries each, that the loss has at once where nothing else is asked for: enough to pay
+  // for reading the head's weight once more. Here 64 MiB of them.
+  virtual int64_t logits_rows(int64_t vocabulary) const {
+    return std::clamp<int64_t>((int64_t{64} << 20) / (4 * vocabulary), 256, 1024);
+  }
+  // Rows that the MLP takes at once where what lies between its products is not kept; 0: all.
+  virtual int64_t mlp_rows() const { return 0; }
 
   // Whether a Weight is the rows of its master as they lie, as `act`: what is made of parts of a master, and sent
   // between ranks, is then a Weight when it has come together. embedding_forward takes such a table too.
@@ -218,10 +226,11 @@ class Ops {
   virtual void sequence_log_ratio(Stream&, Tensor logprob, Tensor old, Tensor begin /* i32 [documents + 1] */,
                                   Tensor sequence) const = 0;
   virtual void policy_scalars(Stream&, PolicyScalars, const PolicyLanes&) const = 0;
-  // In place: logits -> (g (1[j=target] - p_j) - entropy_g p_j (log p_j + entropy)) * inv_temperature. entropy and
-  // entropy_g may be null (0). A row of which both are 0 becomes 0 whatever it holds.
+  // logits -> (g (1[j=target] - p_j) - entropy_g p_j (log p_j + entropy)) * inv_temperature, in place where `out` is
+  // null, else to `out`, act [r,v]. entropy and entropy_g may be null (0). A row of which both are 0 becomes 0 whatever
+  // it holds.
   virtual void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy,
-                               Tensor entropy_g, float inv_temperature) const = 0;
+                               Tensor entropy_g, float inv_temperature, Tensor out = {}) const = 0;
   // Inverse-CDF sampling from softmax(logits * inv_temperature) with one uniform in [0,1) a row;
   // inv_temperature = 0 means the argmax (lowest id wins a tie), its logprob taken at temperature 1.
   // logprob equals logits_statistics' bit for bit.

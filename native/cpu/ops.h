@@ -67,7 +67,7 @@ class CpuOps : public Ops {
   void sequence_log_ratio(Stream&, Tensor logprob, Tensor old, Tensor begin, Tensor sequence) const override;
   void policy_scalars(Stream&, PolicyScalars, const PolicyLanes&) const override;
   void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy, Tensor entropy_g,
-                       float inv_temperature) const override;
+                       float inv_temperature, Tensor out) const override;
   void sample(Stream&, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens,
               Tensor logprob) const override;
 

@@ -248,8 +248,9 @@ void CpuOps::policy_scalars(Stream& stream, PolicyScalars p, const PolicyLanes& 
 }
 
 void CpuOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy,
-                             Tensor entropy_g, float inv_temperature) const {
+                             Tensor entropy_g, float inv_temperature, Tensor out) const {
   check_matrix("logits_gradient", "logits", logits);
+  require(!out || out.data == logits.data, "logits_gradient: activations are f32 here, as logits: it works in place");
   const int64_t r = logits.shape[0], v = logits.shape[1];
   check("logits_gradient", "targets", targets, DType::i32, {r});
   check("logits_gradient", "lse", lse, DType::f32, {r});

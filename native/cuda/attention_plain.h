@@ -1,6 +1,7 @@
-// Launch functions of the plain attention kernels: any head dimension up to 256, float32 or bf16, no tensor cores. They
-// serve heads that the kernels of attention.h do not take, attention of parts in float32, and keys in pages.
-// State: compiled for sm_90a, run in the emulator (test/native/emulator), not yet run on a GPU.
+// Launch functions of the attention kernels without tensor cores. The plain ones take any head dimension up to 256,
+// float32 or bf16: heads that the kernels of attention.h do not take, attention of parts in float32, keys in pages.
+// Those of attention_paged.cu, at the end, decode. State: compiled for sm_90a, run in the emulator
+// (test/native/emulator), not yet run on a GPU.
 //
 // Rules as in launch.h. A query sees the keys of its spans up to its own position. A row of a result depends on its own
 // query and keys alone: spans in the order of the plan, their keys in order. No atomics: the same inputs give the same
@@ -84,5 +85,20 @@ void kv_append(CudaStream stream, const PagedHeads& at, const Bf16* qkv, Bf16* p
 // out, bf16 [m, heads * head_dim]: each row's query on the keys at positions up to its own.
 void attention_paged(CudaStream stream, const PagedHeads& at, float scale, const Bf16* qkv, const Bf16* pool,
                      Bf16* out);
+
+// --- attention_paged.cu: heads of 64 and 128 ------------------------------------------------------------------------
+
+// Bytes of workspace for attention_decode.
+size_t attention_decode_workspace(int row_count, int heads, int head_dim, int most_keys);
+
+// The same as attention_paged for few rows of many keys: keys are read once for all heads that share them, and many of
+// them are split over blocks, whose results are merged in order, by the row's own length alone. most_keys: the last
+// position of any row, and one. pool and out at multiples of 16 bytes. Failure INVALID_ARGUMENT for other heads.
+void attention_decode(CudaStream stream, const PagedHeads& at, int most_keys, float scale, const Bf16* qkv,
+                      const Bf16* pool, Bf16* out, void* workspace);
+
+// Keys and values of the positions [0, count) of a sequence, as rows: bf16 [count, 2 * width] = [keys | values], width
+// = kv_heads * head_dim, a multiple of 8. pages: those of the sequence.
+void gather_pages(CudaStream stream, int64_t count, int64_t width, const int32_t* pages, const Bf16* pool, Bf16* to);
 
 }  // namespace tokenring::cuda

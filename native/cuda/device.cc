@@ -51,6 +51,18 @@ class CudaDevice final : public Device {
     }
     return data;
   }
+  void* allocate_host(size_t bytes, const char* purpose) override {
+    void* data = nullptr;
+    const int code = runtime_.allocate_host(&data, bytes);
+    if (code == kCudaOutOfMemory) {
+      runtime_.last_error();
+      fail("OUT_OF_MEMORY", "the host has no ", in_mib(bytes), " of memory to pin for ", purpose,
+           "; give the machine more memory, or this process a larger limit of locked memory");
+    }
+    check_runtime(runtime_, code, "an allocation of pinned memory");
+    return data;
+  }
+  void free_host(void* data) noexcept override { runtime_.free_host(data); }
   void free(void* data) noexcept override {
     {
       std::lock_guard lock(mutex_);

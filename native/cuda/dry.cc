@@ -36,6 +36,8 @@ Runtime dry_runtime() {
       .memory = [](size_t* free, size_t* total) { return static_cast<int>(*free = *total = 0); },
       .allocate = [](void** data, size_t bytes) { return gpu->allocate(data, bytes); },
       .free = [](void* data) { return gpu->free(data); },
+      .allocate_host = [](void** data, size_t bytes) { return gpu->allocate(data, bytes); },
+      .free_host = [](void* data) { return gpu->free(data); },
       .stream_create = [](CudaStream* stream) { return handle(stream); },
       .stream_destroy = [](CudaStream) { return 0; },
       .stream_synchronize = [](CudaStream) { return 0; },
@@ -79,6 +81,7 @@ Kernels dry_kernels() {
   k.qk_norm_backward_workspace = [](int64_t m, int64_t d) { return parts_of(m, 64) * d * sizeof(float); };
   k.sum_of_rows_workspace = [](int64_t m, int64_t n) { return parts_of(m, 32) * n * sizeof(float); };
   k.sum_of_squares_workspace = [](int64_t n) { return static_cast<size_t>((n + 4095) / 4096) * sizeof(double); };
+  k.embedding_backward_workspace = [](int64_t m) { return (2 * 256 + static_cast<size_t>(m)) * sizeof(int32_t); };
   k.attention_forward_rows = [](int head_dim) { return head_dim == 64 ? 192 : 128; };
   k.attention_backward_queries = backward_queries;
   k.attention_backward_keys = [] { return kBackwardKeys; };

@@ -98,8 +98,13 @@ void scatter_rows_add_f32(CudaStream stream, int64_t r, int64_t h, const float* 
 void copy_rows(CudaStream stream, int64_t rows, int64_t width, const void* from, bool from_is_float,
                int64_t from_stride, void* to, bool to_is_float, int64_t to_stride, bool add);
 
-// dtable[tokens[i]] += dy[i], in the order of the rows. tokens: i32 [m]; dy: bf16 [m, h]; dtable: f32 [v, h].
-void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable);
+// Bytes of workspace for embedding_backward.
+size_t embedding_backward_workspace(int64_t m);
+
+// dtable[tokens[i]] += dy[i], in the order of the rows. tokens: i32 [m]; dy: bf16 [m, h]; dtable: f32 [v, h]. m is less
+// than 2^31; the workspace is 4-byte aligned.
+void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* tokens, const Bf16* dy, float* dtable,
+                        void* workspace);
 
 // --- linear.cu: what a linear layer takes beside its products ----------------------------------------------------
 // to[i] = bf16(from[i]): f32 [rows, columns] into rows that are `stride` elements apart.
@@ -139,17 +144,11 @@ struct PolicyPointers {
 // to +-20, where their slope is 0. All [n].
 void policy_scalars(CudaStream stream, int64_t n, const PolicyScalars& policy, const PolicyPointers& lanes);
 
-// In place: logits <- (g (1[j = target] - p_j) - entropy_g p_j (log p_j + entropy)) * inv_temperature,
-// log p_j = z_j - lse. Rows whose g and entropy_g are 0 become 0, whatever they hold. logits: f32 [r, v];
-// targets: i32 [r]; lse, g, entropy, entropy_g: f32 [r], the last two both null or both given.
+// logits <- (g (1[j = target] - p_j) - entropy_g p_j (log p_j + entropy)) * inv_temperature, log p_j = z_j - lse; in
+// place where `out` is null, else to `out`, bf16 [r, v]. Rows whose g and entropy_g are 0 become 0, whatever they hold.
+// logits: f32 [r, v]; targets: i32 [r]; lse, g, entropy, entropy_g: f32 [r], the last two both null or both given.
 void logits_gradient(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets, const float* lse,
-                     const float* g, const float* entropy, const float* entropy_g, float inv_temperature);
-
-// The same in bf16, over the logits' memory: row i of the result is the first v bf16 of what was row i of the logits
-// (a matrix of leading dimension 2v); the other half of each row is left undefined.
-void logits_gradient_bf16(CudaStream stream, int64_t r, int64_t v, float* logits, const int32_t* targets,
-                          const float* lse, const float* g, const float* entropy, const float* entropy_g,
-                          float inv_temperature);
+                     const float* g, const float* entropy, const float* entropy_g, float inv_temperature, Bf16* out);
 
 // --- sample.cu ---------------------------------------------------------------------------------------------------
 // Draws a token a row from softmax(logits * inv_temperature) by the inverse of its distribution, in the order of the

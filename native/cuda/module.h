@@ -33,6 +33,9 @@ struct Runtime {
   int (*memory)(size_t* free, size_t* total);
   int (*allocate)(void** data, size_t bytes);
   int (*free)(void* data);
+  // Memory of the host that stays where it is, which kernels reach too: copies of it run beside the host's own work.
+  int (*allocate_host)(void** data, size_t bytes);
+  int (*free_host)(void* data);
   int (*stream_create)(CudaStream* stream);
   int (*stream_destroy)(CudaStream stream);
   int (*stream_synchronize)(CudaStream stream);
@@ -41,7 +44,8 @@ struct Runtime {
   int (*event_destroy)(CudaEvent event);
   int (*event_record)(CudaEvent event, CudaStream stream);
   int (*event_query)(CudaEvent event);  // from any thread: kCudaNotReady until what was recorded last has run
-  // Between host and device, by their addresses. Host memory that is read is read before this returns.
+  // Between host and device, by their addresses. Host memory that is read is read before this returns, but for that of
+  // allocate_host().
   int (*copy)(void* to, const void* from, size_t bytes, CudaStream stream);
   int (*fill)(void* to, int byte, size_t bytes, CudaStream stream);
   int (*call)(CudaStream stream, void (*function)(void*), void* argument);
@@ -52,14 +56,15 @@ struct Runtime {
 // clang-format off
 #define TOKENRING_CUDA_KERNELS(X)                                                                                      \
   X(rmsnorm_forward) X(rmsnorm_backward_workspace) X(rmsnorm_backward) X(qk_norm_forward)                              \
-  X(qk_norm_backward_workspace) X(qk_norm_backward) X(rope) X(swiglu_forward) X(swiglu_backward)                       \
-  X(embedding_forward) X(embedding_backward) X(gather_rows) X(scatter_rows_add) X(scatter_rows_add_f32) X(copy_rows)   \
-  X(round_rows) X(spread_bias) X(spread_bias_f32) X(sum_of_rows_workspace) X(sum_of_rows) X(logits_statistics)         \
+  X(qk_norm_backward_workspace) X(qk_norm_backward) X(rope) X(swiglu_forward) X(swiglu_backward) X(embedding_forward)  \
+  X(embedding_backward) X(gather_rows) X(scatter_rows_add) X(scatter_rows_add_f32) X(copy_rows) X(round_rows)          \
+  X(spread_bias) X(spread_bias_f32) X(sum_of_rows_workspace) X(sum_of_rows) X(logits_statistics)                       \
   X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(sum_of_squares_workspace)            \
   X(sum_of_squares) X(attention_forward_rows) X(attention_forward) X(attention_backward_queries)                       \
   X(attention_backward_keys) X(attention_backward_workspace) X(attention_backward_begin) X(attention_backward)         \
-  X(attention_backward_end) X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta) X(attention_delta_f32)            \
-  X(attention_plain_backward) X(kv_append) X(attention_paged)
+  X(attention_backward_end) X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta)         \
+  X(attention_delta_f32) X(attention_plain_backward) X(kv_append) X(attention_paged) X(embedding_backward_workspace)   \
+  X(attention_decode_workspace) X(attention_decode) X(gather_pages)
 // clang-format on
 
 struct Kernels {
@@ -79,7 +84,7 @@ struct Module {
   Kernels kernels;
 };
 // Counts the forms that Module and what its functions take have had.
-constexpr int kModuleAbi = 4;
+constexpr int kModuleAbi = 5;
 constexpr const char* kModuleFile = "tokenring_cuda.so";
 
 // Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in

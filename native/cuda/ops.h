@@ -22,6 +22,11 @@ class CudaOps final : public Ops {
 
   DType activation() const override { return DType::bf16; }
   bool plain_weights() const override { return true; }
+  // Products of many rows, within 2 GB: six bytes an entry.
+  int64_t logits_rows(int64_t vocabulary) const override {
+    return std::clamp<int64_t>(int64_t{1900} * 1000 * 1000 / (6 * vocabulary) / 128 * 128, 256, 8192);
+  }
+  int64_t mlp_rows() const override { return 16384; }
 
   size_t weight_bytes(int64_t n, int64_t k) const override;
   void prepare_weight(Stream&, Tensor master, Weight out) const override;
@@ -74,7 +79,7 @@ class CudaOps final : public Ops {
   void sequence_log_ratio(Stream&, Tensor logprob, Tensor old, Tensor begin, Tensor sequence) const override;
   void policy_scalars(Stream&, PolicyScalars, const PolicyLanes&) const override;
   void logits_gradient(Stream&, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy, Tensor entropy_g,
-                       float inv_temperature) const override;
+                       float inv_temperature, Tensor out) const override;
   void sample(Stream&, Tensor logits, Tensor inv_temperature, Tensor uniforms, Tensor tokens,
               Tensor logprob) const override;
 
@@ -87,9 +92,9 @@ class CudaOps final : public Ops {
   // Failure INTERNAL if the launches of the op were refused.
   void launched(const char* op) const;
   void clear(DeviceStream& stream, void* data, size_t bytes) const;
-  // Gradients of logits are float32; products take their rounded copy.
-  const void* as_bf16(DeviceStream& stream, Tensor x) const;
   struct Lists;
+  void attend_gathered(DeviceStream& stream, const std::vector<PagedSequence>& one, Bf16* q, int64_t m, int heads,
+                       int kv_heads, int head_dim, float scale, const Bf16* pool, Bf16* out) const;
   Lists forward_lists(DeviceStream& stream, const std::vector<AttentionTile>& tiles, int rows_of_tile, int64_t rows,
                       int64_t key_rows, bool for_dq) const;
 

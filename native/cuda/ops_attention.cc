@@ -301,6 +301,9 @@ void CudaOps::kv_append(Stream& stream, Tensor qkv, const std::vector<PagedSeque
   launched("kv_append");
 }
 
+// Rows from which a sequence has its keys gathered and is attended to on tensor cores.
+constexpr int32_t kManyRows = 16;
+
 void CudaOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
                               int kv_heads, int head_dim, float scale, const void* pool, Tensor out) const {
   const char* op = "attention_paged";
@@ -308,9 +311,57 @@ void CudaOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Page
   const Qkv at(op, "qkv", h, qkv);
   check(op, "out", out, DType::bf16, {qkv.rows(), h.width()});
   DeviceStream& on = device_stream(stream);
-  k_.attention_paged(on.raw(), paged(op, on, h, sequences, qkv.rows(), pool), scale, at.q,
-                     static_cast<const Bf16*>(pool), static_cast<Bf16*>(out.data));
+  const auto* pages = static_cast<const Bf16*>(pool);
+  auto* to = static_cast<Bf16*>(out.data);
+  if (!for_hopper(head_dim)) {
+    k_.attention_paged(on.raw(), paged(op, on, h, sequences, qkv.rows(), pool), scale, at.q, pages, to);
+    return launched(op);
+  }
+  std::vector<PagedSequence> few;
+  int most_keys = 0;
+  for (const PagedSequence& sequence : sequences) {
+    const Span& q = sequence.q;
+    if (q.rows >= kManyRows) {
+      attend_gathered(on, {sequence}, at.q, qkv.rows(), heads, kv_heads, head_dim, scale, pages, to);
+      continue;
+    }
+    few.push_back(sequence);
+    if (q.rows > 0) most_keys = std::max(most_keys, q.position + q.rows);
+  }
+  const PagedHeads rows = paged(op, on, h, few, qkv.rows(), pool);
+  k_.attention_decode(on.raw(), rows, most_keys, scale, at.q, pages, to,
+                      on.room(Room::sums, k_.attention_decode_workspace(rows.row_count, heads, head_dim, most_keys)));
   launched(op);
+}
+
+// A prompt: one sequence, whose keys lie in many pages, through the forward kernel.
+void CudaOps::attend_gathered(DeviceStream& on, const std::vector<PagedSequence>& one, Bf16* q, int64_t m, int heads,
+                              int kv_heads, int head_dim, float scale, const Bf16* pool, Bf16* out) const {
+  const char* op = "attention_paged";
+  const Heads h(op, heads, kv_heads, head_dim);
+  const Span& span = one[0].q;
+  const PagedHeads at = paged(op, on, h, one, m, pool);
+  const int64_t keys = int64_t{span.position} + span.rows, width = h.kv_width();
+  auto* gathered = static_cast<Bf16*>(on.room(Room::keys, static_cast<size_t>(keys * 2 * width) * sizeof(Bf16)));
+  k_.gather_pages(on.raw(), keys, width, at.pages, pool, gathered);
+  const Span all{0, static_cast<int32_t>(keys), 0};
+  const Lists lists = forward_lists(on, {{span, all}}, k_.attention_forward_rows(head_dim), m, keys, false);
+  auto* lse = static_cast<float*>(on.room(Room::sums, static_cast<size_t>(m * heads) * sizeof(float)));
+  auto* counters = static_cast<int32_t*>(on.room(Room::counters, 2 * sizeof(int32_t)));
+  k_.attention_forward(on.raw(), encode_,
+                       {{q, m, h.ld(), heads, head_dim},
+                        {gathered, keys, 2 * width, kv_heads, head_dim},
+                        {gathered + width, keys, 2 * width, kv_heads, head_dim},
+                        lists.tiles,
+                        lists.count,
+                        lists.keys,
+                        true,
+                        scale,
+                        out,
+                        lse,
+                        nullptr,
+                        counters,
+                        multiprocessors_});
 }
 
 void CudaOps::copy_page(Stream& stream, void* pool, size_t page_bytes, int32_t from, int32_t to) const {

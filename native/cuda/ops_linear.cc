@@ -10,11 +10,6 @@ void check_weight(const char* op, const Weight& w) {
   require(w.n > 0 && w.k > 0 && w.data, op, ": the weight [", w.n, ", ", w.k, "] is empty");
 }
 
-// bf16 or float32.
-void check_either(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
-  check(op, name, t, t.dtype == DType::f32 ? DType::f32 : DType::bf16, shape);
-}
-
 }  // namespace
 
 size_t CudaOps::weight_bytes(int64_t n, int64_t k) const {
@@ -29,19 +24,11 @@ void CudaOps::prepare_weight(Stream& stream, Tensor master, Weight out) const {
   launched("prepare_weight");
 }
 
-const void* CudaOps::as_bf16(DeviceStream& stream, Tensor x) const {
-  if (x.dtype == DType::bf16) return x.data;
-  const int64_t n = x.elements();
-  auto* to = static_cast<Bf16*>(stream.room(DeviceStream::Room::rounded, static_cast<size_t>(n) * sizeof(Bf16)));
-  k_.round_rows(stream.raw(), x.rows(), x.cols(), x.f32(), to, x.cols());
-  return to;
-}
-
 void CudaOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Tensor y) const {
   const char* op = "linear_forward";
   check_weight(op, w);
   check(op, "x", x, DType::bf16, {x.rows(), w.k});
-  check_either(op, "y", y, {x.rows(), w.n});
+  check(op, "y", y, y.dtype == DType::f32 ? DType::f32 : DType::bf16, {x.rows(), w.n});
   if (bias) check(op, "bias", bias, DType::f32, {w.n});
   DeviceStream& on = device_stream(stream);
   // The product is added to the bias, so that the sum is rounded once.
@@ -57,11 +44,10 @@ void CudaOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Te
 void CudaOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool accumulate) const {
   const char* op = "linear_dgrad";
   check_weight(op, w);
-  check_either(op, "dy", dy, {dy.rows(), w.n});
+  check(op, "dy", dy, DType::bf16, {dy.rows(), w.n});
   check(op, "dx", dx, DType::bf16, {dy.rows(), w.k});
   DeviceStream& on = device_stream(stream);
-  gemm_.multiply(on.raw(),
-                 {dy.rows(), w.k, w.n, false, false, as_bf16(on, dy), w.data, dx.data, DType::bf16, accumulate},
+  gemm_.multiply(on.raw(), {dy.rows(), w.k, w.n, false, false, dy.data, w.data, dx.data, DType::bf16, accumulate},
                  on.room(DeviceStream::Room::product, Gemm::kWorkspace));
   launched(op);
 }
@@ -69,16 +55,15 @@ void CudaOps::linear_dgrad(Stream& stream, Tensor dy, Weight w, Tensor dx, bool 
 void CudaOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tensor db) const {
   const char* op = "linear_wgrad";
   const int64_t m = dy.rows(), n = dy.cols(), k = x.cols();
-  check_either(op, "dy", dy, {m, n});
+  check(op, "dy", dy, DType::bf16, {m, n});
   check(op, "x", x, DType::bf16, {m, k});
   check(op, "dw", dw, DType::f32, {n, k});
   if (db) check(op, "db", db, DType::f32, {n});
   DeviceStream& on = device_stream(stream);
-  const void* rounded = as_bf16(on, dy);
-  gemm_.multiply(on.raw(), {n, k, m, true, false, rounded, x.data, dw.data, DType::f32, true},
+  gemm_.multiply(on.raw(), {n, k, m, true, false, dy.data, x.data, dw.data, DType::f32, true},
                  on.room(DeviceStream::Room::product, Gemm::kWorkspace));
   if (db)
-    k_.sum_of_rows(on.raw(), m, n, static_cast<const Bf16*>(rounded), db.f32(),
+    k_.sum_of_rows(on.raw(), m, n, static_cast<const Bf16*>(dy.data), db.f32(),
                    on.room(DeviceStream::Room::sums, k_.sum_of_rows_workspace(m, n)));
   launched(op);
 }

@@ -43,8 +43,9 @@ void CudaOps::embedding_backward(Stream& stream, Tensor tokens, Tensor dy, Tenso
   check(op, "tokens", tokens, DType::i32, {tokens.rows()});
   check_matrix(op, "dtable", dtable);
   check(op, "dy", dy, DType::bf16, {tokens.rows(), dtable.cols()});
-  k_.embedding_backward(device_stream(stream).raw(), tokens.rows(), dtable.cols(), tokens.i32(), bf16(dy),
-                        dtable.f32());
+  DeviceStream& on = device_stream(stream);
+  k_.embedding_backward(on.raw(), tokens.rows(), dtable.cols(), tokens.i32(), bf16(dy), dtable.f32(),
+                        on.room(Room::sums, k_.embedding_backward_workspace(tokens.rows())));
   launched(op);
 }
 
@@ -239,7 +240,7 @@ void CudaOps::policy_scalars(Stream& stream, PolicyScalars how, const PolicyLane
 }
 
 void CudaOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Tensor lse, Tensor g, Tensor entropy,
-                              Tensor entropy_g, float inv_temperature) const {
+                              Tensor entropy_g, float inv_temperature, Tensor out) const {
   const char* op = "logits_gradient";
   const int64_t r = logits.rows();
   check_matrix(op, "logits", logits);
@@ -250,8 +251,9 @@ void CudaOps::logits_gradient(Stream& stream, Tensor logits, Tensor targets, Ten
     check(op, "entropy", entropy, DType::f32, {r});
     check(op, "entropy_g", entropy_g, DType::f32, {r});
   }
+  if (out) check(op, "out", out, DType::bf16, {r, logits.cols()});
   k_.logits_gradient(device_stream(stream).raw(), r, logits.cols(), logits.f32(), targets.i32(), lse.f32(), g.f32(),
-                     entropy_g ? entropy.f32() : nullptr, entropy_g.f32(), inv_temperature);
+                     entropy_g ? entropy.f32() : nullptr, entropy_g.f32(), inv_temperature, bf16(out));
   launched(op);
 }
 

@@ -59,7 +59,7 @@ class DeviceStream final : public Stream {
   const std::shared_ptr<StreamError>& error() const { return error_; }
 
   // What a room is for: nothing that is alive at once shares one.
-  enum class Room { product, rounded, sums, counters };
+  enum class Room { product, sums, counters, keys };
   // At least so many bytes; what was there before may be lost. A new room is zero.
   void* room(Room which, size_t bytes);
 

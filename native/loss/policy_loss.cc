@@ -62,21 +62,26 @@ class HeadBuilder {
     const Slot lse = at_.lse.rows(begin, count), scalar = g.rows(begin, count), logits = chunk.logits, x = chunk.x;
     const Slot entropy = at_.entropy.rows(begin, count);
     const Slot of_entropy = entropy_g ? entropy_g.rows(begin, count) : Slot{};
-    schedule_.add(
-        "logits_gradient", -1, 2 * bytes(logits), (of_entropy ? 8 : 4) * count * v,
-        [&ops = head_.ops, logits, target, lse, scalar, entropy, of_entropy, scale = inv_temperature_](const Frame& f) {
-          const Tensor dentropy = of_entropy ? f[of_entropy] : Tensor{};
-          ops.logits_gradient(f.stream, f[logits], f[target], f[lse], f[scalar], f[entropy], dentropy, scale);
-        });
-    schedule_.add("linear_wgrad", -1, bytes(logits) + bytes(x) + 2 * 4 * v * h, 2 * count * v * h,
-                  [&ops = head_.ops, logits, x, gradient = head_.gradient](const Frame& f) {
-                    ops.linear_wgrad(f.stream, f[logits], f[x], gradient, Tensor{});
+    // Of the logits' own dtype, the gradient takes their place.
+    const bool in_place = head_.ops.activation() == logits.dtype;
+    const Slot dlogits = in_place ? logits : schedule_.slot(head_.ops.activation(), {count, v});
+    schedule_.add("logits_gradient", -1, bytes(logits) + bytes(dlogits), (of_entropy ? 8 : 4) * count * v,
+                  [&ops = head_.ops, logits, target, lse, scalar, entropy, of_entropy, scale = inv_temperature_,
+                   out = in_place ? Slot{} : dlogits](const Frame& f) {
+                    const Tensor dentropy = of_entropy ? f[of_entropy] : Tensor{};
+                    ops.logits_gradient(f.stream, f[logits], f[target], f[lse], f[scalar], f[entropy], dentropy, scale,
+                                        f[out]);
+                  });
+    schedule_.add("linear_wgrad", -1, bytes(dlogits) + bytes(x) + 2 * 4 * v * h, 2 * count * v * h,
+                  [&ops = head_.ops, dlogits, x, gradient = head_.gradient](const Frame& f) {
+                    ops.linear_wgrad(f.stream, f[dlogits], f[x], gradient, Tensor{});
                   });
     const Slot dx = schedule_.slot(x.dtype, {count, h});
-    schedule_.add("linear_dgrad", -1, bytes(logits) + bytes(x) + weight_bytes(), 2 * count * v * h,
-                  [&ops = head_.ops, logits, weight = head_.weight, dx](const Frame& f) {
-                    ops.linear_dgrad(f.stream, f[logits], weight, f[dx], false);
+    schedule_.add("linear_dgrad", -1, bytes(dlogits) + bytes(x) + weight_bytes(), 2 * count * v * h,
+                  [&ops = head_.ops, dlogits, weight = head_.weight, dx](const Frame& f) {
+                    ops.linear_dgrad(f.stream, f[dlogits], weight, f[dx], false);
                   });
+    if (!in_place) schedule_.release(dlogits);
     schedule_.add("scatter_rows_add", -1, 3 * bytes(x), count * h,
                   [&ops = head_.ops, dx, row, dhidden](const Frame& f) {
                     ops.scatter_rows_add(f.stream, f[dx], f[row], f[dhidden]);
@@ -113,10 +118,8 @@ class HeadBuilder {
   DeviceRows at_;
 };
 
-// 64 MiB of logits where nothing else is asked for, as far as that leaves enough rows to pay for reading the head's
-// weight once more.
 int64_t chunk_rows_of(int32_t asked, const PolicyHead& head) {
-  return asked > 0 ? asked : std::clamp<int64_t>((int64_t{64} << 20) / (4 * head.weight.n), 256, 1024);
+  return asked > 0 ? asked : head.ops.logits_rows(head.weight.n);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ namespace tokenring {
 struct PolicyLoss {
   PolicyScalars scalars;
   float temperature = 1.0f;
-  int32_t chunk_rows = 0;  // rows of logits alive at once; 0 = 64 MiB of them, but 256 to 1024 rows
+  int32_t chunk_rows = 0;  // rows of logits alive at once; 0 = as many as the backend likes (logits_rows)
 
   void check() const;  // Failure INVALID_ARGUMENT that names the field
 };

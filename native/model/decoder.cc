@@ -1,5 +1,7 @@
 #include "model/decoder.h"
 
+#include <algorithm>
+
 namespace tokenring {
 
 namespace {
@@ -89,24 +91,46 @@ struct Builder {
     rope(layer, at.qkv, positions, table, false);
   }
 
-  // y2 -> gate_up, gated
-  void gated_mlp(int layer, const LayerWeights& w, DecoderPass::Layer& at) {
-    const int64_t m = at.y2.shape[0], ff = config.intermediate_size;
-    at.gate_up = rows(m, 2 * ff);
-    linear(layer, at.y2, w.gate_up, Tensor{}, at.gate_up);
-    at.gated = rows(m, ff);
+  // Some rows of the MLP: those of y2, and what is made of them.
+  struct Mlp {
+    Slot y2, gate_up, gated;
+  };
+  Mlp gated_mlp(int layer, const LayerWeights& w, Slot y2) {
+    const int64_t m = y2.shape[0], ff = config.intermediate_size;
+    const Mlp at{y2, rows(m, 2 * ff), rows(m, ff)};
+    linear(layer, y2, w.gate_up, Tensor{}, at.gate_up);
     schedule.add("swiglu_forward", layer, bytes({at.gate_up, at.gated}), 5 * m * ff,
-                 [&ops = ops, gate_up = at.gate_up, gated = at.gated](const Frame& f) {
-                   ops.swiglu_forward(f.stream, f[gate_up], f[gated]);
+                 [&ops = ops, at](const Frame& f) { ops.swiglu_forward(f.stream, f[at.gate_up], f[at.gated]); });
+    return at;
+  }
+
+  // From ds, those rows of the gradient of the MLP's result, to dy2. What `at` holds beside y2 is released.
+  void gated_mlp_backward(int layer, const LayerWeights& w, const LayerGradients& d, const Mlp& at, Slot ds, Slot dy2) {
+    const Slot dgated = rows(at.gated.shape[0], at.gated.shape[1]);
+    linear_backward(layer, ds, w.down, at.gated, d.down, Tensor{}, dgated);
+    const Slot dgate_up = rows(at.gate_up.shape[0], at.gate_up.shape[1]);
+    schedule.add("swiglu_backward", layer, bytes({dgated, at.gate_up, dgate_up}), 8 * dgated.shape[0] * dgated.shape[1],
+                 [&ops = ops, dgated, gate_up = at.gate_up, dgate_up](const Frame& f) {
+                   ops.swiglu_backward(f.stream, f[dgated], f[gate_up], f[dgate_up]);
                  });
+    linear_backward(layer, dgate_up, w.gate_up, at.y2, d.gate_up, Tensor{}, dy2);
+    // Only now: a backend that takes a block of rows through all of this needs the rooms apart.
+    release({at.gated, dgated, at.gate_up, dgate_up});
   }
 };
 
 }  // namespace
 
-Decoder::Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope)
-    : config_(config), ops_(ops), rope_(rope) {
+Decoder::Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope, int64_t mlp_rows)
+    : config_(config), ops_(ops), rope_(rope), mlp_rows_(mlp_rows) {
   config_.check();
+}
+
+// Calls work(begin, count) for each part of m rows.
+template <class Work>
+void Decoder::in_parts(int64_t m, const Work& work) const {
+  const int64_t part = mlp_rows_ > 0 ? mlp_rows_ : m;
+  for (int64_t begin = 0; begin < m; begin += part) work(begin, std::min(part, m - begin));
 }
 
 DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& attend, Slot tokens, Slot positions,
@@ -157,11 +181,22 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
     drop_below(Keep::checkpoints, {at.out, at.lse});
 
     add_norm(layer, w.post_norm, keep >= Keep::checkpoints, at.s2, at.rstd2, at.y2);
-    build.gated_mlp(layer, w, at);
-    drop_below(Keep::everything, {at.rstd2, at.y2, at.gate_up});
-    r = build.rows(m, h);
-    build.linear(layer, at.gated, w.down, Tensor{}, r);
-    drop_below(Keep::everything, {at.gated});
+    if (keep == Keep::everything) {
+      const Builder::Mlp mlp = build.gated_mlp(layer, w, at.y2);
+      at.gate_up = mlp.gate_up;
+      at.gated = mlp.gated;
+      r = build.rows(m, h);
+      build.linear(layer, at.gated, w.down, Tensor{}, r);
+    } else {
+      in_parts(m, [&](int64_t begin, int64_t count) {
+        const Builder::Mlp mlp = build.gated_mlp(layer, w, at.y2.rows(begin, count));
+        schedule.release(mlp.gate_up);
+        if (!r) r = build.rows(m, h);
+        build.linear(layer, mlp.gated, w.down, Tensor{}, r.rows(begin, count));
+        schedule.release(mlp.gated);
+      });
+      build.release({at.rstd2, at.y2});
+    }
     params.release(schedule, layer);
     if (keep > Keep::nothing) pass.layers.push_back(at);
   }
@@ -203,19 +238,17 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
       at.y2 = build.rows(m, h);
       build.norm(layer, at.s1, r, w.post_norm, at.s2, at.y2, at.rstd2);
       build.release({r});
-      build.gated_mlp(layer, w, at);
     }
-    const Slot dgated = build.rows(m, at.gated.shape[1]);
-    build.linear_backward(layer, ds, w.down, at.gated, d.down, Tensor{}, dgated);
-    const Slot dgate_up = build.rows(m, at.gate_up.shape[1]);
-    schedule.add("swiglu_backward", layer, Builder::bytes({dgated, at.gate_up, dgate_up}), 8 * m * at.gated.shape[1],
-                 [&ops = ops_, dgated, gate_up = at.gate_up, dgate_up](const Frame& f) {
-                   ops.swiglu_backward(f.stream, f[dgated], f[gate_up], f[dgate_up]);
-                 });
     const Slot dy2 = build.rows(m, h);
-    build.linear_backward(layer, dgate_up, w.gate_up, at.y2, d.gate_up, Tensor{}, dy2);
-    // Only now: a backend that takes a block of rows through all of this needs the rooms apart.
-    build.release({at.gated, dgated, at.gate_up, dgate_up, at.y2});
+    if (pass.keep == Keep::checkpoints) {
+      in_parts(m, [&](int64_t begin, int64_t count) {
+        const Builder::Mlp mlp = build.gated_mlp(layer, w, at.y2.rows(begin, count));
+        build.gated_mlp_backward(layer, w, d, mlp, ds.rows(begin, count), dy2.rows(begin, count));
+      });
+    } else {
+      build.gated_mlp_backward(layer, w, d, {at.y2, at.gate_up, at.gated}, ds, dy2);
+    }
+    build.release({at.y2});
     build.norm_backward(layer, dy2, at.s2, w.post_norm, at.rstd2, ds, true, d.post_norm);
     build.release({dy2, at.s2, at.rstd2});
 

@@ -39,8 +39,10 @@ struct DecoderPass {
 
 class Decoder {
  public:
-  // `ops` and the memory of `rope` outlive the decoder and every schedule built by it.
-  Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope);
+  // `ops` and the memory of `rope` outlive the decoder and every schedule built by it. Where the MLP's inner rows are
+  // not kept, it takes `mlp_rows` rows at a time (0: all), forth and back: what lies between its products is then that
+  // much. In multiples of Ops::cut_rows() the bits are the same.
+  Decoder(const DecoderConfig& config, const Ops& ops, RopeTable rope, int64_t mlp_rows = 0);
 
   const DecoderConfig& config() const { return config_; }
   const Ops& ops() const { return ops_; }
@@ -61,9 +63,13 @@ class Decoder {
   Slot logits(Schedule&, ParamSource&, Slot hidden, Slot index) const;
 
  private:
+  template <class Work>
+  void in_parts(int64_t m, const Work& work) const;
+
   DecoderConfig config_;
   const Ops& ops_;
   RopeTable rope_;
+  int64_t mlp_rows_;
 };
 
 }  // namespace tokenring

@@ -79,7 +79,7 @@ struct Sampler::Impl {
         options(options),
         stream(device.stream()),
         executor(device, *stream),
-        decoder(parameters.config(), device.ops(), parameters.rope()),
+        decoder(parameters.config(), device.ops(), parameters.rope(), device.ops().mlp_rows()),
         pool(device, *stream, parameters.config(), options.max_pages),
         cache_version(parameters.version()) {
     require(options.max_batch_tokens >= 1, "max_batch_tokens must be at least 1, got ", options.max_batch_tokens);

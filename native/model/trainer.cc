@@ -57,7 +57,7 @@ struct Trainer::Impl {
         parameters(parameters),
         stream(device.stream()),
         executor(device, streams_with(*stream, mesh)),
-        decoder(parameters.config(), device.ops(), parameters.rope()),
+        decoder(parameters.config(), device.ops(), parameters.rope(), device.ops().mlp_rows()),
         optimiser(device, segments_of(parameters), parameters.elements()),
         options(options),
         mesh(mesh) {

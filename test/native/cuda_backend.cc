@@ -4,6 +4,7 @@
 
 #include <functional>
 
+#include "cuda/gemm.h"
 #include "cuda/probe.h"
 #include "decoder_rig.h"
 #include "emulator/runtime.h"
@@ -314,6 +315,31 @@ TEST(cuda_backend_notices_what_a_layer_does_not_wait_for) {
   for (const Plant& plant : kPlants) {
     if (std::string(plant.name).find("event") != std::string::npos || plant.name[0] == 'a') continue;  // one stream
     if (goes_unnoticed(&plant, layer)) harness::report(__FILE__, __LINE__, "nobody misses it when ", plant.name);
+  }
+}
+
+// Beside hidden states and gradients: logits of a chunk, their gradients and the rows that they come from.
+TEST(cuda_loss_head_of_a_long_context_needs_less_than_2_gb) {
+  Emulation gpu(1);
+  const auto device = gpu.device();
+  const int64_t tokens = 131072, vocabulary = 152064, hidden = 8192;
+  LossRows rows;
+  for (int32_t i = 0; i < tokens; ++i) rows.row.push_back(i);
+  rows.target = rows.row;
+  rows.weight = rows.advantage = rows.old_logprob = rows.reference_logprob = std::vector<float>(rows.row.size(), 1.0f);
+  rows.begin = {0, static_cast<int32_t>(tokens)};
+  for (const PolicyObjective objective : {PolicyObjective::nll, PolicyObjective::gspo}) {
+    PolicyLoss loss = clipped();
+    loss.scalars.objective = objective;
+    loss.chunk_rows = 0;
+    Schedule schedule;
+    LossLanes lanes;
+    const Slot x = schedule.slot(DType::bf16, {tokens, hidden});
+    const PolicyHead head{device->ops(), {vocabulary, hidden, nullptr}, Tensor{}};
+    const Slot dx = policy_loss(schedule, head, loss, x, rows, lanes);
+    const size_t beside = schedule.arena_bytes() - x.bytes() - dx.bytes() + cuda::Gemm::kWorkspace;
+    CHECK(beside < 2'000'000'000);
+    CHECK(beside > 1'000'000'000);  // many rows at once, so that reading the head is paid for
   }
 }
 

@@ -61,6 +61,7 @@ TEST(cuda_dry_has_the_kernels_sizes) {
     CHECK(k.rmsnorm_backward_workspace(m, 96) == cuda::rmsnorm_backward_workspace(m, 96));
     CHECK(k.qk_norm_backward_workspace(m, 64) == cuda::qk_norm_backward_workspace(m, 64));
     CHECK(k.sum_of_rows_workspace(m, 96) == cuda::sum_of_rows_workspace(m, 96));
+    CHECK(k.embedding_backward_workspace(m) == cuda::embedding_backward_workspace(m));
     CHECK(k.sum_of_squares_workspace(m) == cuda::sum_of_squares_workspace(m));
   }
   CHECK(k.attention_backward_keys() == cuda::attention_backward_keys());

@@ -158,6 +158,18 @@ int push(Stream& stream, Entry entry) {
   return status();
 }
 
+// As cudaFree, it waits for all that is queued.
+int release(void* data) {
+  const Turn turn;
+  while (step_any() || wait_outside()) {
+  }
+  const auto at = world->memory.find(data);
+  if (at == world->memory.end()) return kInvalidValue;
+  world->held -= at->second.second;
+  world->memory.erase(at);
+  return status();
+}
+
 Runtime make_runtime() {
   return {
       .open = [](int, DeviceFacts* facts) -> int {
@@ -181,17 +193,16 @@ Runtime make_runtime() {
         world->memory[*data] = {std::move(memory), bytes};
         return status();
       },
-      // As cudaFree, it waits for all that is queued.
-      .free = [](void* data) -> int {
+      .free = release,
+      // A kernel or copy reaches it as device memory; it takes none.
+      .allocate_host = [](void** data, size_t bytes) -> int {
         const Turn turn;
-        while (step_any() || wait_outside()) {
-        }
-        const auto at = world->memory.find(data);
-        if (at == world->memory.end()) return kInvalidValue;
-        world->held -= at->second.second;
-        world->memory.erase(at);
+        auto memory = std::make_unique<Memory>(bytes);
+        *data = memory->data();
+        world->memory[*data] = {std::move(memory), 0};
         return status();
       },
+      .free_host = release,
       .stream_create = [](CudaStream* stream) -> int {
         const Turn turn;
         auto* made = new Stream{world, {}};

@@ -67,9 +67,10 @@ TEST(cuda_sum_of_rows_matches_float64) {
   }
 }
 
-// Tokens that come once, often, and in every second row; more rows than blocks and than a warp has lanes.
+// Tokens that come once, often, and in every second row; more rows than blocks, than a warp has lanes, and than few
+// buckets are for.
 TEST(cuda_embedding_backward_adds_in_the_order_of_rows) {
-  for (const auto [m, h, v] : {std::tuple{1, 5, 3}, {70, 24, 9}, {40, 264, 50}}) {
+  for (const auto [m, h, v] : {std::tuple{1, 5, 3}, {70, 24, 9}, {40, 264, 50}, {4100, 8, 700}}) {
     std::vector<int32_t> tokens = rig::random_ids(static_cast<size_t>(m), 1, v);
     for (int i = 0; i < m; i += 2) tokens[i] = 2;
     const Row dy = rig::random_bf16(static_cast<size_t>(m * h), 2);
@@ -78,7 +79,8 @@ TEST(cuda_embedding_backward_adds_in_the_order_of_rows) {
       const Buffer<int32_t> ids(tokens);
       const Buffer<Bf16> d(dy);
       const Buffer<float> to(table);
-      embedding_backward(nullptr, m, h, ids.data(), d.data(), to.data());
+      const Buffer<char> workspace(embedding_backward_workspace(m));
+      embedding_backward(nullptr, m, h, ids.data(), d.data(), to.data(), workspace.data());
       return std::tuple{to.read()};
     });
     Values expected = table;

@@ -18,15 +18,22 @@ struct Step {
   LossRows rows;
   LossLanes lanes;
   PackedAttend attend;
+  std::vector<int32_t> ids, places;
 
-  Step(Rig& rig, int32_t length, Keep keep) : attend(rig.parameters.config(), rig.device.ops(), {length}) {
-    const Decoder decoder(rig.parameters.config(), rig.device.ops(), rig.parameters.rope());
-    for (int32_t i = 0; i + 1 < length; ++i) {
-      rows.row.push_back(i);
-      rows.target.push_back(0);
+  Step(Rig& rig, int32_t length, Keep keep, int64_t mlp_rows = 0)
+      : attend(rig.parameters.config(), rig.device.ops(), {length}) {
+    const Decoder decoder(rig.parameters.config(), rig.device.ops(), rig.parameters.rope(), mlp_rows);
+    for (int32_t i = 0; i < length; ++i) {
+      ids.push_back(i % rig.parameters.config().vocab_size);
+      places.push_back(i);
+      if (i == 0) continue;
+      rows.row.push_back(i - 1);
+      rows.target.push_back(ids.back());
     }
     rows.weight = rows.advantage = rows.old_logprob = std::vector<float>(rows.row.size(), 1.0f);
     const Slot tokens = schedule.slot(DType::i32, {length}), positions = schedule.slot(DType::i32, {length});
+    schedule.upload(tokens, ids.data());
+    schedule.upload(positions, places.data());
     const DecoderPass pass = decoder.forward(schedule, rig.parameters, attend, tokens, positions, keep);
     const PolicyHead head{rig.device.ops(), rig.parameters.acquire_head(schedule).weight,
                           rig.parameters.head(schedule).weight};
@@ -114,6 +121,36 @@ TEST(checkpointing_keeps_a_sixth_of_each_layer) {
   };
   check(Keep::everything, 4 * 128 + 512 + 256 + 3 * 384, 6);
   check(Keep::checkpoints, 128 + 256, 4);
+}
+
+TEST(the_mlp_in_parts_has_the_same_bits) {
+  for (const Precision precision : {Precision::float32, Precision::bf16})
+    for (const Keep keep : {Keep::everything, Keep::checkpoints}) {
+      std::vector<std::vector<float>> gradients, logprobs;
+      for (const int64_t parts : {0, 1, 3, 64}) {
+        Rig rig(tiny_config(false), precision);
+        rig.randomise(3);
+        Step step(rig, 50, keep, parts * rig.device.ops().cut_rows());
+        Executor executor(rig.device, *rig.stream);
+        executor.run(step.schedule);
+        rig.stream->synchronize();
+        gradients.push_back(rig.gradient());
+        logprobs.push_back(step.lanes.logprob);
+      }
+      CHECK(gradients[0] != std::vector<float>(gradients[0].size(), 0.0f));
+      for (size_t i = 1; i < gradients.size(); ++i) CHECK(gradients[i] == gradients[0] && logprobs[i] == logprobs[0]);
+    }
+}
+
+// Gate, up, their product and the gradients of all: six of its width a token, of which only a part's are there.
+TEST(the_mlp_in_parts_needs_the_memory_of_a_part) {
+  Rig rig(demo_config());
+  const int64_t whole = Step(rig, 32768, Keep::checkpoints).bytes(), part = 1024;
+  const int64_t token = 6 * 384 * static_cast<int64_t>(sizeof(float));
+  const int64_t saved = whole - Step(rig, 32768, Keep::checkpoints, part).bytes();
+  // Less what attention needs then, which had room in it.
+  CHECK(saved > (32768 - part) * token / 2);
+  CHECK(Step(rig, 32768, Keep::everything, part).bytes() == Step(rig, 32768, Keep::everything).bytes());
 }
 
 TEST(training_memory_is_linear_in_the_length) {

@@ -181,6 +181,7 @@ inline unsigned __ballot_sync(unsigned mask, bool mine, std::source_location whe
 }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 using std::max;
 using std::min;
