@@ -125,6 +125,13 @@ def rows_by_index(run, dev, size):
     compare(run, dev, "gather_rows", y, x[index.long()])
     dev.run("scatter_rows_add", dev.put(add.to(dev.act)), dev.put(index), to)
     compare(run, dev, "scatter_rows_add", to, x.index_add(0, index.long(), add))
+    wide, narrow = dev.empty((m, h), torch.float32), dev.empty((m, h), dev.act)
+    dev.run("copy_rows", dev.put(x.to(dev.act)), wide, h, False)
+    compare(run, dev, "copy_rows", wide, x)
+    dev.run("copy_rows", dev.put(x.float()), wide, h, True)
+    compare(run, dev, "copy_rows, added", wide, 2 * x)
+    dev.run("copy_rows", wide, narrow, h, False)
+    compare(run, dev, "copy_rows, rounded", narrow, 2 * x)
 
 
 def loss_head(run, dev, size):

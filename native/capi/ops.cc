@@ -99,6 +99,10 @@ TOKENRING_FUNCTION(attention_block_backward,
                          lse, delta, tiles_of(tiles, count), heads_of(dq), heads_of(dk), heads_of(dv));
                    });
 
+// `width` elements of each row of matrices that may have more.
+TOKENRING_FUNCTION(copy_rows, (Engine * e, Tensor from, Tensor to, int64_t width, int32_t add),
+                   { e->ops().copy_rows(*e->stream, heads_of(from), heads_of(to), width, add != 0); });
+
 TOKENRING_FUNCTION(page_bytes, (Engine * e, int32_t kv_heads, int32_t head_dim, int64_t* bytes),
                    { *bytes = static_cast<int64_t>(e->ops().page_bytes(kv_heads, head_dim)); });
 TOKENRING_FUNCTION(kv_append,
