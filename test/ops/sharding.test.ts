@@ -63,7 +63,10 @@ async function files(directory: string): Promise<Record<string, string>> {
 
 it("trains, saves and loads in any shares as one rank does", async () => {
   const cases = fc.record({
-    model: modelOf(fc.constant(LONGEST), fc.constant("float32")),
+    // As in mesh-invariance.test.ts: norms over a few numbers multiply rounding.
+    model: modelOf(fc.constant(LONGEST), fc.constant("float32")).filter(
+      ({ config }) => config.hidden_size >= 8,
+    ),
     documents,
     from: shape,
     to: shape,
