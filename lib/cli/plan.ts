@@ -1,7 +1,7 @@
 // `tokenring plan CONFIG`: memory and time of a job on a cluster, before anybody pays for it.
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type Command, Option } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import { TokenringError } from "../errors.ts";
 import { DAPO_STAGE1 } from "../learn/dapo.ts";
 import type { Constant, Hardware } from "../plan/hardware.ts";
@@ -250,9 +250,7 @@ function cells({ value, unit, origin, source }: Constant): [string, string] {
 
 function fraction(text: string): number {
   const value = Number(text);
-  if (!(value > 0 && value <= 1)) {
-    throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `${text}: give a share above 0, at most 1`);
-  }
+  if (!(value > 0 && value <= 1)) throw new InvalidArgumentError("Give a share above 0, at most 1.");
   return value;
 }
 

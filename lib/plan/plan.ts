@@ -97,8 +97,9 @@ export function candidates(
   return all;
 }
 
+/** Lengths of the documents of one pass: as many of the mean length as fit, at least one. */
 const fill = (tokens: number, mean: number): number[] =>
-  new Array<number>(Math.max(1, Math.floor(tokens / mean))).fill(Math.min(mean, Math.max(tokens, mean)));
+  new Array<number>(Math.max(1, Math.floor(tokens / mean))).fill(mean);
 
 /** One mesh, priced. `ranks`: how many of a context group are looked at. */
 export async function planOn(request: PlanRequest, candidate: Candidate, ranks?: number): Promise<Plan> {

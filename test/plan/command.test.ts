@@ -75,6 +75,9 @@ describe("tokenring plan", () => {
     );
     expect((await planned(tiny)).words).toMatch(/model\.create is a model for the CPU/);
     expect((await planned(recipe, "--context-parallel", "3")).words).toMatch(/must divide the 128 ranks/);
+    expect((await planned(recipe, "--kept", "2")).words).toMatch(
+      /--kept <share>.*Give a share above 0, at most 1/,
+    );
     const unknown = readFileSync(recipe, "utf8").replace("Qwen/Qwen2.5-72B-Instruct", "someone/else");
     const { words } = await withFile(unknown, (file) => planned(file));
     expect(words).toMatch(/the shape of someone\/else is not known here; download its config\.json/);
