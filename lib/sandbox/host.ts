@@ -57,20 +57,59 @@ export async function findPython(): Promise<Python | null> {
   }
 }
 
-/** The system's folders as bubblewrap arguments: what is a link on the host is a link inside. */
-export function systemMounts(): string[] {
-  const mounts = ["--ro-bind", "/usr", "/usr"];
+/** Something that a sandbox with a root of its own sees at `target`: a path of the host, or a link and what it says. */
+export interface Shown {
+  kind: "read" | "write" | "device" | "link";
+  source: string;
+  target: string;
+}
+
+/** The system's folders: what is a link on the host is a link inside. */
+function systemFolders(): Shown[] {
+  const shown: Shown[] = [{ kind: "read", source: "/usr", target: "/usr" }];
   for (const name of ["bin", "sbin", "lib", "lib32", "lib64", "libx32"]) {
     const path = `/${name}`;
     const stat = lstatSync(path, { throwIfNoEntry: false });
-    if (stat?.isSymbolicLink()) mounts.push("--symlink", readlinkSync(path), path);
-    else if (stat?.isDirectory()) mounts.push("--ro-bind", path, path);
+    if (stat?.isSymbolicLink()) shown.push({ kind: "link", source: readlinkSync(path), target: path });
+    else if (stat?.isDirectory()) shown.push({ kind: "read", source: path, target: path });
   }
-  return mounts;
+  return shown;
+}
+
+/** Where a sandbox with a root of its own finds what is neither the system's nor its own. */
+export const INSIDE = {
+  /** Holds `python`; first on the PATH. */
+  bin: "/opt/bin",
+  bash: "/opt/resident/bash",
+  /** The base commit's objects, read-only, for diffs that no agent can spoil. */
+  base: "/opt/base",
+} as const;
+
+/** All that such a sandbox sees but for /proc, its tree, its /tmp and its base. */
+export function shownInside(options: { scratch: string; bash: string; python: Python | null }): Shown[] {
+  const { scratch, bash, python } = options;
+  const etc = join(scratch, "etc");
+  if (!existsSync(etc)) writeEtc(etc);
+  const link = (target: string, source: string): Shown => ({ kind: "link", source, target });
+  const devices = ["null", "zero", "full", "random", "urandom"].map((name) => `/dev/${name}`);
+  return [
+    ...systemFolders(),
+    { kind: "read", source: etc, target: "/etc" },
+    { kind: "read", source: residentBash(scratch, bash), target: INSIDE.bash },
+    ...devices.filter(existsSync).map((path): Shown => ({ kind: "device", source: path, target: path })),
+    link("/dev/fd", "/proc/self/fd"),
+    link("/dev/stdin", "/proc/self/fd/0"),
+    link("/dev/stdout", "/proc/self/fd/1"),
+    link("/dev/stderr", "/proc/self/fd/2"),
+    link("/dev/shm", "/tmp"),
+    ...(python?.prefix ? [{ kind: "read", source: python.prefix, target: python.prefix } as const] : []),
+    ...(python ? [link(`${INSIDE.bin}/python`, python.executable)] : []),
+    ...(python?.prefix ? [link(`${INSIDE.bin}/python3`, python.executable)] : []),
+  ];
 }
 
 /** Fills `directory` with an /etc that names one user and no host. */
-export function writeEtc(directory: string): void {
+function writeEtc(directory: string): void {
   mkdirSync(directory);
   const files: Record<string, string> = {
     passwd: "root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/tmp:/bin/bash\n",

@@ -2,10 +2,11 @@
 // tables of a trainer that may hold gigabytes (40 ms for 2 GiB); forking from here costs a fraction of a millisecond
 // whatever the trainer holds. Where it may mount, it does so where nobody else sees it, and all of it goes with it.
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
-import { closeSync, constants, existsSync, openSync, readFileSync } from "node:fs";
+import { closeSync, constants, existsSync, openSync, readFileSync, rmSync } from "node:fs";
 import type { Socket } from "node:net";
 import { fileURLToPath } from "node:url";
 import { sandboxBroken } from "./errors.ts";
+import type { Shown } from "./host.ts";
 import { type Owner, removeTree, type TreeSize } from "./tree.ts";
 
 const REPLY_MS = 20_000;
@@ -44,8 +45,15 @@ export interface LaunchPlan {
   mounts: boolean;
   /** Who owns a slot's files and runs its processes; undefined is the host process's own user. */
   slotOwner(slot: number): Owner | undefined;
-  /** What is asked of the launcher (see native/sandbox/main.cc), and the command line of the first process. */
-  start(request: { slot: Slot; base: string; workdir: string }): { options: string[]; arguments: string[] };
+  /**
+   * What is asked of the launcher (see native/sandbox/main.cc), and the command line of the first process. `root`: what
+   * the launcher must have made before, once for all who name it.
+   */
+  start(request: { slot: Slot; base: string; workdir: string }): {
+    options: string[];
+    arguments: string[];
+    root?: { name: string; owner: Owner | undefined; shown: readonly Shown[] };
+  };
 }
 
 /** The version of the kernel's Landlock; 0 where there is none, or the launcher does not run. */
@@ -67,6 +75,7 @@ export class Launcher {
   readonly #free: Slot[] = [];
   readonly #overlaid = new Set<Slot>();
   readonly #exited: Promise<void>;
+  readonly #roots = new Map<string, Promise<string>>();
   #nextSlot: number;
   #count = 0;
   #reply = "";
@@ -83,6 +92,8 @@ export class Launcher {
     if (!existsSync(LAUNCHER_PROGRAM)) {
       throw sandboxBroken(`There is no ${LAUNCHER_PROGRAM}, which starts sandboxes: run \`npm run build\`.`);
     }
+    // Its predecessor's, which may not be written over.
+    rmSync(`${scratch}/filter`, { force: true });
     const launcher = new Launcher(scratch, plan, firstSlot);
     try {
       // Its first words answer nothing that was asked.
@@ -167,6 +178,13 @@ export class Launcher {
   /** Starts a sandbox in `slot`; the host must hold both pipes open. */
   async start(slot: Slot, base: string, workdir: string, limits: StartLimits): Promise<void> {
     const plan = this.#plan.start({ slot, base, workdir });
+    if (plan.root) {
+      const { name, owner, shown } = plan.root;
+      const fields = shown.flatMap(({ kind, source, target }) => [kind, source, target]);
+      const made = this.#roots.get(name) ?? this.#ask("root", name, owner?.uid ?? "-", ...fields);
+      this.#roots.set(name, made);
+      await made;
+    }
     await this.#ask(
       ...["start", slot.id, `bytes=${limits.disk.bytes}`, `inodes=${limits.disk.entries}`],
       ...[`memory=${limits.memoryBytes + limits.disk.bytes}`],

@@ -1,14 +1,15 @@
-// The backend for this machine: bubblewrap where it works, Landlock where namespaces are not to be had, and no isolation
-// only for those who ask for it.
+// The backend for this machine: namespaces, by bubblewrap where only that may make them, Landlock where they are not to be
+// had, and no isolation only for those who ask for it.
 import { chmodSync, existsSync, mkdirSync, readFileSync, realpathSync, rmSync } from "node:fs";
 import { TokenringError } from "../errors.ts";
 import { type Base, BaseStore } from "./base.ts";
-import { BASE_INSIDE, bubblewrapPlan } from "./bubblewrap.ts";
+import { bubblewrapPlan } from "./bubblewrap.ts";
 import { sandboxAborted, sandboxBroken } from "./errors.ts";
-import { findProgram, findPython, type Python } from "./host.ts";
+import { findProgram, findPython, INSIDE, type Python } from "./host.ts";
 import { Launcher, type LaunchPlan, landlockVersion, type Slot } from "./launcher.ts";
 import { limitCommand, resolveLimits } from "./limits.ts";
 import { LocalSandbox } from "./local-sandbox.ts";
+import { namespacesPlan } from "./namespaces.ts";
 import { onHostPlan, PathMapping } from "./on-host.ts";
 import { RESIDENT_SCRIPT, ResidentShell } from "./resident-shell.ts";
 import { createScratch, defaultScratchParent, removeStaleScratch } from "./scratch.ts";
@@ -18,7 +19,7 @@ import type { SANDBOX_KINDS, Sandbox, SandboxBackend, SandboxLimits, SandboxSpec
 export type LocalKind = Exclude<(typeof SANDBOX_KINDS)[number], "auto">;
 
 export interface LocalBackendOptions {
-  /** Left out: bubblewrap, or landlock where that does not work. Named: that kind or an error. */
+  /** Left out: the first of namespaces, bubblewrap and landlock that works. Named: that kind or an error. */
   kind?: LocalKind;
   /** Host directory below which sandboxes lie; default is memory (/dev/shm) where there is enough, else the temporary one. */
   directory?: string;
@@ -163,23 +164,19 @@ function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Gene
   const root = process.getuid?.() === 0;
   const common = { scratch, bash: tools.bash, python: tools.python, script: RESIDENT_SCRIPT };
   const own = (limits: SandboxLimits): number => limits.processes;
+  const users: (Owner | undefined)[] = root ? [{ uid: SANDBOX_UID, gid: SANDBOX_UID }, undefined] : [undefined];
+  const apart = function* (name: LocalKind, planFor: (user: Owner | undefined) => LaunchPlan): Generator<Way> {
+    for (const user of users) yield { kind: name, plan: planFor(user), userProcesses: own };
+    // Before Linux 5.14 the count is that of all the user's processes, which may be many.
+    if (!root) yield { kind: name, plan: planFor(undefined), userProcesses: () => null };
+  };
+  if (kind === undefined || kind === "namespaces") {
+    yield* apart("namespaces", (user) => namespacesPlan({ ...common, user }));
+  }
   if (kind === undefined || kind === "bubblewrap") {
     const bwrap = findProgram("bwrap");
     if (!bwrap) yield "bubblewrap (the program bwrap) is not installed.";
-    else {
-      const users: (Owner | undefined)[] = root
-        ? [{ uid: SANDBOX_UID, gid: SANDBOX_UID }, undefined]
-        : [undefined];
-      for (const user of users) {
-        const plan = bubblewrapPlan({ ...common, bwrap, user });
-        yield { kind: "bubblewrap", plan, userProcesses: own };
-      }
-      // Before Linux 5.14 the count is that of all the user's processes, which may be many.
-      if (!root) {
-        const plan = bubblewrapPlan({ ...common, bwrap, user: undefined });
-        yield { kind: "bubblewrap", plan, userProcesses: () => null };
-      }
-    }
+    else yield* apart("bubblewrap", (user) => bubblewrapPlan({ ...common, bwrap, user }));
   }
   if (kind === undefined || kind === "landlock") {
     if (landlockVersion() < 1)
@@ -225,7 +222,7 @@ async function tryOut(launcher: Launcher, way: Way, limits: SandboxLimits): Prom
 /** In one line, what is weaker than it should be; null where nothing is. */
 function weaknesses({ way, launcher, failure }: Found, asked: LocalKind | undefined): string | null {
   const root = process.getuid?.() === 0;
-  const why = asked === undefined ? ` because bubblewrap does not work here (${failure})` : "";
+  const why = asked === undefined ? ` because namespaces cannot be had here (${failure})` : "";
   if (way.kind === "unsafe-host") {
     return (
       "Sandboxes run WITHOUT ISOLATION (unsafe-host): commands of the agent can read the host's files, use the " +
@@ -252,7 +249,7 @@ function weaknesses({ way, launcher, failure }: Found, asked: LocalKind | undefi
     way.userProcesses(resolveLimits()) !== null && !(root && way.plan.slotOwner(0) === undefined);
   if (!counted && !launcher.groups.processes) {
     return (
-      "Sandboxes run in bubblewrap, but the number of their processes is not limited: " +
+      "Sandboxes run in namespaces, but the number of their processes is not limited: " +
       "use Linux 5.14 or newer, and a directory for sandboxes that other users may pass through."
     );
   }
@@ -345,8 +342,6 @@ class LocalBackend implements SandboxBackend {
   async #relaunch(): Promise<Launcher> {
     const { nextSlot } = this.#launcher;
     await this.#launcher.stop();
-    // Its predecessor's, which may not be written over.
-    rmSync(`${this.#scratch}/filter`, { force: true });
     this.#launcher = await Launcher.start(this.#scratch, this.#way.plan, nextSlot);
     return this.#launcher;
   }
@@ -361,14 +356,14 @@ class LocalBackend implements SandboxBackend {
   ): Promise<LocalSandbox> {
     const owner = this.#way.plan.slotOwner(0);
     // Only one user can own what all share.
-    const shared = this.#way.plan.mounts ? this.#bases.share(repository, base, BASE_INSIDE, owner) : null;
+    const shared = this.#way.plan.mounts ? this.#bases.share(repository, base, INSIDE.base, owner) : null;
     let slot: Slot | undefined;
     let start: TreeSize;
     let inside: { workdir: string; tmp: string; base: string };
     try {
       slot = await launcher.acquire(shared?.directory ?? null);
       inside = this.#way.plan.mounts
-        ? { workdir, tmp: "/tmp", base: BASE_INSIDE }
+        ? { workdir, tmp: "/tmp", base: INSIDE.base }
         : { workdir: `${slot.files}/repo`, tmp: `${slot.files}/tmp`, base: base.directory };
       start = shared?.size ?? this.#bases.copy(repository, `${slot.files}/repo`, inside.base, slot.owner);
     } catch (error) {

@@ -1,7 +1,7 @@
 // Where commands run. A backend opens sandboxes; a sandbox holds one private copy of a repository.
 
 /** Where commands can run on this machine; "auto" is the strongest that works and isolates. */
-export const SANDBOX_KINDS = ["auto", "bubblewrap", "landlock", "unsafe-host"] as const;
+export const SANDBOX_KINDS = ["auto", "namespaces", "bubblewrap", "landlock", "unsafe-host"] as const;
 
 export interface SandboxLimits {
   /** Wall time of one command. */
@@ -68,7 +68,7 @@ export interface Sandbox {
 
 /** Opens sandboxes of one kind. */
 export interface SandboxBackend {
-  /** "bubblewrap", "landlock", "container", "kubernetes", "unsafe-host". */
+  /** "namespaces", "bubblewrap", "landlock", "container", "kubernetes", "unsafe-host". */
   readonly name: string;
   open(spec: SandboxSpec, options?: { signal?: AbortSignal }): Promise<Sandbox>;
   /** Closes every sandbox that is still open. */

@@ -7,7 +7,8 @@
 //   drop SLOT                           its files, where they are mounted; else the next `disk` finds them as they are
 //   resize SLOT BYTES INODES            where it is mounted
 //   held SLOT                           bytes of files that its processes hold open and that have no name any more
-//   start SLOT [KEY=VALUE...] -- ARGV   replies when both pipes are open
+//   root NAME USER [KIND SOURCE TARGET]...   what sandboxes that name it see beside their own (see namespaces.h)
+//   start SLOT [KEY=VALUE...] -- ARGV   sees=KIND:SOURCE:TARGET adds to a root; replies when both pipes are open
 //   kill SLOT                           replies when nothing is left
 #include <errno.h>
 #include <fcntl.h>
@@ -35,6 +36,7 @@
 #include "sandbox/files.h"
 #include "sandbox/filter.h"
 #include "sandbox/landlock.h"
+#include "sandbox/namespaces.h"
 #include "sandbox/process.h"
 
 namespace tokenring::sandbox {
@@ -78,6 +80,8 @@ class Launcher {
   struct Child {
     std::string slot;
     bool supervised;
+    // Whether it is the first of its namespaces itself, so that all others have ended before it has.
+    bool first;
     int64_t user;
     // The first process of the namespaces, once this one is to die: the last of the sandbox to go.
     pid_t inner;
@@ -88,6 +92,7 @@ class Launcher {
   std::string slot_folder(const std::string& slot) const { return scratch_ + "/slots/" + slot; }
   void handle(const Fields& fields);
   void disk(const Fields& fields);
+  void root(const Fields& fields);
   void start(const Fields& fields);
   void end(pid_t pid, const Child& child) { kill(pid, child.supervised ? SIGTERM : SIGKILL); }
   void reap();
@@ -100,6 +105,7 @@ class Launcher {
   std::map<pid_t, Child> children_;
   std::vector<sock_filter> filter_;
   std::set<std::string> mounted_;
+  std::map<std::string, File> roots_;
 };
 
 uint64_t number(const std::string& text) {
@@ -141,11 +147,42 @@ void Launcher::disk(const Fields& fields) {
   if (mounts_) mounted_.insert(fields[2]);
 }
 
+Shown::Kind kind_of(const std::string& text) {
+  if (text == "read") return Shown::Kind::kReadable;
+  if (text == "write") return Shown::Kind::kWritable;
+  if (text == "device") return Shown::Kind::kDevice;
+  if (text == "link") return Shown::Kind::kLink;
+  throw std::runtime_error("unknown kind " + text);
+}
+
+void split(const std::string& text, Fields& parts) {
+  size_t begin = 0;
+  for (size_t colon; (colon = text.find(':', begin)) != std::string::npos; begin = colon + 1) {
+    parts.push_back(text.substr(begin, colon - begin));
+  }
+  parts.push_back(text.substr(begin));
+}
+
+// As triples of kind, source and target.
+std::vector<Shown> shown_in(const Fields& fields, size_t at, size_t end) {
+  std::vector<Shown> shown;
+  for (; at + 3 <= end; at += 3) shown.push_back({kind_of(fields[at]), fields[at + 1], fields[at + 2]});
+  if (at != end) throw std::runtime_error("what is shown takes three fields each");
+  return shown;
+}
+
+void Launcher::root(const Fields& fields) {
+  if (!mounts_) throw std::runtime_error("there are no mounts here");
+  auto shown = shown_in(fields, 4, fields.size());
+  roots_[fields[2]] = File(make_root(scratch_ + "/disk", shown, user_of(fields.at(3))));
+}
+
 void Launcher::start(const Fields& fields) {
   std::string slot = fields.at(2), folder = slot_folder(slot);
   Start start;
   Access access;
-  std::set<std::string> flags;
+  std::string root;
+  Fields own;
   uint64_t bytes = 0, inodes = 0, memory = 0, processes = 0;
   bool confine = false, shared_user = false;
   size_t at = 3;
@@ -179,6 +216,10 @@ void Launcher::start(const Fields& fields) {
       access.writable.push_back(value);
     else if (key == "device")
       access.devices.push_back(value);
+    else if (key == "root")
+      root = value;
+    else if (key == "sees")
+      split(value, own);
     else
       throw std::runtime_error("unknown key " + key);
   }
@@ -187,9 +228,15 @@ void Launcher::start(const Fields& fields) {
   if (mounts_) resize_disk(folder + "/fs", bytes, inodes);
   bool grouped = groups_.memory() || groups_.processes();
   if (grouped) groups_.limit(slot, memory, processes);
-  start.prepare = [this, &slot, &folder, grouped] {
+  std::vector<Shown> shown = shown_in(own, 0, own.size());
+  start.apart = !root.empty();
+  const int root_file = start.apart ? roots_.at(root).get() : -1;
+  start.prepare = [this, &slot, &folder, &start, &shown, grouped, root_file] {
     if (grouped) groups_.enter(slot);
-    if (mounts_) show_disk(folder + "/fs", scratch_ + "/disk", lean_.get());
+    if (start.apart)
+      enter_root(root_file, shown, start.user < 0);
+    else if (mounts_)
+      show_disk(folder + "/fs", scratch_ + "/disk", lean_.get());
   };
   // Opened here, not in the child, so that both are open once the reply is out.
   File in = open_file(folder + "/in", O_RDONLY | O_NONBLOCK), out = open_file(folder + "/out", O_WRONLY);
@@ -203,13 +250,16 @@ void Launcher::start(const Fields& fields) {
     start.rules = rules.get();
     filter_ = seccomp_program(shared_user ? Filter::kSharedUser : Filter::kSharedNetwork);
     start.filter = &filter_;
+  } else if (start.apart) {
+    if (filter_.empty()) filter_ = seccomp_program(Filter::kNamespaces);
+    start.filter = &filter_;
   } else if (mounts_) {
     // For bubblewrap, which imposes it last.
     extra = open_file(scratch_ + "/filter", O_RDONLY);
     start.extra = extra.get();
   }
   pid_t pid = start_process(start);
-  children_[pid] = {slot, start.supervise, start.user, 0, {}};
+  children_[pid] = {slot, start.supervise, start.apart, start.user, 0, {}};
 }
 
 void Launcher::handle(const Fields& fields) {
@@ -228,6 +278,8 @@ void Launcher::handle(const Fields& fields) {
         reply(id, std::to_string(held_bytes(pid, child.user)));
         return;
       }
+    } else if (verb == "root") {
+      root(fields);
     } else if (verb == "start") {
       start(fields);
     } else if (verb == "kill") {
@@ -235,7 +287,7 @@ void Launcher::handle(const Fields& fields) {
       for (auto& [pid, child] : children_) {
         if (child.slot != slot) continue;
         child.waiting.push_back(id);
-        if (mounts_) child.inner = child_of(pid);
+        if (mounts_ && !child.first) child.inner = child_of(pid);
         end(pid, child);
         found = true;
       }
@@ -263,7 +315,7 @@ void Launcher::reap() {
     children_.erase(child);
     // Dead or alive, it has come to us by now, unless its parent saw it end.
     if (ended.inner > 0 && kill(ended.inner, SIGKILL) == 0) {
-      children_[ended.inner] = {ended.slot, false, ended.user, 0, std::move(ended.waiting)};
+      children_[ended.inner] = {ended.slot, false, true, ended.user, 0, std::move(ended.waiting)};
     } else {
       for (const auto& id : ended.waiting) reply(id, "0");
     }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +21,21 @@
 #include "sandbox/files.h"
 #include "sandbox/filter.h"
 #include "sandbox/landlock.h"
+#include "sandbox/namespaces.h"
 
 namespace tokenring::sandbox {
 namespace {
 
 constexpr int kExtra = 9;
+constexpr long kPidfdOpen = 434;
+
+// The process that is to end with this one's parent does not see it where it has an own namespace of processes: `handle`
+// is a descriptor that tells of the parent's end, or -1.
+void die_with(pid_t parent, int handle) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  pollfd ended{handle, POLLIN, 0};
+  if (handle >= 0 ? poll(&ended, 1, 0) != 0 : getppid() != parent) _exit(1);
+}
 
 void become(int64_t user) {
   if (user < 0) return;
@@ -34,10 +45,9 @@ void become(int64_t user) {
 }
 
 // Ends in exec, or in a line on the error stream.
-[[noreturn]] void run(const Start& start, pid_t parent) {
+[[noreturn]] void run(const Start& start, pid_t parent, int handle) {
   try {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(1);
+    die_with(parent, handle);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -52,16 +62,16 @@ void become(int64_t user) {
     for (int i = 0; i < 4; ++i) {
       if (streams[i] >= 0 && dup2(streams[i], targets[i]) < 0) fail("dup2");
     }
-    if (start.supervise && setsid() < 0) fail("setsid");
+    if ((start.supervise || start.apart) && setsid() < 0) fail("setsid");
     for (const auto& variable : start.environment) putenv(strdup(variable.c_str()));
     bool was_root = geteuid() == 0;
-    if (start.filter && was_root && start.user >= 0) {
+    if (start.filter && was_root && start.user >= 0 && !start.apart) {
       for (int capability = 0; capability <= 63; ++capability) prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
     }
     become(start.user);
+    if (start.apart) leave_rights();
     // A change of user forgets it.
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(1);
+    die_with(parent, handle);
     if (!start.folder.empty() && chdir(start.folder.c_str()) != 0) fail(start.folder);
     if (start.rules >= 0) {
       if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) fail("no_new_privs");
@@ -149,7 +159,7 @@ void kill_all(int64_t user) {
   if (getppid() != parent) _exit(1);
   pid_t self = getpid();
   pid_t child = fork();
-  if (child == 0) run(start, self);
+  if (child == 0) run(start, self, -1);
   // The sandbox's pipes close with the sandbox's processes.
   syscall(SYS_close_range, 0, ~0u, 0);
   bool alive = child > 0;
@@ -225,11 +235,22 @@ uint64_t held_bytes(pid_t supervisor, int64_t user) {
 
 pid_t start_process(const Start& start) {
   pid_t self = getpid();
-  pid_t pid = fork();
-  if (pid < 0) fail("fork");
-  if (pid > 0) return pid;
+  int handle = -1;
+  if (start.apart) {
+    handle = static_cast<int>(syscall(kPidfdOpen, self, 0));
+    if (handle < 0) fail("pidfd_open");
+  }
+  // As fork(), which has no flags.
+  pid_t pid = start.apart ? static_cast<pid_t>(syscall(SYS_clone, kOwnNamespaces | SIGCHLD, 0, 0, 0, 0)) : fork();
+  if (pid != 0) {
+    int error = errno;
+    if (handle >= 0) close(handle);
+    errno = error;
+    if (pid < 0) fail("fork");
+    return pid;
+  }
   if (start.supervise) supervise(start, self);
-  run(start, self);
+  run(start, self, handle);
 }
 
 }  // namespace tokenring::sandbox

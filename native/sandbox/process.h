@@ -30,6 +30,8 @@ struct Start {
   const std::vector<sock_filter>* filter = nullptr;
   // Whether a process of ours watches over it, to end all that it began, since no namespace does.
   bool supervise = false;
+  // Whether it is the first of namespaces of its own and has no rights at all; `prepare` then calls enter_root().
+  bool apart = false;
 };
 
 // The process to wait for. Supervised, SIGTERM ends it with all that came of it; else SIGKILL does. Throws.
