@@ -232,7 +232,7 @@ async function installPackages() {
 async function installBubblewrap() {
   if (machine.findCommand("bwrap") !== null) return;
   const cure = machine.installCommand(["bubblewrap"]);
-  const fallback = `Until then agents' commands are confined by Landlock, where the kernel has it, or refused. To install it: ${cure}`;
+  const fallback = `Until then agents' commands are confined by our own namespaces, else by Landlock, where the kernel lets us, or refused. To install it: ${cure}`;
   const mayTry =
     machine.isRoot() && machine.findCommand("apt-get") !== null && readStamp("no-bubblewrap") === null;
   if (mayTry) {

@@ -52,6 +52,9 @@ async function openGround(): Promise<Ground> {
   };
 }
 
+/** Kinds that bubblewrap is a peer of: they isolate as it does. */
+const APART: readonly string[] = ["namespaces", "bubblewrap"];
+
 async function commands(): Promise<Case> {
   const { repository, backend, directory, close } = await openGround();
   try {
@@ -67,7 +70,7 @@ async function commands(): Promise<Case> {
       },
       peers: {
         "one bwrap a command": async () =>
-          backend.name === "bubblewrap"
+          APART.includes(backend.name)
             ? {
                 name: "bwrap",
                 call: async () => {
@@ -98,7 +101,7 @@ async function sandboxes(): Promise<Case> {
     },
     peers: {
       "git clone and one bwrap": async () =>
-        backend.name === "bubblewrap"
+        APART.includes(backend.name)
           ? {
               name: "git and bwrap",
               call: async () => {

@@ -33,8 +33,8 @@ const SANDBOX_UID = 65_533;
 const DEFAULT_WORKDIR = "/repo";
 
 const CURE =
-  "install bubblewrap (`apt-get install bubblewrap`, 0.5 or newer) and allow unprivileged user namespaces " +
-  "(in Docker: `--security-opt seccomp=unconfined --security-opt apparmor=unconfined`)";
+  "allow unprivileged user namespaces (in Docker: `--security-opt seccomp=unconfined --security-opt " +
+  "apparmor=unconfined`), and where only bubblewrap may make them, or before Linux 5.12, `apt-get install bubblewrap`";
 
 interface Tools {
   bash: string;
@@ -164,8 +164,13 @@ function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Gene
   const root = process.getuid?.() === 0;
   const common = { scratch, bash: tools.bash, python: tools.python, script: RESIDENT_SCRIPT };
   const own = (limits: SandboxLimits): number => limits.processes;
-  const users: (Owner | undefined)[] = root ? [{ uid: SANDBOX_UID, gid: SANDBOX_UID }, undefined] : [undefined];
-  const apart = function* (name: LocalKind, planFor: (user: Owner | undefined) => LaunchPlan): Generator<Way> {
+  const users: (Owner | undefined)[] = root
+    ? [{ uid: SANDBOX_UID, gid: SANDBOX_UID }, undefined]
+    : [undefined];
+  const apart = function* (
+    name: LocalKind,
+    planFor: (user: Owner | undefined) => LaunchPlan,
+  ): Generator<Way> {
     for (const user of users) yield { kind: name, plan: planFor(user), userProcesses: own };
     // Before Linux 5.14 the count is that of all the user's processes, which may be many.
     if (!root) yield { kind: name, plan: planFor(undefined), userProcesses: () => null };

@@ -5,7 +5,6 @@
 #include <linux/capability.h>
 #include <net/if.h>
 #include <sched.h>
-#include <stdexcept>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -14,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <stdexcept>
 
 #include "sandbox/files.h"
 
@@ -45,7 +45,8 @@ int checked(long result, const std::string& what) {
 int tree_of(const std::string& source, uint64_t attributes) {
   int tree = checked(syscall(SYS_open_tree, AT_FDCWD, source.c_str(), kClone | kRecursive | O_CLOEXEC), source);
   Attributes wanted{attributes, 0, 0, 0};
-  checked(syscall(kMountSetattr, tree, "", kAtEmptyPath | kRecursive, &wanted, sizeof wanted), "attributes of " + source);
+  checked(syscall(kMountSetattr, tree, "", kAtEmptyPath | kRecursive, &wanted, sizeof wanted),
+          "attributes of " + source);
   return tree;
 }
 

@@ -1,5 +1,5 @@
-// Namespaces for a sandbox, made by this program itself: what it sees is a root that is made once for many, and what lies
-// in namespaces of its own is no right of any process inside.
+// Namespaces for a sandbox, made by this program itself: what it sees is a root that is made once for many, and what
+// lies in namespaces of its own is no right of any process inside.
 #pragma once
 
 #include <stdint.h>
@@ -25,8 +25,8 @@ int make_root(const std::string& place, const std::vector<Shown>& shown, int64_t
 // The flags to start a process with that calls the two functions below.
 extern const unsigned long kOwnNamespaces;
 
-// Moves this process, the first of new namespaces, to a copy of `root` with `shown`, what /proc says of them, a host name
-// and a network that is itself alone. `cover`: /proc is not to be written to by this user either. Throws.
+// Moves this process, the first of new namespaces, to a copy of `root` with `shown`, what /proc says of them, a host
+// name and a network that is itself alone. `cover`: /proc is not to be written to by this user either. Throws.
 void enter_root(int root, const std::vector<Shown>& shown, bool cover);
 
 // Gives up all rights for good: this process is an ordinary user of a user namespace that owns nothing. Throws.

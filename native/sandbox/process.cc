@@ -29,8 +29,8 @@ namespace {
 constexpr int kExtra = 9;
 constexpr long kPidfdOpen = 434;
 
-// The process that is to end with this one's parent does not see it where it has an own namespace of processes: `handle`
-// is a descriptor that tells of the parent's end, or -1.
+// The process that is to end with this one's parent does not see it where it has an own namespace of processes:
+// `handle` is a descriptor that tells of the parent's end, or -1.
 void die_with(pid_t parent, int handle) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   pollfd ended{handle, POLLIN, 0};

@@ -175,7 +175,7 @@ describe("doctor", () => {
     expect({ status, stderr, ok }).toEqual({ status: 0, stderr: "", ok: true });
     expect(checks.map(({ name }) => name)).toContain("addon");
     const sandbox = checks.find(({ name }) => name === "sandbox");
-    expect(sandbox?.found).toMatch(/^(bubblewrap|landlock), /);
+    expect(sandbox?.found).toMatch(/^(namespaces|bubblewrap|landlock), /);
     expect(sandbox?.cure === null).toBe(sandbox?.status === "ok");
   });
 

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { type LocalKind, localBackend } from "../../lib/sandbox/local.ts";
 import {
+  APART,
   git,
   ISOLATED,
   KINDS,
@@ -171,7 +172,7 @@ describe.each(KINDS)("a %s backend", (kind: LocalKind) => {
     const [scratch = ""] = readdirSync(directory);
     const launchers = (): number[] => processesWith(`\0${join(directory, scratch)}\0`);
     // With it, where there is one, the process that watches over the sandbox: what is forked from it bears its name.
-    expect(launchers().length).toBe(kind === "bubblewrap" ? 1 : 2);
+    expect(launchers().length).toBe(APART.includes(kind) ? 1 : 2);
     process.kill(Math.min(...launchers()), "SIGKILL");
     await expect.poll(() => launchers().length, { timeout: 10_000 }).toBe(0);
     const outcome = await sandbox.exec("echo x").then(
@@ -222,7 +223,7 @@ describe("localBackend", () => {
       const warnings: string[] = [];
       const backend = await localBackend({ onWarning: (message) => warnings.push(message) });
       expect(backend.name).toBe(ISOLATED[0]);
-      if (backend.name === "bubblewrap") expect(warnings).toEqual([]);
+      if (APART.includes(backend.name as LocalKind)) expect(warnings).toEqual([]);
       else expect(warnings).toEqual([expect.stringMatching(/Landlock.*apt-get install bubblewrap/)]);
       await backend.dispose();
     },

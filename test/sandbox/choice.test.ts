@@ -1,6 +1,6 @@
 // Which kind is taken where the kernel refuses what better ones need.
 import { spawnSync } from "node:child_process";
-import { closeSync, openSync, readdirSync, writeFileSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import type { probeSandboxes } from "../../lib/sandbox/local.ts";
@@ -28,20 +28,27 @@ function refusing(call: number): Buffer {
   );
 }
 
+const MOUNT_SETATTR = 442;
 const LANDLOCK_CREATE_RULESET = 444;
 
-describe.runIf(ISOLATED.length === 2)("where namespaces are refused", () => {
+describe.runIf(ISOLATED.length === 3)("where namespaces, or some of what they take, are refused", () => {
   afterAll(removeDirectories);
 
-  // As in a plain container: the system calls that make namespaces and mounts fail.
-  const probe = async (...more: Buffer[]): Promise<Found> => {
+  // As in a plain container, where the system calls that make namespaces and mounts fail.
+  const container = async (): Promise<Buffer> => {
     const directory = temporaryDirectory();
     const backend = await openBackend("bubblewrap", { directory });
-    const filters = [join(directory, readdirSync(directory)[0] as string, "filter")];
-    for (const [i, filter] of more.entries()) {
-      filters.push(join(temporaryDirectory(), `filter-${i}`));
-      writeFileSync(filters.at(-1) as string, filter);
-    }
+    const filter = readFileSync(join(directory, readdirSync(directory)[0] as string, "filter"));
+    await backend.dispose();
+    return filter;
+  };
+
+  const probe = (...programs: Buffer[]): Found => {
+    const filters = programs.map((program, i) => {
+      const path = join(temporaryDirectory(), `filter-${i}`);
+      writeFileSync(path, program);
+      return path;
+    });
     const files = filters.map((filter) => openSync(filter, "r"));
     const args = files.flatMap((_, i) => ["--add-seccomp-fd", String(3 + i)]);
     const program = [process.execPath, "--import", "tsx", join(import.meta.dirname, "probe.ts")];
@@ -51,21 +58,25 @@ describe.runIf(ISOLATED.length === 2)("where namespaces are refused", () => {
       stdio: ["ignore", "pipe", "inherit", ...files],
     });
     for (const file of files) closeSync(file);
-    await backend.dispose();
     return JSON.parse(result.stdout) as Found;
   };
 
+  it("by bubblewrap where the kernel is too old for our own", () => {
+    const { kind, weaker } = probe(refusing(MOUNT_SETATTR));
+    expect({ kind, weaker }).toEqual({ kind: "bubblewrap", weaker: null });
+  });
+
   it("Landlock is taken, and one line says why and what is weaker", async () => {
-    const { kind, weaker } = await probe();
+    const { kind, weaker } = probe(await container());
     expect(kind).toBe("landlock");
     expect(weaker).toMatch(
-      /because bubblewrap does not work here \(.*not permitted.*\): .*disk limit.*To cure it/,
+      /because namespaces cannot be had here \(.*not permitted.*\): .*disk limit.*To cure it/,
     );
     expect(weaker).not.toContain("\n");
   });
 
   it("and Landlock too: there is none, and the message names the cure and the way without isolation", async () => {
-    const { kind, refused } = await probe(refusing(LANDLOCK_CREATE_RULESET));
+    const { kind, refused } = probe(await container(), refusing(LANDLOCK_CREATE_RULESET));
     expect(kind).toBeUndefined();
     expect(refused).toMatch(
       /^No sandbox works here: .*Landlock.*apt-get install bubblewrap.*--sandbox unsafe-host/,

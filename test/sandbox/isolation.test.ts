@@ -1,4 +1,4 @@
-// What bubblewrap keeps an agent from. Where it is not installed there is nothing of this to test.
+// What namespaces keep an agent from. Where bubblewrap is not installed there is nothing of this to test.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { LocalKind } from "../../lib/sandbox/local.ts";
 import type { Sandbox, SandboxBackend } from "../../lib/sandbox/types.ts";
 import {
+  APART,
   KINDS,
   makeRepository,
   openBackend,
@@ -17,7 +18,7 @@ import {
   temporaryDirectory,
 } from "./support.ts";
 
-describe.runIf(KINDS.includes("bubblewrap"))("a bubblewrap sandbox", () => {
+describe.each(APART)("a %s sandbox", (kind: LocalKind) => {
   let backend: SandboxBackend;
   let sandbox: Sandbox;
   let repository: string;
@@ -25,7 +26,7 @@ describe.runIf(KINDS.includes("bubblewrap"))("a bubblewrap sandbox", () => {
 
   beforeAll(async () => {
     repository = makeRepository({ "a.txt": "a\n" });
-    backend = await openBackend("bubblewrap");
+    backend = await openBackend(kind);
     sandbox = await backend.open({ repository });
   });
 
@@ -80,7 +81,7 @@ describe.runIf(KINDS.includes("bubblewrap"))("a bubblewrap sandbox", () => {
 
   it("inherits nothing of the host's environment", async () => {
     process.env.TOKENRING_TEST_SECRET = "secret";
-    const other = await openBackend("bubblewrap");
+    const other = await openBackend(kind);
     const inside = await other.open({ repository });
     expect((await inside.exec("env; cat /proc/*/environ")).output).not.toContain("TOKENRING_TEST_SECRET");
     delete process.env.TOKENRING_TEST_SECRET;

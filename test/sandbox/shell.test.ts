@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { LocalKind } from "../../lib/sandbox/local.ts";
 import type { Sandbox, SandboxBackend } from "../../lib/sandbox/types.ts";
-import { KINDS, makeRepository, openBackend, removeDirectories } from "./support.ts";
+import { APART, KINDS, makeRepository, openBackend, removeDirectories } from "./support.ts";
 
 describe.each(KINDS)("the shell of a %s sandbox", (kind: LocalKind) => {
   let backend: SandboxBackend;
@@ -115,7 +115,7 @@ describe.each(KINDS)("the shell of a %s sandbox", (kind: LocalKind) => {
 
   it("outlives a command that kills its shell and all it can reach", async () => {
     await sandbox.exec("kill -9 $$", { timeoutMs: 10_000 });
-    if (kind === "bubblewrap" || process.getuid?.() === 0) {
+    if (APART.includes(kind) || process.getuid?.() === 0) {
       // Never as root, whom a broken sandbox would let kill the machine.
       await sandbox.exec("sleep 60 & ((UID)) && kill -9 -1; wait", { timeoutMs: 10_000 });
     }
@@ -168,15 +168,23 @@ describe.each(KINDS)("the shell of a %s sandbox", (kind: LocalKind) => {
   });
 });
 
-describe.runIf(KINDS.includes("bubblewrap"))("two bubblewrap sandboxes on one repository", () => {
-  it("look the same from inside", async () => {
+describe.runIf(APART.length > 0)("two sandboxes on one repository", () => {
+  it.each([
+    ["namespaces", "namespaces"],
+    ["bubblewrap", "bubblewrap"],
+    ["bubblewrap", "namespaces"],
+  ] as const)("look the same from inside: %s and %s", async (kind, other) => {
     const repository = makeRepository({ "a.py": "print(hash('a'))\n", "b/c.txt": "" });
-    const [one, two] = [await openBackend("bubblewrap"), await openBackend("bubblewrap")];
+    const [one, two] = [await openBackend(kind), await openBackend(other)];
     const look = async (backend: SandboxBackend): Promise<string> => {
       const sandbox = await backend.open({ repository });
       const result = await sandbox.exec(
         "pwd; hostname; id; env | sort; set; ls -lR --time-style=full-iso; python a.py; find .; ls / /tmp /etc; " +
-          "echo $$ $PPID $RANDOM; ps -e; git log; git status; sleep 0 & wait; echo $!",
+          "echo $$ $PPID $RANDOM; ps -e; git log; git status; sleep 0 & wait; echo $!; ulimit -a; umask; " +
+          "ls -lan --time-style=+ /dev /opt /opt/*; stat -c '%n %a %u %g' / /usr /etc /proc /repo /tmp; ls -l /dev/null; " +
+          // What it may do, whom it is taken for, and how each folder is mounted.
+          "grep -E '^(Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status; cat /proc/self/[ug]id_map; " +
+          "cut -d' ' -f5,6 /proc/self/mountinfo | sort; cat /proc/net/dev /proc/net/fib_trie /proc/net/if_inet6",
       );
       expect(result.exitCode).toBe(0);
       return result.output;

@@ -8,11 +8,11 @@ import { landlockVersion } from "../../lib/sandbox/launcher.ts";
 import { type LocalBackendOptions, type LocalKind, localBackend } from "../../lib/sandbox/local.ts";
 import type { SandboxBackend } from "../../lib/sandbox/types.ts";
 
-/** The kinds that isolate: where bubblewrap is installed and Landlock switched on they have to work. */
-export const ISOLATED: LocalKind[] = [
-  ...(findProgram("bwrap") ? (["bubblewrap"] as const) : []),
-  ...(landlockVersion() > 0 ? (["landlock"] as const) : []),
-];
+/** The kinds that isolate by namespaces: where bubblewrap is installed they have to work. */
+export const APART: LocalKind[] = findProgram("bwrap") ? ["namespaces", "bubblewrap"] : [];
+
+/** The kinds that isolate, best first; Landlock has to work where it is switched on. */
+export const ISOLATED: LocalKind[] = [...APART, ...(landlockVersion() > 0 ? (["landlock"] as const) : [])];
 
 export const KINDS: LocalKind[] = [...ISOLATED, "unsafe-host"];
 
