@@ -7,6 +7,7 @@ import type { Sandbox, SandboxBackend } from "../sandbox/types.ts";
 import type { Instance, TaskSet, TestStatus } from "../tasks/types.ts";
 import { grade } from "./grade.ts";
 import { type TouchedFile, touchedFiles } from "./patch-files.ts";
+import { plainlyPatched } from "./plain-patch.ts";
 import { filesToRestore } from "./restore.ts";
 import type { Verification } from "./types.ts";
 
@@ -68,15 +69,17 @@ async function verifyOnce(options: VerifyOptions): Promise<Verification> {
   const { instance, tasks, patch, backend, signal } = options;
   const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
   const open = signal ? { signal } : {};
+  const repository = await tasks.repository(instance);
   const sandbox = await backend.open(
     {
-      repository: await tasks.repository(instance),
+      repository,
       limits: { cpuSeconds: Math.ceil(timeoutMs / 1000), outputBytes: LOG_BYTES },
     },
     open,
   );
   try {
-    const applied = await applyPatches(sandbox, instance, patch, open);
+    const plain = await writePlain(sandbox, repository, instance, patch);
+    const applied = plain ?? (await applyPatches(sandbox, instance, patch, open));
     if (!applied.applied) return nothing("failed", "patch_failed", applied.log);
     // A command of its own: its output and its exit status are the tests' alone, and nothing can print an end to them.
     const nonce = randomBytes(16).toString("hex");
@@ -98,6 +101,31 @@ async function verifyOnce(options: VerifyOptions): Promise<Verification> {
   } finally {
     await sandbox.close();
   }
+}
+
+/**
+ * Does by itself what `applyPatches` would come to, where that is plain and there is nothing to put back: git is started
+ * three times for it. Null where it is not.
+ */
+async function writePlain(
+  sandbox: Sandbox,
+  repository: string,
+  instance: Instance,
+  patch: string,
+): Promise<{ applied: true; log: string } | null> {
+  const model = plainlyPatched(withNewline(patch), repository);
+  if (model === null || filesToRestore(instance, patch).length > 0) return null;
+  const hasTests = instance.test_patch.trim() !== "";
+  const tests = hasTests ? plainlyPatched(withNewline(instance.test_patch), repository) : new Map();
+  if (tests === null || [...tests.keys()].some((path) => model.has(path))) return null;
+  let log = "";
+  for (const files of [model, tests]) {
+    for (const [path, content] of files) await sandbox.write(path, content);
+    // What git says of it.
+    for (const path of files.keys()) log += `Checking patch ${path}...\n`;
+    for (const path of files.keys()) log += `Applied patch ${path} cleanly.\n`;
+  }
+  return { applied: true, log };
 }
 
 /** The model's patch, then the tests and their settings as they were, then the test patch; one command. */
