@@ -16,6 +16,7 @@ import type {
 } from "../ops/binding.ts";
 import { loadBinding } from "../ops/native.ts";
 import type { Command, RankGroup } from "./group.ts";
+import { type PackedLanes, unpackLanes } from "./lanes.ts";
 import type { Collective } from "./messages.ts";
 import {
   type CostModel,
@@ -326,7 +327,7 @@ export class MeshRank implements NativeRank {
     const { passes } = placement;
     const jobs = passes.map((groups, p) => {
       const parts = groups.map((documents) => takeDocuments(batch, offsets, documents));
-      return this.#all<NativeLossResult>(method, [], {
+      return this.#all<NativeLossResult | PackedLanes>(method, [], {
         args: (rank) => [parts[Math.floor(rank / contextParallel)], ...rest(p === passes.length - 1)],
       });
     });
@@ -341,7 +342,8 @@ export class MeshRank implements NativeRank {
       };
       const results = await Promise.all(jobs.map((job) => job.promise));
       results.forEach((ranks, p) => {
-        ranks.forEach((result, rank) => {
+        ranks.forEach((given, rank) => {
+          const result = "runs" in given ? unpackLanes(given) : given;
           out.loss += result.loss;
           const documents = passes[p]?.[Math.floor(rank / contextParallel)] ?? [];
           addLanes(out, result, documents, batch.lengths, offsets);

@@ -3,11 +3,12 @@ import { connect, type Socket } from "node:net";
 import { hostname } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { TokenringError } from "../errors.ts";
-import type { NativeJob, NativeRank, NativeSampleRequest } from "../ops/binding.ts";
+import type { NativeJob, NativeLossResult, NativeRank, NativeSampleRequest } from "../ops/binding.ts";
 import { loadBinding } from "../ops/native.ts";
 import { Channel } from "./channel.ts";
 import { HEARTBEAT_SILENCE, packageVersion, RENDEZVOUS_WAIT } from "./defaults.ts";
 import { introduce } from "./handshake.ts";
+import { packLanes } from "./lanes.ts";
 import { type CreateOptions, plainError, type ToLeader, type ToWorker } from "./messages.ts";
 import { launchedPlace, type Place } from "./place.ts";
 
@@ -203,7 +204,9 @@ class Worker {
       return { ...done, promise: hosted.rank.dispose() };
     }
     const start = hosted.rank[method] as (...args: unknown[]) => NativeJob<unknown>;
-    return start.apply(hosted.rank, args);
+    const job = start.apply(hosted.rank, args);
+    if (method !== "accumulate" && method !== "score") return job;
+    return { ...job, promise: (job.promise as Promise<NativeLossResult>).then(packLanes) };
   }
 
   #note({ rank: number, method, args }: Extract<ToWorker, { kind: "note" }>): void {

@@ -21,8 +21,9 @@ import { timeless } from "../support/timeless.ts";
 import { readEventFile } from "../track/event-reader.ts";
 
 const KILLS = process.env.TOKENRING_SOAK ? 50 : 4;
-/** A net: seconds on a machine of its own. */
-const MINUTES = process.env.TOKENRING_SOAK ? 3_600_000 : 600_000;
+/** Nets: seconds on a machine of its own, minutes where twenty others want its cores. */
+const MINUTES = process.env.TOKENRING_SOAK ? 7_200_000 : 1_800_000;
+const PROCESS_MINUTES = 900_000;
 const root = mkdtempSync(path.join(tmpdir(), "tokenring-survive-"));
 afterAll(() => rmSync(root, { recursive: true }));
 
@@ -78,7 +79,7 @@ function finish(name: string, fault = ""): SpawnSyncReturns<string> {
   return spawnSync(process.execPath, goOn(name), {
     encoding: "utf8",
     env: environment(name, fault),
-    timeout: 300_000,
+    timeout: PROCESS_MINUTES,
   });
 }
 
@@ -209,7 +210,7 @@ function onSmallDisk(script: string): SpawnSyncReturns<string> {
   return spawnSync("bwrap", [...mounts, "sh", "-c", script], {
     encoding: "utf8",
     env: { ...environment("none", ""), DISK: disk },
-    timeout: 300_000,
+    timeout: PROCESS_MINUTES,
   });
 }
 
@@ -229,7 +230,8 @@ test.skipIf(onSmallDisk("true").status !== 0)(
     `);
     expect(status, stderr).toBe(0);
     expect(stdout).toContain("ended with 1\n");
-    expect(stderr).toMatch(/checkpoints\S+: no space left on the device; free some and resume/);
+    // A checkpoint fills the disk while the run goes on: whichever of its files is written next may say so.
+    expect(stderr).toMatch(/^tokenring: \S+: no space left on the device; free some and resume/m);
     const { "config.yaml": _, ...files } = content("small-disk");
     const { "config.yaml": __, ...expected } = whole;
     expect(files).toEqual(expected);
