@@ -111,7 +111,7 @@ describe("node_modules against the lockfile", () => {
 });
 
 // A project of a few lines with the real scripts and the real binding.gyp: what a fresh checkout goes through.
-describe("a small checkout", () => {
+describe("a small checkout", { timeout: 600_000 }, () => {
   let root: string;
   const write = (file: string, text: string) => {
     mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
@@ -121,7 +121,7 @@ describe("a small checkout", () => {
     spawnSync(process.execPath, ["scripts/setup.mjs", "--for", "build"], {
       cwd: root,
       encoding: "utf8",
-      timeout: 120_000,
+      timeout: 580_000,
     });
   const evaluate = (code: string) =>
     spawnSync(process.execPath, ["-p", code], { cwd: root, encoding: "utf8", timeout: 30_000 }).stdout.trim();
