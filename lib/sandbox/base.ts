@@ -13,6 +13,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { TokenringError } from "../errors.ts";
+import { PlainBase } from "./plain-diff.ts";
 import { copyTree, finishDirectory, measureTree, type Owner, removeTree, type TreeSize } from "./tree.ts";
 
 export interface Base {
@@ -20,8 +21,18 @@ export interface Base {
   readonly name: string;
   readonly directory: string;
   readonly commit: string;
-  /** Paths in the index, or null where there is none that we can read. */
-  readonly tracked: ReadonlySet<string> | null;
+  /** The index by its paths, or null where there is none that we can read. */
+  readonly tracked: ReadonlyMap<string, IndexEntry> | null;
+  /** For diffs without git, where that goes. */
+  readonly plain: PlainBase | null;
+}
+
+/** What an index says of a file. */
+export interface IndexEntry {
+  mode: number;
+  hash: string;
+  /** Whether it is anything but an ordinary entry: in conflict, assumed to be unchanged, left out of the tree. */
+  flagged: boolean;
 }
 
 const KEPT_BASES = 256;
@@ -182,7 +193,8 @@ export class BaseStore {
       chmodSync(join(directory, file), 0o644);
     }
     const index = join(directory, "index");
-    return { name, directory, commit, tracked: existsSync(index) ? readIndex(readFileSync(index)) : null };
+    const tracked = existsSync(index) ? readIndex(readFileSync(index)) : null;
+    return { name, directory, commit, tracked, plain: PlainBase.of(repository, directory, tracked) };
   }
 }
 
@@ -230,12 +242,12 @@ export function readHead(repository: string): string {
   return commit;
 }
 
-/** Paths in a git index of version 2 or 3 (Documentation/gitformat-index), else null. */
-export function readIndex(index: Buffer): Set<string> | null {
+/** The entries of a git index of version 2 or 3 (Documentation/gitformat-index), else null. */
+export function readIndex(index: Buffer): Map<string, IndexEntry> | null {
   if (index.length < 12 || index.toString("latin1", 0, 4) !== "DIRC") return null;
   const version = index.readUInt32BE(4);
   if (version !== 2 && version !== 3) return null;
-  const paths = new Set<string>();
+  const entries = new Map<string, IndexEntry>();
   let offset = 12;
   for (let left = index.readUInt32BE(8); left > 0; left--) {
     if (offset + 62 > index.length) return null;
@@ -243,9 +255,14 @@ export function readIndex(index: Buffer): Set<string> | null {
     const start = offset + (extended ? 64 : 62);
     const end = index.indexOf(0, start);
     if (end < 0) return null;
-    paths.add(index.toString("utf8", start, end));
+    entries.set(index.toString("utf8", start, end), {
+      mode: index.readUInt32BE(offset + 24),
+      hash: index.toString("hex", offset + 40, offset + 60),
+      // Below them stands the length of the name.
+      flagged: index.readUInt16BE(offset + 60) > 0xfff,
+    });
     // Each entry is padded with one to eight NULs to a multiple of eight bytes.
     offset += (end - offset + 8) & ~7;
   }
-  return paths;
+  return entries;
 }

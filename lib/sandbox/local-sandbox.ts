@@ -111,7 +111,7 @@ export class LocalSandbox implements Sandbox {
     return this.#inTurn(async () => {
       const plain = this.#plain(path);
       const direct = plain && readPlain(plain);
-      const text = direct && decodeUtf8(direct);
+      const text = direct && decodeUtf8(direct.bytes);
       if (text !== null) return text;
       const file = quote(this.#resolve(path));
       // Through a file of our own: what the agent left running may print at any time. read(1) fails at the end of a file
@@ -174,53 +174,66 @@ export class LocalSandbox implements Sandbox {
    */
   diff(): Promise<string> {
     return this.#inTurn(async () => {
-      const { base, slot, inside, git } = this.#parts;
-      const at = { git, base: inside.base, workdir: inside.workdir, commit: base.commit };
-      const repo = `${slot.files}/repo`;
-      const files = base.tracked === null ? null : listFiles(repo, base.tracked.size + TREE_ENTRIES);
-      const onlyTracked = files !== null && [...files].every((file) => base.tracked?.has(file));
-      const attempt = async (attributes: string | null): Promise<ShellResult> => {
-        const run = (
-          index: string | null,
-          objects: string | null,
-          emptyIndex: boolean,
-        ): Promise<ShellResult> =>
-          this.#run(diffCommand({ ...at, attributes, objects, index, emptyIndex }), {
-            timeoutMs: DIFF_MS,
-            keep: TEXT_BYTES,
-          });
-        if (onlyTracked) return run(null, null, false);
-        const index = base.tracked === null ? null : readFileSync(`${base.directory}/index`);
-        return this.#withTemporary(index, (path) =>
-          this.#withTemporaryFolder((objects) => run(path, objects, index === null)),
-        );
-      };
+      const { base, slot } = this.#parts;
       // In a shell that the agent never spoke to, after all that it left running has ended: nobody else writes the diff.
       if (this.#used) await this.#dropShell();
-      let result = await attempt(null);
-      if (result.end !== "done" || result.status !== 0) {
-        // Folders that the agent locked, or a disk that it filled: the tree is opened up.
-        await this.#dropShell();
-        await this.#giveSlack();
-        await this.#unlock();
-        result = await attempt(null);
-      }
-      if (result.end === "done" && result.status === 0) {
-        if (result.dropped > 0) return "";
-        const text = decodeUtf8(result.output);
-        if (text !== null) return text;
-        // Other encodings travel as git's binary patches, which are ASCII and exact.
-        const binary = await this.#withTemporary(Buffer.from("* -diff\n"), attempt);
-        return binary.dropped > 0 ? "" : binary.output.toString("utf8");
-      }
-      const sound = await this.#run(checkBaseCommand(at), { timeoutMs: INTERNAL_MS, keep: 0 });
-      if (sound.status !== 0) {
-        throw sandboxBroken(
-          `git cannot read commit ${base.commit} of the sandbox's repository; is it complete?`,
-        );
-      }
-      return "";
+      const tracked = base.tracked;
+      const files = tracked && listFiles(`${slot.files}/repo`, tracked.size + TREE_ENTRIES);
+      const onlyTracked = files !== null && [...files].every((file) => tracked?.has(file));
+      const ours = onlyTracked ? this.#plainDiff() : null;
+      if (ours !== null && base.plain?.trusted) return ours;
+      const gits = await this.#gitDiff(onlyTracked);
+      if (ours !== null) base.plain?.compare(ours, gits);
+      return gits;
     });
+  }
+
+  /** null where only git can tell. */
+  #plainDiff(): string | null {
+    const { base, slot } = this.#parts;
+    const read = (path: string): ReturnType<typeof readPlain> =>
+      readPlain({ root: `${slot.files}/repo`, names: path.split("/"), owner: slot.owner });
+    return base.plain?.diff(read) ?? null;
+  }
+
+  async #gitDiff(onlyTracked: boolean): Promise<string> {
+    const { base, inside, git } = this.#parts;
+    const at = { git, base: inside.base, workdir: inside.workdir, commit: base.commit };
+    const attempt = async (attributes: string | null): Promise<ShellResult> => {
+      const run = (index: string | null, objects: string | null, emptyIndex: boolean): Promise<ShellResult> =>
+        this.#run(diffCommand({ ...at, attributes, objects, index, emptyIndex }), {
+          timeoutMs: DIFF_MS,
+          keep: TEXT_BYTES,
+        });
+      if (onlyTracked) return run(null, null, false);
+      const index = base.tracked === null ? null : readFileSync(`${base.directory}/index`);
+      return this.#withTemporary(index, (path) =>
+        this.#withTemporaryFolder((objects) => run(path, objects, index === null)),
+      );
+    };
+    let result = await attempt(null);
+    if (result.end !== "done" || result.status !== 0) {
+      // Folders that the agent locked, or a disk that it filled: the tree is opened up.
+      await this.#dropShell();
+      await this.#giveSlack();
+      await this.#unlock();
+      result = await attempt(null);
+    }
+    if (result.end === "done" && result.status === 0) {
+      if (result.dropped > 0) return "";
+      const text = decodeUtf8(result.output);
+      if (text !== null) return text;
+      // Other encodings travel as git's binary patches, which are ASCII and exact.
+      const binary = await this.#withTemporary(Buffer.from("* -diff\n"), attempt);
+      return binary.dropped > 0 ? "" : binary.output.toString("utf8");
+    }
+    const sound = await this.#run(checkBaseCommand(at), { timeoutMs: INTERNAL_MS, keep: 0 });
+    if (sound.status !== 0) {
+      throw sandboxBroken(
+        `git cannot read commit ${base.commit} of the sandbox's repository; is it complete?`,
+      );
+    }
+    return "";
   }
 
   snapshot(): Promise<Snapshot> {

@@ -25,6 +25,7 @@ const CREATE = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | const
 const READ_RIGHT = 0o400;
 const WRITE_RIGHT = 0o200;
 const SEARCH_RIGHT = 0o100;
+const RUN_RIGHT = SEARCH_RIGHT;
 /** Set-user-id, set-group-id: what a write or a new file makes of them depends on who does it. */
 const SPECIAL = 0o6000;
 
@@ -82,8 +83,8 @@ function quietly<T>(work: () => T | null): T | null {
   }
 }
 
-/** The file's bytes, or null where the shell has to look. */
-export function readPlain(at: PlainPath): Buffer | null {
+/** The file's bytes and whether its owner may run it, or null where the shell has to look. */
+export function readPlain(at: PlainPath): { bytes: Buffer; executable: boolean } | null {
   return quietly(() =>
     inFolder(at, (path) => {
       const file = openSync(path, constants.O_RDONLY | OPEN);
@@ -92,7 +93,8 @@ export function readPlain(at: PlainPath): Buffer | null {
         if (!isPlain(stat, at.owner, READ_RIGHT) || stat.size > TEXT_BYTES) return null;
         const bytes = readFileSync(file);
         // A text holds no NUL; and it may have grown.
-        return bytes.length > TEXT_BYTES || bytes.includes(0) ? null : bytes;
+        if (bytes.length > TEXT_BYTES || bytes.includes(0)) return null;
+        return { bytes, executable: (stat.mode & RUN_RIGHT) !== 0 };
       } finally {
         closeSync(file);
       }
