@@ -175,6 +175,7 @@ RankObject::RankObject(const Napi::CallbackInfo& info)
   guarded(info.Env(), [&] {
     RankOptions options = read_rank_options(Arguments(info[0], "options"));
     config_ = options.config;
+    threads_ = options.threads;
     rank_ = std::make_unique<Rank>(std::move(options));
   });
   info.This().As<Napi::Object>().TypeTag(&kRankTag);
@@ -245,6 +246,7 @@ Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
   how.std = options.real("std", 0, kUnbounded);
   how.seed = options.bits("seed");
   how.previous_token_bias = options.real("previousTokenBias", 0, kUnbounded);
+  how.threads = threads_;
   const auto work = [how](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
     Mesh::call(rank.mesh().get(), [&] {

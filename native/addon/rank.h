@@ -84,6 +84,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   Napi::Value submit(Napi::Env, Work, Kind = Kind::local);
 
   DecoderConfig config_;
+  int threads_ = 0;  // as RankOptions has them
   std::shared_ptr<Channel> channel_;
   std::unique_ptr<Rank> rank_;  // null after dispose()
   std::shared_ptr<SessionTable> table_ = std::make_shared<SessionTable>();

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 #include "core/random.h"
+#include "cpu/pool.h"
 #include "model/parameters.h"
 #include "model/rope.h"
 
@@ -35,6 +37,27 @@ void bias_to_previous_tokens(const DecoderConfig& config, const std::string& nam
   }
 }
 
+constexpr int64_t kPiece = int64_t{1} << 20, kGrain = int64_t{1} << 14;  // elements
+
+// Element number `begin`, ... of a slice.
+void fill(cpu::ThreadPool& pool, const DecoderConfig& config, const NamedSlice& slice, uint64_t number,
+          const Initialisation& how, int64_t begin, std::vector<float>& values) {
+  std::fill(values.begin(), values.end(), 0.0f);
+  if (slice.shape.size() == 2) {
+    const uint64_t stream = random_bits(how.seed, number);
+    pool.run(static_cast<int64_t>(values.size()), kGrain, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        values[i] = static_cast<float>(how.std * normal01(stream, static_cast<uint64_t>(begin + i)));
+    });
+  } else if (ends_with(slice.name, "norm.weight")) {
+    std::fill(values.begin(), values.end(), 1.0f);
+  } else if (how.previous_token_bias > 0) {
+    std::vector<float> whole(static_cast<size_t>(slice.elements()));
+    bias_to_previous_tokens(config, slice.name, how.previous_token_bias, whole);
+    std::copy_n(whole.begin() + begin, values.size(), values.begin());
+  }
+}
+
 }  // namespace
 
 void initialise(Parameters& parameters, Stream& stream, const Initialisation& how) {
@@ -45,26 +68,20 @@ void initialise(Parameters& parameters, Stream& stream, const Initialisation& ho
   require(how.previous_token_bias == 0 || config.attention_bias,
           "initialise: previous_token_bias needs a decoder with attention_bias");
 
-  std::vector<float> values;
-  const std::vector<NamedSlice>& slices = parameters.slices();
+  // A piece is made while the one before it is copied.
+  cpu::ThreadPool pool(how.threads > 0 ? how.threads
+                                       : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
+  std::vector<float> values, copied;
+  const Drain drain{stream};
   for (const Fragment& fragment : parameters.fragments()) {
-    const NamedSlice& slice = slices[fragment.slice];
-    values.assign(static_cast<size_t>(fragment.elements), 0.0f);
-    if (slice.shape.size() == 2) {
-      const uint64_t stream_of_slice = random_bits(how.seed, fragment.slice);
-      for (size_t i = 0; i < values.size(); ++i) {
-        const uint64_t element = static_cast<uint64_t>(fragment.begin) + i;
-        values[i] = static_cast<float>(how.std * normal01(stream_of_slice, element));
-      }
-    } else if (ends_with(slice.name, "norm.weight")) {
-      std::fill(values.begin(), values.end(), 1.0f);
-    } else if (how.previous_token_bias > 0) {
-      std::vector<float> whole(static_cast<size_t>(slice.elements()));
-      bias_to_previous_tokens(config, slice.name, how.previous_token_bias, whole);
-      std::copy_n(whole.begin() + fragment.begin, values.size(), values.begin());
+    for (int64_t done = 0; done < fragment.elements; done += kPiece) {
+      values.resize(static_cast<size_t>(std::min(kPiece, fragment.elements - done)));
+      fill(pool, config, parameters.slices()[fragment.slice], fragment.slice, how, fragment.begin + done, values);
+      stream.synchronize();
+      std::swap(values, copied);
+      stream.copy_to_device(parameters.master().f32() + fragment.offset + done, copied.data(),
+                            copied.size() * sizeof(float));
     }
-    stream.copy_to_device(parameters.master().f32() + fragment.offset, values.data(), values.size() * sizeof(float));
-    stream.synchronize();  // `values` is filled anew
   }
   parameters.reset_optimiser(stream);
   parameters.publish(stream);

@@ -49,15 +49,16 @@ struct Parameters::Impl {
     return config;
   }
 
-  // Gradients and moments, zero. A policy that only samples or scores (an engine, a reference) never asks for them.
-  void need_training_state() {
-    if (gradients.any()) return;
+  // Moments, zero. A policy that only computes gradients never asks for them; one that only samples or scores (an
+  // engine, a reference) asks for no gradients either.
+  void need_moments() {
+    if (second_moment.data()) return;
     const std::unique_ptr<Stream> stream = device.stream();
-    first_moment = Buffer(device, flat_bytes(), "moments");
-    second_moment = Buffer(device, flat_bytes(), "moments");
-    for (const Buffer* buffer : {&first_moment, &second_moment}) ops.zero(*stream, flat(*buffer));
+    Buffer first(device, flat_bytes(), "moments"), second(device, flat_bytes(), "moments");
+    for (const Buffer* buffer : {&first, &second}) ops.zero(*stream, flat(*buffer));
     stream->synchronize();
-    gradients.need();  // last, because it says that all is there
+    first_moment = std::move(first);
+    second_moment = std::move(second);
   }
 
   // In double: the angle of a late position loses its low bits in float.
@@ -109,15 +110,16 @@ int64_t Parameters::elements() const { return impl_->share.elements; }
 int64_t Parameters::version() const { return impl_->version; }
 Tensor Parameters::master() { return impl_->flat(impl_->master); }
 Tensor Parameters::gradient() {
-  impl_->need_training_state();
+  impl_->gradients.need();
   return impl_->gradients.sum();
 }
+bool Parameters::has_moments() const { return impl_->second_moment.data() != nullptr; }
 Tensor Parameters::first_moment() {
-  impl_->need_training_state();
+  impl_->need_moments();
   return impl_->flat(impl_->first_moment);
 }
 Tensor Parameters::second_moment() {
-  impl_->need_training_state();
+  impl_->need_moments();
   return impl_->flat(impl_->second_moment);
 }
 int64_t Parameters::optimiser_step() const { return impl_->step; }
@@ -125,7 +127,7 @@ void Parameters::set_optimiser_step(int64_t step) { impl_->step = step; }
 void Parameters::raise_version(int64_t version) { impl_->version = std::max(impl_->version, version); }
 
 void Parameters::complete_gradients(Stream& stream) {
-  impl_->need_training_state();
+  impl_->gradients.need();
   impl_->gradients.complete(stream);
 }
 
@@ -144,8 +146,8 @@ void Parameters::finish_step(Stream& stream) {
 
 void Parameters::reset_optimiser(Stream& stream) {
   impl_->step = 0;
-  if (!impl_->gradients.any()) return;
-  zero_gradients(stream);
+  if (impl_->gradients.any()) zero_gradients(stream);
+  if (!has_moments()) return;
   impl_->ops.zero(stream, first_moment());
   impl_->ops.zero(stream, second_moment());
 }
@@ -221,25 +223,25 @@ LayerWeights Parameters::acquire(Schedule& schedule, int layer) {
 HeadWeights Parameters::acquire_head(Schedule& schedule) { return impl_->weights.acquire_head(schedule); }
 
 HeadGradients Parameters::head(Schedule& schedule) {
-  impl_->need_training_state();
+  impl_->gradients.need();
   return impl_->gradients.head(schedule);
 }
 void Parameters::ready_head(Schedule& schedule) { impl_->gradients.ready(schedule, kHeadUnit); }
 
 LayerGradients Parameters::layer(Schedule& schedule, int layer) {
-  impl_->need_training_state();
+  impl_->gradients.need();
   return impl_->gradients.layer(schedule, layer);
 }
 void Parameters::ready(Schedule& schedule, int layer) { impl_->gradients.ready(schedule, layer); }
 
 Tensor Parameters::embedding(Schedule& schedule) {
-  impl_->need_training_state();
+  impl_->gradients.need();
   return impl_->gradients.embedding(schedule);
 }
 void Parameters::ready_embedding(Schedule& schedule) { impl_->gradients.ready(schedule, kEmbeddingUnit); }
 
 std::vector<Bucket> Parameters::buckets(int unit) {
-  impl_->need_training_state();
+  impl_->gradients.need();
   return impl_->gradients.buckets(unit);
 }
 

@@ -39,10 +39,12 @@ class Parameters : public ParamSource, public GradSink {
   int64_t elements() const;  // of a flat buffer; the zeros between aligned slices count
   int64_t version() const;   // grows with every change of the weights
 
-  // Flat float32 buffers of elements() each. All but the masters are made, as zeros, when they are first asked for, as
-  // layer(), head() and embedding() do. Sharded, gradient() holds sums over ranks alone.
+  // Flat float32 buffers of elements() each. All but the masters are made, as zeros, when they are first asked for:
+  // gradients by a backward pass (layer(), head() and embedding() do so too), moments by the first step. Sharded,
+  // gradient() holds sums over ranks alone.
   Tensor master();
   Tensor gradient();
+  bool has_moments() const;  // else they are zero
   Tensor first_moment();
   Tensor second_moment();
   int64_t optimiser_step() const;
@@ -106,6 +108,7 @@ struct Initialisation {
   float std = 0.02f;
   uint64_t seed = 0;
   float previous_token_bias = 0.0f;
+  int threads = 0;  // that make the numbers, which do not depend on it; 0: as many as the machine has
 };
 void initialise(Parameters&, Stream&, const Initialisation&);
 

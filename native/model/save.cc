@@ -159,6 +159,10 @@ struct Save::Impl {
 
   // Some elements of a source: of the copy, or read into `room`.
   const float* values(Source source, int64_t offset, int64_t count, std::vector<float>& room) const {
+    if (!flat[source]) {  // moments before the first step
+      room.assign(static_cast<size_t>(count), 0.0f);
+      return room.data();
+    }
     if (!stream) return copies[source].data() + (offset - begin);
     room.resize(static_cast<size_t>(count));
     stream->copy_to_host(room.data(), flat[source].f32() + offset, room.size() * sizeof(float));
@@ -195,7 +199,7 @@ Save::Save(Parameters& parameters, Stream& stream, SaveOptions options, bool cop
   impl_->plan(parameters);
   impl_->take_range(parameters);
   if (options.weights) impl_->flat[master] = parameters.master();
-  if (options.optimiser) {
+  if (options.optimiser && parameters.has_moments()) {
     impl_->flat[first_moment] = parameters.first_moment();
     impl_->flat[second_moment] = parameters.second_moment();
   }

@@ -309,6 +309,25 @@ TEST(decoder_initialise_is_decided_by_the_seed) {
   CHECK(one.parameters.version() == 1 && two.parameters.version() == 2);
 }
 
+// Tensors of more elements than are made at a time.
+TEST(decoder_initialise_makes_each_element_of_its_own_number) {
+  DecoderConfig config = tiny_config(false);
+  config.vocab_size = 70'000;
+  Rig rig(config);
+  for (const int threads : {1, 3}) {
+    initialise(rig.parameters, *rig.stream, {0.05f, 9, 0.0f, threads});
+    const std::vector<float> weights = rig.read(rig.parameters.master());
+    for (size_t s = 0; s < rig.parameters.slices().size(); ++s) {
+      const NamedSlice& slice = rig.parameters.slices()[s];
+      if (slice.shape.size() != 2) continue;
+      const int64_t stride = slice.elements() > 100'000 ? 101 : 1;
+      for (int64_t i = 0; i < slice.elements(); i += stride)
+        CHECK(weights[slice.offset + i] ==
+              static_cast<float>(0.05f * normal01(random_bits(9, s), static_cast<uint64_t>(i))));
+    }
+  }
+}
+
 TEST(decoder_says_what_is_wrong_with_a_batch) {
   Rig rig(tiny_config(true));
   const auto message = [&](auto change) {
