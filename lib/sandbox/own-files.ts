@@ -15,9 +15,21 @@ import type { Owner } from "./tree.ts";
 /** Largest text that goes in or out, and largest diff. */
 export const TEXT_BYTES: number = 8 * 1024 * 1024;
 
+const pool = { bytes: Buffer.alloc(0), used: 0 };
+
+/** Hexadecimal digits that nobody can foresee, two a byte. Drawn in advance: each draw costs as much as a hundred bytes. */
+export function secret(bytes: number): string {
+  if (pool.used + bytes > pool.bytes.length) {
+    pool.bytes = randomBytes(4096);
+    pool.used = 0;
+  }
+  pool.used += bytes;
+  return pool.bytes.toString("hex", pool.used - bytes, pool.used);
+}
+
 /** A name that cannot be foreseen. */
 export function temporaryName(): string {
-  return `.${randomBytes(12).toString("hex")}`;
+  return `.${secret(12)}`;
 }
 
 /** Writes a file that must not exist, and follows no link to do so. */

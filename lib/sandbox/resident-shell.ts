@@ -5,12 +5,12 @@
 // after the command has ended, so that no command can know it, and no command shows it. A length saves the shell one
 // system call a byte, which is what finding the NUL takes; it counts characters, which depend on the agent's locale, so
 // that only ASCII has one.
-import { randomBytes } from "node:crypto";
 import { closeSync, constants, openSync, readSync } from "node:fs";
 import { Socket } from "node:net";
 import { sandboxAborted, sandboxBroken } from "./errors.ts";
 import type { Launcher, Slot, StartLimits } from "./launcher.ts";
 import { FLOOD_BYTES } from "./limits.ts";
+import { secret } from "./own-files.ts";
 
 const NONCE_LENGTH = 24;
 
@@ -160,7 +160,7 @@ export class ResidentShell {
     try {
       return await new Promise<ShellResult>((resolve, reject) => {
         const running: Running = {
-          nonce: Buffer.from(`\0${randomBytes(NONCE_LENGTH / 2).toString("hex")} `),
+          nonce: Buffer.from(`\0${secret(NONCE_LENGTH / 2)} `),
           keep: options.keep,
           chunks: [],
           kept: 0,

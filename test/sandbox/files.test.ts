@@ -1,9 +1,18 @@
 // Reading and writing files inside, from outside: never beyond the sandbox.
-import { existsSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { SandboxFileError } from "../../lib/sandbox/errors.ts";
 import type { LocalKind } from "../../lib/sandbox/local.ts";
+import { removeTree } from "../../lib/sandbox/tree.ts";
 import type { Sandbox, SandboxBackend } from "../../lib/sandbox/types.ts";
 import {
   APART,
@@ -180,5 +189,30 @@ describe.each(KINDS)("files of a %s sandbox", (kind: LocalKind) => {
       existsSync(join(outside, "secret")) && existsSync(join(snapshot.repository, "dir")),
     );
     await snapshot.dispose();
+  });
+});
+
+describe("removeTree", () => {
+  afterAll(removeDirectories);
+
+  it("removes all that a tree can hold, and nothing that a link leads to", async () => {
+    const outside = temporaryDirectory();
+    writeFileSync(join(outside, "kept"), "kept");
+    const tree = join(temporaryDirectory(), "tree");
+    const deep = join(tree, "a/b/c");
+    mkdirSync(deep, { recursive: true });
+    writeFileSync(join(deep, "file"), "");
+    // No text, so no name that Node would give back.
+    writeFileSync(Buffer.concat([Buffer.from(`${deep}/`), Buffer.from([0xff])]), "");
+    symlinkSync(outside, join(deep, "link"));
+    symlinkSync("nowhere", join(tree, "broken"));
+    chmodSync(deep, 0o500);
+    await removeTree(tree);
+    expect(existsSync(tree)).toBe(false);
+    symlinkSync(outside, tree);
+    await removeTree(tree);
+    await removeTree(tree);
+    expect(readdirSync(outside)).toEqual(["kept"]);
+    expect(lstatSync(tree, { throwIfNoEntry: false })).toBeUndefined();
   });
 });
