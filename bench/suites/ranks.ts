@@ -31,7 +31,7 @@ async function openRanks(
   const id = uniqueId();
   const shape = { contextParallel, contextSchedule, shard: 0, shardSize: size, timeout: 60_000 } as const;
   const groups = size / contextParallel;
-  const ranks = Array.from({ length: size }, (_, rank) => {
+  const opening = Array.from({ length: size }, async (_, rank) => {
     const native = new Rank({
       config: MODEL,
       device: "cpu",
@@ -43,9 +43,11 @@ async function openRanks(
       maxPages: 0,
       ...(size > 1 && { mesh: { id, rank, size, ...shape } }),
     });
+    await native.open().promise;
     const group = Math.floor(rank / contextParallel);
     return { native, batch: packed(texts.filter((_, i) => i % groups === group)) };
   });
+  const ranks = await Promise.all(opening);
   await Promise.all(
     ranks.map(({ native }) => native.initialise({ std: 0.02, seed: 1n, previousTokenBias: 0 }).promise),
   );

@@ -32,6 +32,7 @@ interface PlanOptions {
   verifySeconds?: number;
   verifications?: number;
   trace?: string;
+  check?: string[];
   json?: string;
   quiet?: boolean;
 }
@@ -48,7 +49,21 @@ const ASSUMED = {
   verifications: 512,
 };
 
-async function planJob(file: string, options: PlanOptions): Promise<void> {
+async function planJob(file: string | undefined, options: PlanOptions): Promise<void> {
+  if (options.check !== undefined) {
+    if (file !== undefined)
+      throw new TokenringError(
+        "ERR_TOKENRING_INVALID_ARGUMENT",
+        `plan: --check looks at traces and plans nothing; leave out ${file}, or --check`,
+      );
+    const { checkPlan } = await import("./plan-check.ts");
+    return checkPlan(options.check, options);
+  }
+  if (file === undefined)
+    throw new TokenringError(
+      "ERR_TOKENRING_INVALID_ARGUMENT",
+      "plan: give a job's config, or --check TRACE...",
+    );
   const { config: job } = await readConfig(file);
   if (options.json !== undefined) await prepareJson(options.json);
   const { readHardware } = await import("../plan/hardware.ts");
@@ -257,7 +272,7 @@ function fraction(text: string): number {
 export function register(program: Command): void {
   program
     .command("plan")
-    .argument("<config>", "a job's config, as for tokenring train")
+    .argument("[config]", "a job's config, as for tokenring train")
     .description(
       "Says what a job would need on a cluster of GPUs: memory by item, the time of an iteration by station, and the " +
         "best mesh. Nothing is run, and no GPU is needed: the schedule is built by the code that would train.",
@@ -291,6 +306,10 @@ export function register(program: Command): void {
       givenPath,
     )
     .option("--trace <path>", "also write the last pass of a step as a Chrome trace", givenPath)
+    .option(
+      "--check <traces...>",
+      "in place of a plan: replay what the policy's option trace wrote, one file a host, and compare",
+    )
     .option("--json <path>", "also write all numbers as JSON", givenPath)
     .option("--quiet", "print nothing but errors")
     .addHelpText(
@@ -298,7 +317,8 @@ export function register(program: Command): void {
       "\nExamples:\n" +
         "  tokenring plan recipes/qwen2.5-72b.yaml                    # the fastest mesh that fits on 16 x 8 H200\n" +
         "  tokenring plan job.yaml --nodes 2 --context-parallel 4     # one mesh, on 16 GPUs\n" +
-        "  tokenring plan job.yaml --trace step.json                  # the last pass of a step, for chrome://tracing\n\n" +
+        "  tokenring plan job.yaml --trace step.json                  # the last pass of a step, for chrome://tracing\n" +
+        "  tokenring plan --check traced.json                         # the simulator against steps that ranks took\n\n" +
         "The exit code is 1 if it does not fit.",
     )
     .action(planJob);

@@ -214,6 +214,15 @@ export interface NativeRank {
   dispose(): Promise<void>;
 }
 
+/** A rank of this process. Its constructor looks at the options alone. */
+export interface NativeLocalRank extends NativeRank {
+  /**
+   * Takes the rank's memory and its place in the mesh, and waits for no other rank. Once, and before any other call but
+   * `dispose`.
+   */
+  open(): NativeJob<void>;
+}
+
 /** Elements of a dtype in row-major order: in a typed array, or in native memory. See lib/ops/tensor.ts. */
 export interface NativeTensor {
   data: Float32Array | Int32Array | Uint16Array | Uint8Array | NativeDeviceTensor;
@@ -337,7 +346,7 @@ export interface Binding {
   /** "avx512", "avx2" or "scalar": the path the CPU backend takes on this machine. */
   readonly isa: string;
   readonly cores: number;
-  readonly Rank: new (options: NativeRankOptions) => NativeRank;
+  readonly Rank: new (options: NativeRankOptions) => NativeLocalRank;
   readonly Communicator: new (options: {
     device?: string;
     id: Uint8Array;

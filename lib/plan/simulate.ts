@@ -18,8 +18,10 @@ export interface SimulationOptions {
   schedules: readonly (readonly ScheduleEntry[])[];
   /** Seconds of an entry that computes, on a rank; a straggler is a rank whose entries take longer. */
   computeSeconds: (entry: ScheduleEntry, rank: number) => number;
-  /** Seconds of a communicator's call, once all its ranks have come. */
+  /** Seconds of a rank's part in a communicator's call, once all its ranks have come. */
   communicationSeconds: (entry: ScheduleEntry, members: readonly number[]) => number;
+  /** When each rank begins; at 0 where nothing is said. */
+  begins?: readonly number[];
   onSpan?: (span: Span) => void;
 }
 
@@ -68,9 +70,15 @@ interface Meeting {
  */
 export function simulate(options: SimulationOptions): Simulation {
   const { mesh, schedules } = options;
-  const walks = schedules.map((): Walk => {
-    const zero = (): Record<Track, number> => ({ compute: 0, context: 0, gradients: 0 });
-    return { at: 0, ends: zero(), time: { seconds: 0, busy: zero(), exposed: 0 }, calls: new Map() };
+  const walks = schedules.map((_, rank): Walk => {
+    const all = (value: number): Record<Track, number> => ({
+      compute: value,
+      context: value,
+      gradients: value,
+    });
+    const ends = all(options.begins?.[rank] ?? 0);
+    // A rank that is late holds up others, and has not waited itself.
+    return { at: 0, ends, time: { seconds: 0, busy: all(0), exposed: 0 }, calls: new Map() };
   });
   const meetings = new Map<string, Meeting>();
   const groups = new Map<string, { name: string; members: number[]; there: number[] }>();
@@ -120,7 +128,6 @@ export function simulate(options: SimulationOptions): Simulation {
     meetings.delete(key);
     const all = there.map((member) => meeting.ready.get(member) as number);
     const last = Math.max(...all);
-    const seconds = options.communicationSeconds(entry, members);
     const n = there.length;
     for (const [i, member] of there.entries()) {
       const of = walks[member] as Walk;
@@ -133,7 +140,7 @@ export function simulate(options: SimulationOptions): Simulation {
       }
       const neighbours = [all[i], all[(i + 1) % n], all[(i + n - 1) % n]] as number[];
       const begin = own.op === "exchange" ? Math.max(...neighbours) : last;
-      finish(member, own, begin, begin + seconds);
+      finish(member, own, begin, begin + options.communicationSeconds(own, members));
       of.calls.set(name, number + 1);
       of.at++;
     }

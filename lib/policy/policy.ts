@@ -6,8 +6,8 @@ import { join, resolve } from "node:path";
 import { isTokenringError, TokenringError } from "../errors.ts";
 import type { NativeAdamW, NativeBatch, NativeRank, NativeRankOptions, NativeSave } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
-import { loadBinding } from "../ops/native.ts";
 import { nativeLoss } from "../ops/policy-loss.ts";
+import { openRank } from "../ops/rank.ts";
 import { RankGroup } from "../ranks/group.ts";
 import { type MeshOptions, MeshRank, meshOf } from "../ranks/mesh-rank.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
@@ -131,7 +131,7 @@ export class Policy implements PolicyShape {
     meshOf(typeof ranks === "number" ? ranks : ranks.size, options);
     const own = typeof ranks === "number" && ranks !== 1 ? await RankGroup.open({ size: ranks }) : null;
     const group = typeof ranks === "number" ? own : ranks;
-    if (group === null || group.size === 1) return new Policy(config, new (loadBinding().Rank)(native), null);
+    if (group === null || group.size === 1) return new Policy(config, await openRank(native), null);
     try {
       return new Policy(config, await MeshRank.create(group, native, contextLength(config), options), own);
     } catch (error) {

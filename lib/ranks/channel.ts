@@ -24,7 +24,6 @@ export class Channel {
   readonly #frames: Buffer[] = [];
   #wake: () => void = () => {};
   #quiet = 0;
-  #patience = 0;
   #lost: string | null = null;
   #closed = false;
   #listener: { message: (message: unknown) => void; lost: (why: string) => void } | null = null;
@@ -45,16 +44,10 @@ export class Channel {
     this.#beat = this.#beating(silence);
   }
 
-  /** Milliseconds of silence that are allowed in place of the usual where they are more; 0 ends that. */
-  set patience(milliseconds: number) {
-    this.#patience = milliseconds;
-  }
-
   #beating(silence: number): NodeJS.Timeout {
     const interval = silence / BEATS;
     return setInterval(() => {
-      const allowed = Math.max(silence, this.#patience);
-      if (++this.#quiet > allowed / interval) this.#lose(`it was silent for ${allowed / 1000} s`);
+      if (++this.#quiet > BEATS) this.#lose(`it was silent for ${silence / 1000} s`);
       else this.#write(Buffer.alloc(0));
     }, interval);
   }

@@ -249,11 +249,7 @@ export class RankGroup implements AsyncDisposable {
       for (const member of this.#members) member.drop(seq);
       throw refusal;
     }
-    this.#members.forEach((member, i) => {
-      // A native rank takes all its memory while it is made, in which the event loop stands still.
-      if (command.method === "create") member.forgive(this.timeout, (prepared[i] as Prepared).result);
-      member.enter(seq);
-    });
+    for (const member of this.#members) member.enter(seq);
     try {
       const job = command.local();
       const over = (): void => void this.#local.delete(job);

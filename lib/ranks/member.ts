@@ -79,15 +79,6 @@ export class Member {
     this.#send({ kind: "enter", seq });
   }
 
-  /** For calls in which a rank's JavaScript may block: its silence is allowed that long, until `result` is there. */
-  forgive(milliseconds: number, result: Promise<unknown>): void {
-    this.#channel.patience = milliseconds;
-    const over = (): void => {
-      this.#channel.patience = 0;
-    };
-    result.then(over, over);
-  }
-
   /** The command will not be entered. */
   drop(seq: number): void {
     this.#send({ kind: "drop", seq });

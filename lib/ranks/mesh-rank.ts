@@ -15,6 +15,7 @@ import type {
   NativeUsage,
 } from "../ops/binding.ts";
 import { loadBinding } from "../ops/native.ts";
+import { opening } from "../ops/rank.ts";
 import type { Command, RankGroup } from "./group.ts";
 import { type PackedLanes, unpackLanes } from "./lanes.ts";
 import type { Collective } from "./messages.ts";
@@ -106,10 +107,11 @@ export class MeshRank implements NativeRank {
       await rank.#all("create", [], {
         args: (of) => [optionsOf(of)],
         local: () => {
-          const local = new binding.Rank(optionsOf(0));
+          const options = optionsOf(0);
+          const local = new binding.Rank(options);
           rank.#local = local;
           rank.#sessions = new SpreadSessions(group, rank.#number, local);
-          return { promise: Promise.resolve(), abort: () => {} };
+          return opening(local, options);
         },
       }).promise;
       await rank.join().promise;

@@ -5,6 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { TokenringError } from "../errors.ts";
 import type { NativeJob, NativeLossResult, NativeRank, NativeSampleRequest } from "../ops/binding.ts";
 import { loadBinding } from "../ops/native.ts";
+import { opening } from "../ops/rank.ts";
 import { Channel } from "./channel.ts";
 import { HEARTBEAT_SILENCE, packageVersion, RENDEZVOUS_WAIT } from "./defaults.ts";
 import { introduce } from "./handshake.ts";
@@ -125,7 +126,6 @@ class Worker {
   }
 
   #hear(message: ToWorker): void {
-    this.#channel.patience = 0;
     switch (message.kind) {
       case "prepare":
         this.#prepared.set(message.seq, message);
@@ -186,11 +186,9 @@ class Worker {
   }: Extract<ToWorker, { kind: "prepare" | "call" }>): NativeJob<unknown> {
     if (method === "create") {
       const options = args[0] as CreateOptions;
-      // The leader makes its own now, and says nothing until it has.
-      this.#channel.patience = options.mesh?.timeout ?? 0;
       const rank = new (loadBinding().Rank)(options);
       this.#hosted.set(number, { rank, sessions: new Map(), faults: new Map() });
-      return done;
+      return opening(rank, options);
     }
     const hosted = this.#hosted.get(number);
     if (!hosted) throw new TokenringError("ERR_TOKENRING_DISPOSED", `${method}: the policy was disposed`);

@@ -140,6 +140,7 @@ Napi::Function RankObject::define(Napi::Env env) {
   return DefineClass(env, "Rank",
                      {
                          InstanceAccessor<&RankObject::guard<&RankObject::disposed>>("disposed"),
+                         InstanceMethod<&RankObject::guard<&RankObject::open>>("open"),
                          InstanceMethod<&RankObject::guard<&RankObject::join>>("join"),
                          InstanceMethod<&RankObject::guard<&RankObject::initialise>>("initialise"),
                          InstanceMethod<&RankObject::guard<&RankObject::accumulate>>("accumulate"),
@@ -173,10 +174,8 @@ Napi::Value RankObject::guard(const Napi::CallbackInfo& info) {
 RankObject::RankObject(const Napi::CallbackInfo& info)
     : Napi::ObjectWrap<RankObject>(info), channel_(state_of(info.Env()).channel) {
   guarded(info.Env(), [&] {
-    RankOptions options = read_rank_options(Arguments(info[0], "options"));
-    config_ = options.config;
-    threads_ = options.threads;
-    rank_ = std::make_unique<Rank>(std::move(options));
+    options_ = read_rank_options(Arguments(info[0], "options"));
+    options_.config.check();
   });
   info.This().As<Napi::Object>().TypeTag(&kRankTag);
   channel_->add(this);
@@ -187,10 +186,31 @@ RankObject::~RankObject() { close_now(); }
 // The environment ends, or the object was collected undisposed: nobody is left to hear of results.
 void RankObject::close_now() {
   for (const auto& call : calls_) call->aborted = true;
+  if (builder_.joinable()) builder_.join();
   rank_.reset();
   if (closer_.joinable()) closer_.join();
+  if (built_) built_->reset();
   writer_.reset();
   channel_->remove(this);
+}
+
+Napi::Value RankObject::open(const Napi::CallbackInfo& info) {
+  if (!disposal_.IsEmpty()) live();
+  if (built_) fail("INTERNAL", "a rank is opened once");
+  const auto call = std::make_shared<Call>(info.Env());
+  call->settled = [this] {
+    if (!disposal_.IsEmpty()) return;  // dispose() has taken over
+    builder_.join();
+    rank_ = std::move(*built_);
+  };
+  built_ = std::make_shared<std::unique_ptr<Rank>>();
+  builder_ = std::thread([completion = begin<Nothing>(call), built = built_, options = options_] {
+    completion->run([&] {
+      *built = std::make_unique<Rank>(options);
+      return Nothing{};
+    });
+  });
+  return job_handle(info.Env(), call);
 }
 
 Napi::Value RankObject::dispose(const Napi::CallbackInfo& info) {
@@ -199,19 +219,27 @@ Napi::Value RankObject::dispose(const Napi::CallbackInfo& info) {
   call->settled = [this] { closer_.join(); };
   disposal_ = Napi::Persistent(call->deferred.Promise());
   sessions_.clear();
-  closer_ = std::thread([completion = begin<Nothing>(call), rank = std::move(rank_)]() mutable {
+  closer_ = std::thread([completion = begin<Nothing>(call), rank = std::move(rank_), builder = std::move(builder_),
+                         built = built_]() mutable {
+    if (builder.joinable()) {
+      builder.join();
+      built->reset();
+    }
     rank.reset();
     completion->succeed({});
   });
   return disposal_.Value();
 }
 
-Napi::Value RankObject::disposed(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), !rank_); }
+Napi::Value RankObject::disposed(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), !disposal_.IsEmpty());
+}
 
 // --- guards and calls ----------------------------------------------------------------------------------
 
 Rank& RankObject::live() const {
-  if (!rank_) fail("DISPOSED", "the policy was disposed; create or load another one");
+  if (!disposal_.IsEmpty()) fail("DISPOSED", "the policy was disposed; create or load another one");
+  if (!rank_) fail("INTERNAL", "the rank is not there yet; wait for open()");
   return *rank_;
 }
 
@@ -246,7 +274,7 @@ Napi::Value RankObject::initialise(const Napi::CallbackInfo& info) {
   how.std = options.real("std", 0, kUnbounded);
   how.seed = options.bits("seed");
   how.previous_token_bias = options.real("previousTokenBias", 0, kUnbounded);
-  how.threads = threads_;
+  how.threads = options_.threads;
   const auto work = [how](Rank& rank, const std::atomic<bool>&) {
     const auto stream = rank.device().stream();
     Mesh::call(rank.mesh().get(), [&] {
@@ -262,7 +290,7 @@ Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const PolicyLoss loss = policy_loss_argument(Arguments(info[1], "loss"));
   const bool last = boolean_argument(info[2], "last");
-  batch.check(config_.vocab_size, config_.positions(), live().mesh() != nullptr);
+  batch.check(options_.config.vocab_size, options_.config.positions(), live().mesh() != nullptr);
   auto work = [batch = std::move(batch), loss, last](Rank& rank, const std::atomic<bool>& aborted) {
     return rank.trainer().accumulate(batch, loss, aborted, last);
   };
@@ -272,7 +300,7 @@ Napi::Value RankObject::accumulate(const Napi::CallbackInfo& info) {
 Napi::Value RankObject::score(const Napi::CallbackInfo& info) {
   PackedBatch batch = read_batch(Arguments(info[0], "batch"));
   const float temperature = static_cast<float>(check_temperature(number_argument(info[1], "temperature", 0, 1e3)));
-  batch.check(config_.vocab_size, config_.positions(), live().mesh() != nullptr);
+  batch.check(options_.config.vocab_size, options_.config.positions(), live().mesh() != nullptr);
   auto work = [batch = std::move(batch), temperature](Rank& rank, const std::atomic<bool>& aborted) {
     return rank.trainer().score(batch, temperature, aborted);
   };
@@ -343,12 +371,12 @@ Napi::Value RankObject::extend_session(const Napi::CallbackInfo& info) {
   std::vector<int32_t> tokens = integers_argument(info[1], "tokens");
   Session& to = idle_session(id, "extended");
   for (size_t i = 0; i < tokens.size(); ++i) {
-    require(tokens[i] >= 0 && tokens[i] < config_.vocab_size, "tokens[", i, "] is ", tokens[i],
-            ", outside the vocabulary of ", config_.vocab_size);
+    require(tokens[i] >= 0 && tokens[i] < options_.config.vocab_size, "tokens[", i, "] is ", tokens[i],
+            ", outside the vocabulary of ", options_.config.vocab_size);
   }
   const int64_t length = to.length + static_cast<int64_t>(tokens.size());
-  require(length <= config_.positions(), "session ", id, " of ", to.length, " tokens cannot take ", tokens.size(),
-          " more: the model's context is ", config_.positions());
+  require(length <= options_.config.positions(), "session ", id, " of ", to.length, " tokens cannot take ",
+          tokens.size(), " more: the model's context is ", options_.config.positions());
   Rank& rank = live();
   rank.post([&rank, id, tokens = std::move(tokens), table = table_] {
     rank.sampler().extend(table->at(id), tokens.data(), tokens.size());
@@ -375,7 +403,8 @@ Napi::Value RankObject::sample_session(const Napi::CallbackInfo& info) {
   SampleRequest request = read_request(Arguments(info[1], "request"));
   Session& from = idle_session(id, "sampled again");
   require(from.length > 0, "session ", id, " holds no tokens; extend it before sampling");
-  require(from.length < config_.positions(), "session ", id, " is full: the model's context is ", config_.positions());
+  require(from.length < options_.config.positions(), "session ", id, " is full: the model's context is ",
+          options_.config.positions());
   Rank& rank = live();
   const auto call = std::make_shared<Call>(info.Env());
   // Filled on the engine thread before the call settles, read after it on this one.

@@ -45,6 +45,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   };
 
   Napi::Value disposed(const Napi::CallbackInfo&);
+  Napi::Value open(const Napi::CallbackInfo&);
   Napi::Value join(const Napi::CallbackInfo&);
   Napi::Value initialise(const Napi::CallbackInfo&);
   Napi::Value accumulate(const Napi::CallbackInfo&);
@@ -70,7 +71,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   template <Napi::Value (RankObject::*method)(const Napi::CallbackInfo&)>
   Napi::Value guard(const Napi::CallbackInfo&);
 
-  Rank& live() const;  // Failure DISPOSED after dispose()
+  Rank& live() const;  // Failure DISPOSED after dispose(), INTERNAL before open() has settled
   Session& session(int64_t id);
   Session& idle_session(int64_t id, const char* what);
 
@@ -83,10 +84,11 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   template <class Result, class Work>
   Napi::Value submit(Napi::Env, Work, Kind = Kind::local);
 
-  DecoderConfig config_;
-  int threads_ = 0;  // as RankOptions has them
+  RankOptions options_;
   std::shared_ptr<Channel> channel_;
-  std::unique_ptr<Rank> rank_;  // null after dispose()
+  std::unique_ptr<Rank> rank_;                    // null until open() has settled, and after dispose()
+  std::shared_ptr<std::unique_ptr<Rank>> built_;  // where open() puts it; null before
+  std::thread builder_;                           // of open(), until that has settled or dispose() takes over
   std::shared_ptr<SessionTable> table_ = std::make_shared<SessionTable>();
   std::unordered_map<int64_t, Session> sessions_;
   int64_t next_session_ = 1;

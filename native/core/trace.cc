@@ -17,6 +17,18 @@ namespace tokenring {
 namespace {
 
 constexpr int kWires = 100;  // threads of the trace from here on are the tracks besides compute
+// A span's thread holds, above this, a bit for each track that it comes after.
+constexpr int kAfter = 1000;
+
+// What a replay needs beside times (lib/plan/trace.ts).
+std::string after_of(int thread) {
+  std::string names;
+  for (size_t track = 0; track < kTracks; ++track) {
+    if ((thread / kAfter >> track & 1) == 0) continue;
+    names += std::string(names.empty() ? ",\"after\":[\"" : ",\"") + name_of(static_cast<Track>(track)) + '"';
+  }
+  return names.empty() ? names : names + "]";
+}
 
 }  // namespace
 
@@ -49,6 +61,8 @@ Trace::Span& Trace::add(const Entry& entry, int lane) {
   Span& span = add(entry.op);
   span.layer = entry.layer;
   span.thread = entry.track == Track::compute ? lane : kWires + static_cast<int>(entry.track);
+  for (size_t track = 0; track < kTracks; ++track)
+    if (entry.after[track]) span.thread += kAfter << track;
   span.bytes = entry.bytes;
   span.flops = entry.flops;
   return span;
@@ -70,9 +84,9 @@ void Trace::flush() {
     char times[64];
     std::snprintf(times, sizeof(times), "\"ts\":%.3f,\"dur\":%.3f", 1e-3 * static_cast<double>(span.start),
                   1e-3 * static_cast<double>(span.end - span.start));
-    text << "{\"ph\":\"X\",\"name\":\"" << span.op << "\",\"pid\":" << rank_ << ",\"tid\":" << span.thread << ","
-         << times << ",\"args\":{\"layer\":" << span.layer << ",\"bytes\":" << span.bytes << ",\"flops\":" << span.flops
-         << "}},\n";
+    text << "{\"ph\":\"X\",\"name\":\"" << span.op << "\",\"pid\":" << rank_ << ",\"tid\":" << span.thread % kAfter
+         << "," << times << ",\"args\":{\"layer\":" << span.layer << ",\"bytes\":" << span.bytes
+         << ",\"flops\":" << span.flops << after_of(span.thread) << "}},\n";
   }
   spans_.clear();
   if (text.tellp() > 0) write(text.str());

@@ -303,6 +303,13 @@ struct Trainer::Impl {
   LossResult score(const PackedBatch&, float temperature, const std::atomic<bool>& aborted);
   OptimiserResult step(const AdamW&);
 
+  // Marks where a call begins that all ranks make, if only to find that they have nothing to do.
+  void mark(const char* call) {
+    if (!trace) return;
+    Trace::Span& span = trace->add(call);
+    span.start = span.end = Trace::now();
+  }
+
   void drop_gradients() {
     parameters.zero_gradients(*stream);
     stream->synchronize();
@@ -414,15 +421,18 @@ OptimiserResult Trainer::Impl::step(const AdamW& how) {
 
 LossResult Trainer::accumulate(const PackedBatch& batch, const PolicyLoss& loss, const std::atomic<bool>& aborted,
                                bool last) {
+  impl_->mark("accumulate");
   return Mesh::call(impl_->mesh, [&] { return impl_->accumulate(batch, loss, aborted, last); });
 }
 
 LossResult Trainer::score(const PackedBatch& batch, float temperature, const std::atomic<bool>& aborted) {
+  impl_->mark("score");
   return Mesh::call(impl_->mesh, [&] { return impl_->score(batch, temperature, aborted); });
 }
 
 OptimiserResult Trainer::optimise(const AdamW& how) {
   how.check();
+  impl_->mark("optimise");
   return Mesh::call(impl_->mesh, [&] {
     impl_->gather_gradients(how);
     return impl_->step(how);

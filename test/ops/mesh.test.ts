@@ -4,8 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { TokenringError } from "../../lib/errors.ts";
-import type { NativeBatch, NativeMesh, NativeRank, NativeRankOptions } from "../../lib/ops/binding.ts";
+import type { NativeBatch, NativeMesh, NativeRankOptions } from "../../lib/ops/binding.ts";
 import { loadBinding } from "../../lib/ops/native.ts";
+import { openRank } from "../../lib/ops/rank.ts";
 import { ids } from "../policy/tiny.ts";
 import { adamw, nll as loss, rankOptions as options, seed } from "./native.ts";
 import { settledMesh } from "./ranks.ts";
@@ -91,7 +92,7 @@ it("ends everybody's call when one is aborted, disposed or never comes", async (
   });
   expect(causes(disposed)).toEqual(["", expect.stringMatching(/^COMMUNICATOR .*rank 0, which has left/)]);
 
-  const { Rank, uniqueId } = loadBinding();
+  const { uniqueId } = loadBinding();
   const mesh: NativeMesh = {
     id: uniqueId(),
     rank: 1,
@@ -102,7 +103,7 @@ it("ends everybody's call when one is aborted, disposed or never comes", async (
     shardSize: 2,
     timeout: 60,
   };
-  const late: NativeRank = new Rank({ ...options, mesh });
+  const late = await openRank({ ...options, mesh });
   await expect(late.join().promise).rejects.toMatchObject({
     code: "ERR_TOKENRING_TIMEOUT",
     message: expect.stringMatching(/rank 1 of 2 waited in join .* missing: rank 0 \(never joined\)/),
@@ -110,7 +111,7 @@ it("ends everybody's call when one is aborted, disposed or never comes", async (
   await expect(late.optimise(adamw).promise).rejects.toMatchObject({ code: "ERR_TOKENRING_TIMEOUT" });
   await late.dispose();
   // Disposing one that waits does not wait itself.
-  const waiting: NativeRank = new Rank({ ...options, mesh: { ...mesh, id: uniqueId(), timeout: 600_000 } });
+  const waiting = await openRank({ ...options, mesh: { ...mesh, id: uniqueId(), timeout: 600_000 } });
   const join = waiting.join().promise;
   const started = performance.now();
   await Promise.all([waiting.dispose(), expect(join).rejects.toMatchObject({ name: "TokenringError" })]);

@@ -5,6 +5,7 @@ import { TokenringError } from "../../lib/errors.ts";
 import type { NativeBatch, NativeLoss, NativeRank, NativeRankOptions } from "../../lib/ops/binding.ts";
 import { withSignal } from "../../lib/ops/jobs.ts";
 import { loadBinding } from "../../lib/ops/native.ts";
+import { openRank } from "../../lib/ops/rank.ts";
 import { ids, TINY } from "../policy/tiny.ts";
 
 const options: NativeRankOptions = {
@@ -77,8 +78,9 @@ describe("new Rank", () => {
     [bad({ device: null }), "options.device must be a string, got null"],
     [bad({ device: "tpu" }), 'device must be "cpu", "cuda" or "cuda:N", got "tpu"'],
     [bad({ device: "cuda" }), /^device "cuda" cannot be used: .*(device "cpu"|nvidia-smi)/],
-  ])("refuses %j", (given, message) => {
-    expect(() => new Rank(given as NativeRankOptions)).toThrow(invalid(message) as Error);
+  ])("refuses %j", async (given, message) => {
+    const refused = async () => openRank(given as NativeRankOptions);
+    await expect(refused()).rejects.toEqual(invalid(message));
   });
 
   it("is a class", () => {
@@ -89,7 +91,7 @@ describe("new Rank", () => {
 describe("Rank", () => {
   let rank: NativeRank;
   beforeAll(async () => {
-    rank = new Rank(options);
+    rank = await openRank(options);
     await rank.initialise({ std: 0.02, seed: 1n, previousTokenBias: 0 }).promise;
   });
   afterAll(() => rank.dispose());
@@ -228,9 +230,39 @@ describe("Rank", () => {
   });
 });
 
+describe("open", () => {
+  it("makes the rank elsewhere, once, and nothing else may come before it", async () => {
+    const rank = new Rank(options);
+    expect(rank.disposed).toBe(false);
+    expect(() => rank.version()).toThrow(/the rank is not there yet; wait for open\(\)/);
+    const job = rank.open();
+    expect(() => rank.openSession()).toThrow(/not there yet/); // it is made on another thread, and not by open()
+    expect(() => rank.open()).toThrow(/a rank is opened once/);
+    await job.promise;
+    expect(await rank.version().promise).toBe(0);
+    await rank.dispose();
+  });
+
+  it("says what kept it from being made, and a rank may go before or while it is made", async () => {
+    const bad = new Rank({ ...options, device: "tpu" } as unknown as NativeRankOptions);
+    await expect(bad.open().promise).rejects.toEqual(invalid(/device must be/));
+    expect(() => bad.version()).toThrow(/not there yet/);
+    await bad.dispose();
+    const unopened = new Rank(options);
+    await unopened.dispose();
+    expect(() => unopened.open()).toThrow(/was disposed/);
+    const going = new Rank(options);
+    const made = going.open().promise;
+    await going.dispose();
+    expect(going.disposed).toBe(true);
+    await made;
+    expect(() => going.version()).toThrow(/was disposed/);
+  });
+});
+
 describe("dispose", () => {
   it("finishes what runs, ends what waits, and refuses what comes", async () => {
-    const rank = new Rank(options);
+    const rank = await openRank(options);
     const first = rank.initialise({ std: 0.02, seed: 1n, previousTokenBias: 0 });
     await first.promise;
     const session = rank.openSession();

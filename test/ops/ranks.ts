@@ -2,6 +2,7 @@
 import type { NativeMesh, NativeRank, NativeRankOptions } from "../../lib/ops/binding.ts";
 import { Communicator } from "../../lib/ops/communicator.ts";
 import { loadBinding } from "../../lib/ops/native.ts";
+import { openRank } from "../../lib/ops/rank.ts";
 
 const ids = (size: number): number[] => Array.from({ length: size }, (_, rank) => rank);
 
@@ -35,11 +36,13 @@ export async function settledMesh<T>(
   mesh: Partial<NativeMesh> & { size: number },
   body: (rank: NativeRank, index: number) => Promise<T>,
 ): Promise<PromiseSettledResult<T>[]> {
-  const { Rank, uniqueId } = loadBinding();
+  const { uniqueId } = loadBinding();
   const shape = { contextParallel: 1, contextSchedule: "ring", shard: 0, shardSize: mesh.size } as const;
   const id = uniqueId();
-  const all = ids(mesh.size).map(
-    (rank) => new Rank({ ...options, mesh: { id, rank, timeout: 20_000, ...shape, ...mesh } }),
+  const all = await Promise.all(
+    ids(mesh.size).map((rank) =>
+      openRank({ ...options, mesh: { id, rank, timeout: 20_000, ...shape, ...mesh } }),
+    ),
   );
   const outcomes = Promise.allSettled(all.map((rank, index) => body(rank, index)));
   await outcomes;

@@ -5,6 +5,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it, vi } from "vitest";
 import { runCommand } from "../../lib/cli/program.ts";
 import type { Plan } from "../../lib/plan/plan.ts";
+import type { Replay } from "../../lib/plan/replay.ts";
 import { withFile } from "../support/files.ts";
 
 const recipe = fileURLToPath(new URL("../../recipes/qwen2.5-72b.yaml", import.meta.url));
@@ -67,6 +68,34 @@ describe("tokenring plan", () => {
       /a GPU would need \d+\.\d GB and has 137\.0 GB; the largest item is \w+ with \d+\.\d GB/,
     );
     expect(words).toMatch(/What would help: \d+ nodes, contextParallel: \d+, shard: 3/);
+  });
+
+  it("looks at traces in place of planning, and says what they hold", async () => {
+    const traces = ["ring-2", "stopped-2"].map((name) =>
+      fileURLToPath(new URL(`traces/${name}.trace`, import.meta.url)),
+    );
+    const [ring, stopped] = traces as [string, string];
+    const words = vi.spyOn(process.stdout, "write").mockReturnValue(true);
+    try {
+      expect(await runCommand(["plan", "--check", ring])).toBe(0);
+      const said = words.mock.calls.map(([part]) => String(part)).join("");
+      expect(said).toMatch(/^ {2}accumulate #1 +2 +\d+\.\d +0\.\d{3} +[\d.]+ +[\d.]+ +rank [01], [\d.]+ /m);
+      expect(said).toContain("accumulate on 2 ranks, context parallel 2, ZeRO-0: compute stands still");
+      expect(said).toMatch(/^ {2}[01] +exchange +\d+\.\d +\d+\.\d$/m);
+    } finally {
+      words.mockRestore();
+    }
+    const { code, file } = await planned("--check", stopped);
+    expect(code).toBe(0);
+    const { replays } = JSON.parse(readFileSync(file, "utf8")) as { replays: Replay[] };
+    expect(replays.map(({ name }) => name)).toEqual(["accumulate", "accumulate"]);
+    expect((await planned("--check", "/nowhere.json")).words).toMatch(
+      /\/nowhere.json: cannot be read: ENOENT/,
+    );
+    expect((await planned(recipe, "--check", ring)).words).toMatch(
+      /--check looks at traces and plans nothing/,
+    );
+    expect((await planned()).words).toMatch(/give a job's config, or --check TRACE/);
   });
 
   it("says what it cannot plan", async () => {

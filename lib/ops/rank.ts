@@ -1,0 +1,32 @@
+// A native rank of this process, once it is there.
+import { appendFile } from "node:fs/promises";
+import { hostname } from "node:os";
+import type { NativeJob, NativeLocalRank, NativeRank, NativeRankOptions } from "./binding.ts";
+import { withSignal } from "./jobs.ts";
+import { loadBinding } from "./native.ts";
+
+/** `rank.open()`; a trace then says how its ranks are grouped, and whose clock it tells, before anything has run. */
+export function opening(rank: NativeLocalRank, options: NativeRankOptions): NativeJob<void> {
+  const job = rank.open();
+  const { trace, mesh } = options;
+  if (trace === undefined) return job;
+  const { rank: pid = 0, size: ranks = 1, contextParallel = 1, shard = 0, shardSize = ranks } = mesh ?? {};
+  const args = { host: hostname(), ranks, contextParallel, shard, shardSize };
+  const event = JSON.stringify({ ph: "M", name: "tokenring", pid, tid: 0, args });
+  return { ...job, promise: job.promise.then(() => appendFile(trace, `${event},\n`)) };
+}
+
+/**
+ * A rank alone, or one's place in a mesh; waits for no other rank.
+ * @throws ERR_TOKENRING_INVALID_ARGUMENT for options or a device that cannot be, ERR_TOKENRING_OUT_OF_MEMORY.
+ */
+export async function openRank(options: NativeRankOptions): Promise<NativeRank> {
+  const rank = new (loadBinding().Rank)(options);
+  try {
+    await withSignal(() => opening(rank, options));
+  } catch (error) {
+    await rank.dispose();
+    throw error;
+  }
+  return rank;
+}
