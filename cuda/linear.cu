@@ -1,4 +1,4 @@
-// What linear layers take beside their products, which cuBLASLt computes: bf16 copies, biases, gradients of biases.
+// What linear layers take beside their products, which cuBLASLt computes: bf16 copies, gradients of biases.
 #include "device.cuh"
 
 namespace tokenring::cuda {
@@ -10,13 +10,6 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int64_t j = static_cast<int64_t>(threadIdx.x) * kPack; j < columns;
          j += static_cast<int64_t>(blockDim.x) * kPack)
       store_pack(to + row * stride + j, columns - j, load_pack(from + row * columns + j, columns - j));
-}
-
-template <class T>
-__global__ void __launch_bounds__(kMaxThreads) spread_bias_kernel(int64_t m, int64_t n, const float* bias, T* y) {
-  for (int64_t row = blockIdx.x; row < m; row += gridDim.x)
-    for (int64_t j = static_cast<int64_t>(threadIdx.x) * kPack; j < n; j += static_cast<int64_t>(blockDim.x) * kPack)
-      store_pack(y + row * n + j, n - j, load_pack(bias + j, n - j));
 }
 
 // A thread sums a pack of columns over one part of the rows.
@@ -59,16 +52,6 @@ int64_t part_count(int64_t m) { return (m + rows_of_part(m) - 1) / rows_of_part(
 void round_rows(CudaStream stream, int64_t rows, int64_t columns, const float* from, Bf16* to, int64_t stride) {
   if (rows == 0 || columns == 0) return;
   TOKENRING_LAUNCH(round_rows_kernel, grid_of(rows), threads_of(columns), 0, stream)(rows, columns, from, to, stride);
-}
-
-void spread_bias(CudaStream stream, int64_t m, int64_t n, const float* bias, Bf16* y) {
-  if (m == 0 || n == 0) return;
-  TOKENRING_LAUNCH(spread_bias_kernel<Bf16>, grid_of(m), threads_of(n), 0, stream)(m, n, bias, y);
-}
-
-void spread_bias_f32(CudaStream stream, int64_t m, int64_t n, const float* bias, float* y) {
-  if (m == 0 || n == 0) return;
-  TOKENRING_LAUNCH(spread_bias_kernel<float>, grid_of(m), threads_of(n), 0, stream)(m, n, bias, y);
 }
 
 size_t sum_of_rows_workspace(int64_t m, int64_t n) { return static_cast<size_t>(part_count(m) * n) * sizeof(float); }

@@ -28,6 +28,9 @@ struct Heuristic {
 constexpr int kFloat32 = 0, kBf16 = 14;          // cudaDataType_t
 constexpr int kCompute32 = 68, kTransposed = 1;  // cublasComputeType_t, cublasOperation_t
 constexpr int kTransposeA = 3, kTransposeB = 4;  // cublasLtMatmulDescAttributes_t: int32
+// Of the same: uint32, and the pointer to one number, of the dtype of D, for each row of D.
+constexpr int kEpilogue = 7, kBiasPointer = 8;
+constexpr uint32_t kAddBias = 4;  // cublasLtEpilogue_t
 // cublasLtMatmulPreferenceAttributes_t: uint64 bytes; uint32 bits; uint32 bytes
 constexpr int kWorkspaceBytes = 1, kReductions = 3, kAlignmentA = 5, kAlignmentB = 6, kAlignmentC = 7, kAlignmentD = 8;
 // Products that are split add their parts in float32 in the workspace, in a fixed order: the same bits each time.

@@ -37,6 +37,10 @@ void Gemm::drop(Plan& plan) {
     if (layout) lt_.MatrixLayoutDestroy(layout);
 }
 
+void Gemm::set(const Plan& plan, int attribute, const void* value, size_t bytes, const Product& p) const {
+  check(lt_.MatmulDescSetAttribute(plan.operation, attribute, value, bytes), "MatmulDescSetAttribute", p);
+}
+
 // cuBLASLt's matrices are column-major, so it is given C^T = op(B)^T op(A)^T: its A is our B, as it lies in memory.
 Gemm::Plan Gemm::make(const Product& p, const Key& key) {
   Plan plan;
@@ -45,10 +49,14 @@ Gemm::Plan Gemm::make(const Product& p, const Key& key) {
     check(lt_.MatmulDescCreate(&plan.operation, lt::kCompute32, lt::kFloat32), "MatmulDescCreate", p);
     const auto transpose = [&](int attribute, bool yes) {
       const int32_t value = yes ? lt::kTransposed : 0;
-      check(lt_.MatmulDescSetAttribute(plan.operation, attribute, &value, sizeof(value)), "MatmulDescSetAttribute", p);
+      set(plan, attribute, &value, sizeof(value), p);
     };
     transpose(lt::kTransposeA, p.transpose_b);
     transpose(lt::kTransposeB, p.transpose_a);
+    if (p.bias) {  // along the rows of C^T
+      set(plan, lt::kEpilogue, &lt::kAddBias, sizeof(lt::kAddBias), p);
+      set(plan, lt::kBiasPointer, &p.bias, sizeof(p.bias), p);
+    }
     const auto layout = [&](lt::Layout& to, int type, int64_t rows, int64_t columns) {
       check(lt_.MatrixLayoutCreate(&to, type, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), columns),
             "MatrixLayoutCreate", p);
@@ -64,10 +72,10 @@ Gemm::Plan Gemm::make(const Product& p, const Key& key) {
     };
     prefer(lt::kWorkspaceBytes, uint64_t{kWorkspace});
     prefer(lt::kReductions, lt::kReduceInWorkspace);
-    prefer(lt::kAlignmentA, static_cast<uint32_t>(key[8]));
-    prefer(lt::kAlignmentB, static_cast<uint32_t>(key[7]));
-    prefer(lt::kAlignmentC, static_cast<uint32_t>(key[9]));
-    prefer(lt::kAlignmentD, static_cast<uint32_t>(key[9]));
+    prefer(lt::kAlignmentA, static_cast<uint32_t>(key[9]));
+    prefer(lt::kAlignmentB, static_cast<uint32_t>(key[8]));
+    prefer(lt::kAlignmentC, static_cast<uint32_t>(key[10]));
+    prefer(lt::kAlignmentD, static_cast<uint32_t>(key[10]));
     lt::Heuristic best{};
     int found = 0;
     check(lt_.MatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &best,
@@ -93,6 +101,7 @@ void Gemm::multiply(CudaStream stream, const Product& p, void* workspace) {
                 p.transpose_b,
                 p.type == DType::f32,
                 p.accumulate,
+                p.bias != nullptr,
                 alignment(p.a),
                 alignment(p.b),
                 alignment(p.c)};
@@ -106,6 +115,7 @@ void Gemm::multiply(CudaStream stream, const Product& p, void* workspace) {
     at = plans_.emplace(key, make(p, key)).first;
   }
   const Plan& plan = at->second;
+  if (p.bias) set(plan, lt::kBiasPointer, &p.bias, sizeof(p.bias), p);
   const float one = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
   check(lt_.Matmul(handle_, plan.operation, &one, p.b, plan.a, p.a, plan.b, &beta, p.c, plan.c, p.c, plan.c,
                    &plan.algorithm, workspace, kWorkspace, stream),

@@ -10,7 +10,8 @@
 
 namespace tokenring::cuda {
 
-// C [m, n] (+)= op(A) op(B) of row-major matrices, op(A) [m, k], op(B) [k, n]; a transposed A is stored as [k, m].
+// C [m, n] (+)= op(A) op(B) (+ bias [n] in each row) of row-major matrices, op(A) [m, k], op(B) [k, n]; a transposed A
+// is stored as [k, m].
 struct Product {
   int64_t m, n, k;
   bool transpose_a, transpose_b;
@@ -18,6 +19,7 @@ struct Product {
   void* c;
   DType type;  // of C: bf16 or f32
   bool accumulate;
+  const void* bias = nullptr;  // of `type`
 };
 
 class Gemm {
@@ -35,8 +37,8 @@ class Gemm {
   void multiply(CudaStream stream, const Product& product, void* workspace);
 
  private:
-  // Shape, transposition, type, accumulation, and to how many bytes the pointers are aligned.
-  using Key = std::array<int64_t, 10>;
+  // Shape, transposition, type, accumulation, bias, and to how many bytes the pointers are aligned.
+  using Key = std::array<int64_t, 11>;
   struct Plan {
     lt::Operation operation = nullptr;
     lt::Layout a = nullptr, b = nullptr, c = nullptr;
@@ -44,6 +46,7 @@ class Gemm {
   };
   Plan make(const Product& product, const Key& key);
   void drop(Plan& plan);
+  void set(const Plan& plan, int attribute, const void* value, size_t bytes, const Product& product) const;
   void check(int status, const char* call, const Product& product) const;
 
   const lt::Library& lt_;

@@ -31,12 +31,14 @@ void CudaOps::linear_forward(Stream& stream, Tensor x, Weight w, Tensor bias, Te
   check(op, "y", y, y.dtype == DType::f32 ? DType::f32 : DType::bf16, {x.rows(), w.n});
   if (bias) check(op, "bias", bias, DType::f32, {w.n});
   DeviceStream& on = device_stream(stream);
-  // The product is added to the bias, so that the sum is rounded once.
-  if (bias && y.dtype == DType::f32)
-    k_.spread_bias_f32(on.raw(), x.rows(), w.n, bias.f32(), y.f32());
-  else if (bias)
-    k_.spread_bias(on.raw(), x.rows(), w.n, bias.f32(), static_cast<Bf16*>(y.data));
-  gemm_.multiply(on.raw(), {x.rows(), w.n, w.k, false, true, x.data, w.data, y.data, y.dtype, static_cast<bool>(bias)},
+  // cuBLASLt adds it to the float32 sums, so that those are rounded once. It takes one of the dtype of y.
+  const void* row = bias.data;
+  if (bias && y.dtype == DType::bf16) {
+    auto* rounded = static_cast<Bf16*>(on.room(DeviceStream::Room::bias, static_cast<size_t>(w.n) * sizeof(Bf16)));
+    k_.round_rows(on.raw(), 1, w.n, bias.f32(), rounded, w.n);
+    row = rounded;
+  }
+  gemm_.multiply(on.raw(), {x.rows(), w.n, w.k, false, true, x.data, w.data, y.data, y.dtype, false, row},
                  on.room(DeviceStream::Room::product, Gemm::kWorkspace));
   launched(op);
 }
@@ -62,6 +64,7 @@ void CudaOps::linear_wgrad(Stream& stream, Tensor dy, Tensor x, Tensor dw, Tenso
   DeviceStream& on = device_stream(stream);
   gemm_.multiply(on.raw(), {n, k, m, true, false, dy.data, x.data, dw.data, DType::f32, true},
                  on.room(DeviceStream::Room::product, Gemm::kWorkspace));
+  // Not by cuBLASLt's epilogue: that overwrites db, in place of adding to it, and says nothing of its order.
   if (db)
     k_.sum_of_rows(on.raw(), m, n, static_cast<const Bf16*>(dy.data), db.f32(),
                    on.room(DeviceStream::Room::sums, k_.sum_of_rows_workspace(m, n)));
