@@ -58,6 +58,8 @@
         "<!@(node scripts/native-sources.mjs test/native/emulated)",
         "test/native/cuda_emulator.cc",
         "test/native/cuda_emulator_async.cc",
+        "test/native/cuda_emulator_gemm.cc",
+        "test/native/cuda_emulator_graphs.cc",
         "test/native/cuda_emulator_runtime.cc",
         "test/native/cuda_emulator_wgmma.cc",
       ],

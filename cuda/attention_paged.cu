@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(const Decode
   const int heads = min(kHeadsOfBlock, (kv_head + 1) * group - first_head);
   const PagedRow* at = p.at.rows + item;
   const int seen = load(&at->position) + 1;
-  if (split >= splits_of(seen)) return;
+  if (split > 0 && split >= splits_of(seen)) return;
   const int64_t row = load(&at->row), width = static_cast<int64_t>(p.at.kv_heads) * d;
   const int32_t* pages = p.at.pages + load(&at->first);
   const Bf16* q =
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(const Decode
     if (warp + i * kWarps >= heads) continue;
     const int head = first_head + warp + i * kWarps;
     const int64_t part = whole ? 0 : part_at(p, item, head, split);
-    const float inverse = 1.0f / sum[i];
+    const float inverse = seen > 0 ? 1.0f / sum[i] : 0.0f;
     TOKENRING_UNROLL
     for (int c = 0; c < 2; ++c) {
       if (c * 64 >= d) continue;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) attention_decode_merge_kernel(const 
        index += static_cast<int64_t>(gridDim.x) * kWarps) {
     const int item = static_cast<int>(index / p.at.heads), head = static_cast<int>(index % p.at.heads);
     const int splits = splits_of(load(&p.at.rows[item].position) + 1);
-    if (splits == 1) continue;
+    if (splits <= 1) continue;
     const int64_t first = part_at(p, item, head, 0);
     float top = -INFINITY, sum = 0.0f, out[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int s = 0; s < splits; ++s)

@@ -244,6 +244,7 @@ __global__ void __launch_bounds__(kMaxThreads) kv_append_kernel(const PagedHeads
   for (int64_t item = blockIdx.x; item < p.row_count; item += gridDim.x) {
     const PagedRow* at = p.rows + item;
     const int position = load(&at->position);
+    if (position < 0) continue;
     const int64_t page = load(p.pages + load(&at->first) + position / kPageTokens);
     const Bf16* from = qkv + load(&at->row) * (p.heads + 2 * static_cast<int64_t>(p.kv_heads)) * p.head_dim +
                        static_cast<int64_t>(p.heads) * p.head_dim;
@@ -272,7 +273,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
              return (static_cast<int64_t>(load(pages + j / kPageTokens)) * 2 * kPageTokens + j % kPageTokens) * width;
            });
     Bf16* to = out + (row * p.heads + head) * d;
-    const float inverse = 1.0f / o.sum;
+    const float inverse = load(&at->position) < 0 ? 0.0f : 1.0f / o.sum;
     TOKENRING_UNROLL
     for (int c = 0; c < kColumns; ++c)
       if (lane + c * kWarp < d) store(to + lane + c * kWarp, to_bf16(o.out[c] * inverse));

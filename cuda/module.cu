@@ -20,7 +20,8 @@ static_assert(offsetof(Heuristic, workspace) == offsetof(cublasLtMatmulHeuristic
               offsetof(Heuristic, status) == offsetof(cublasLtMatmulHeuristicResult_t, state));
 static_assert(kFloat32 == CUDA_R_32F && kBf16 == CUDA_R_16BF && kCompute32 == CUBLAS_COMPUTE_32F &&
               kTransposed == CUBLAS_OP_T && kTransposeA == CUBLASLT_MATMUL_DESC_TRANSA &&
-              kTransposeB == CUBLASLT_MATMUL_DESC_TRANSB &&
+              kTransposeB == CUBLASLT_MATMUL_DESC_TRANSB && kEpilogue == CUBLASLT_MATMUL_DESC_EPILOGUE &&
+              kBiasPointer == CUBLASLT_MATMUL_DESC_BIAS_POINTER && kAddBias == CUBLASLT_EPILOGUE_BIAS &&
               kWorkspaceBytes == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES &&
               kReductions == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK &&
               kReduceInWorkspace == CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE &&
@@ -98,6 +99,16 @@ int open_device(int ordinal, DeviceFacts* facts) {
   return 0;
 }
 
+// The graph is ready to be launched; what it was made of is no longer needed.
+int end_capture(CudaStream stream, CudaGraph* graph) {
+  *graph = nullptr;
+  cudaGraph_t captured = nullptr;
+  cudaError_t error = cudaStreamEndCapture(stream, &captured);
+  if (error == cudaSuccess) error = cudaGraphInstantiate(graph, captured, 0);
+  if (captured) cudaGraphDestroy(captured);
+  return error;
+}
+
 const char* error_text(int code) {
   static thread_local char text[512];
   const cudaError_t error = static_cast<cudaError_t>(code);
@@ -130,6 +141,13 @@ const Module kModule = {
           return cudaMemsetAsync(to, byte, bytes, s);
         },
         .call = [](CudaStream s, void (*f)(void*), void* a) -> int { return cudaLaunchHostFunc(s, f, a); },
+        // Other threads, with GPUs and policies of their own, go on as they like.
+        .capture_begin = [](CudaStream s) -> int {
+          return cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal);
+        },
+        .capture_end = end_capture,
+        .graph_launch = [](CudaGraph g, CudaStream s) -> int { return cudaGraphLaunch(g, s); },
+        .graph_destroy = [](CudaGraph g) -> int { return cudaGraphExecDestroy(g); },
         .last_error = []() -> int { return cudaGetLastError(); },
         .error_text = error_text,
     },

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "core/failure.h"
+
 namespace tokenring {
 
 class Ops;
@@ -33,6 +35,18 @@ struct Turn {
   const int64_t common;
 };
 
+class Stream;
+
+// Work that a stream recorded, to be queued as one, again and again. It holds the addresses and numbers that the work
+// was given: what changes from one time to the next lies in the device's memory.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  // False once memory of the device was taken or given back since: its addresses may be good no more.
+  virtual bool holds() const = 0;
+  virtual void replay(Stream&) = 0;
+};
+
 // An ordered queue of work on a device. CPU streams run on their own thread too, so that a missing
 // event shows up as a wrong result without a GPU.
 class Stream {
@@ -54,6 +68,13 @@ class Stream {
   // What is queued from now on counts down `mine` with each sum over tokens that it adds to, and lets the part before
   // go first (null: there is none). Both null: no more turns.
   virtual void take_turns(std::shared_ptr<Turn> mine, std::shared_ptr<Turn> before) = 0;
+  // Whether record() can be called.
+  virtual bool records() const { return false; }
+  // What `queue` queues here is kept and not run. It must have run before as it is, so that memory, lists and plans are
+  // there; it neither copies from or to the host nor calls or waits.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>&) {
+    fail("INTERNAL", "this device keeps no recordings");
+  }
 };
 
 // Waits for the stream at the end of a scope, so that no queued copy outlives the host memory it uses.

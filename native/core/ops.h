@@ -64,6 +64,8 @@ struct PagedSequence {
   Span q;                      // the new tokens: rows of the packed batch, their first absolute position
   std::vector<int32_t> pages;  // covers positions [0, q.position + q.rows)
 };
+// The position of rows that only fill a batch up to decode_rows(): they have no pages, store nothing and see nothing.
+constexpr int32_t kPadding = -1;
 
 struct RopeTable {
   Tensor cos, sin;  // f32 [positions, head_dim / 2]
@@ -208,6 +210,13 @@ class Ops {
   // On the CPU the same bits per row as attention_forward over the same document.
   virtual void attention_paged(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads,
                                int kv_heads, int head_dim, float scale, const void* pool, Tensor out) const = 0;
+  // Passes that decode one token each of several sequences are padded to so many rows, and a recording of one
+  // (Stream::record) serves all of as many rows whose longest sequence has the same decode_keys().
+  virtual int64_t decode_rows(int64_t sequences) const { return sequences; }
+  virtual int64_t decode_keys(int64_t longest) const { return longest; }
+  // Puts where the sequences lie into the device's memory, where a recording of the two ops above looks for it. `rows`:
+  // of the batch.
+  virtual void place_sequences(Stream&, const std::vector<PagedSequence>&, int64_t /*rows*/) const {}
   virtual void copy_page(Stream&, void* pool, size_t page_bytes, int32_t from, int32_t to) const = 0;
 
   // --- gated MLP: y = silu(gate) * up, gate_up [m, 2f] = [gate | up] -------------------------------
@@ -243,6 +252,11 @@ class Ops {
   virtual void sum_of_squares(Stream&, Tensor x, double* out /* device memory */, Tensor workspace) const = 0;
   virtual size_t sum_of_squares_workspace(int64_t elements) const = 0;
   virtual void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const = 0;
+  // The same with moments in eight bits (core/moment_codes.h): m, v u8 [n], a code each, and the scales of their
+  // blocks, f32 [ceil(n / kMomentBlock)]. Zeros are zeros. The weights are updated by the moments before these are
+  // rounded.
+  virtual void adamw8(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v, Tensor m_scale,
+                      Tensor v_scale) const = 0;
 };
 
 }  // namespace tokenring

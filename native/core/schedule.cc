@@ -6,6 +6,8 @@ namespace tokenring {
 
 namespace {
 constexpr size_t kAlignment = 256;
+// A recording of a large model is some thousand launches, which the device's driver holds.
+constexpr size_t kMostRecordings = 64;
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 }  // namespace
 
@@ -84,6 +86,26 @@ void Schedule::add(Track track, std::initializer_list<Track> after, const char* 
   for (const Track other : after) entries_.back().after[static_cast<size_t>(other)] = true;
 }
 
+void Schedule::add_of_host(const char* op, int64_t bytes, std::function<void(const Frame&)> run) {
+  add(op, -1, bytes, 0, std::move(run));
+  entries_.back().of_host = true;
+}
+
+void Schedule::run_part(std::byte* arena, Stream& stream, size_t begin, size_t end) const {
+  for (size_t i = begin; i < end; ++i) entries_[i].run(Frame{arena, stream});
+}
+
+std::pair<size_t, size_t> Schedule::recordable() const {
+  size_t begin = 0, end = entries_.size();
+  while (begin < end && entries_[begin].of_host) ++begin;
+  while (end > begin && entries_[end - 1].of_host) --end;
+  const auto stays = [](const Entry& entry) {
+    return !entry.of_host && entry.track == Track::compute && entry.after == std::array<bool, kTracks>{};
+  };
+  return std::all_of(entries_.begin() + begin, entries_.begin() + end, stays) ? std::pair{begin, end}
+                                                                              : std::pair<size_t, size_t>{};
+}
+
 void Schedule::run(std::byte* arena, const Streams& streams, Trace* trace, int lane) const {
   const auto stream_of = [&](size_t track) -> Stream& {
     if (!streams[track]) fail("INTERNAL", "a schedule has entries for ", name_of(static_cast<Track>(track)));
@@ -107,15 +129,15 @@ void Schedule::run(std::byte* arena, const Streams& streams, Trace* trace, int l
 void Schedule::upload(const Slot& slot, const void* host) {
   const size_t bytes = slot.bytes();
   if (bytes == 0) return;
-  add("copy_to_device", -1, static_cast<int64_t>(bytes), 0,
-      [=](const Frame& frame) { frame.stream.copy_to_device(frame[slot].data, host, bytes); });
+  add_of_host("copy_to_device", static_cast<int64_t>(bytes),
+              [=](const Frame& frame) { frame.stream.copy_to_device(frame[slot].data, host, bytes); });
 }
 
 void Schedule::download(void* host, const Slot& slot) {
   const size_t bytes = slot.bytes();
   if (bytes == 0) return;
-  add("copy_to_host", -1, static_cast<int64_t>(bytes), 0,
-      [=](const Frame& frame) { frame.stream.copy_to_host(host, frame[slot].data, bytes); });
+  add_of_host("copy_to_host", static_cast<int64_t>(bytes),
+              [=](const Frame& frame) { frame.stream.copy_to_host(host, frame[slot].data, bytes); });
 }
 
 int64_t Schedule::flops() const {
@@ -141,6 +163,26 @@ std::byte* Executor::arena(const Schedule& schedule) {
 }
 
 void Executor::run(const Schedule& schedule) { schedule.run(arena(schedule), streams_, trace_, lane_); }
+
+void Executor::run(const Schedule& schedule, const Key& key) {
+  std::byte* at = arena(schedule);
+  const auto [begin, end] = schedule.recordable();
+  if (!stream_.records() || trace_ || begin == end) return schedule.run(at, streams_, trace_, lane_);
+  schedule.run_part(at, stream_, 0, begin);
+  Recorded& recorded = recorded_[key];
+  recorded.used = ++uses_;
+  if (recorded.work && recorded.work->holds()) {
+    recorded.work->replay(stream_);
+  } else {
+    recorded.work.reset();
+    schedule.run_part(at, stream_, begin, end);
+    recorded.work = stream_.record([&, begin = begin, end = end] { schedule.run_part(at, stream_, begin, end); });
+  }
+  schedule.run_part(at, stream_, end, schedule.entries().size());
+  if (recorded_.size() <= kMostRecordings) return;
+  recorded_.erase(std::min_element(recorded_.begin(), recorded_.end(),
+                                   [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
+}
 
 void Executor::run(const Schedule& schedule, const std::atomic<bool>& aborted) {
   std::byte* at = arena(schedule);

@@ -8,7 +8,10 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/device.h"
@@ -56,6 +59,7 @@ struct Entry {
   std::function<void(const Frame&)> run;
   Track track = Track::compute;
   std::array<bool, kTracks> after{};  // starts after what these tracks have queued before it
+  bool of_host = false;               // takes what lies on the host, anew each time: never part of a recording
 };
 
 class Schedule {
@@ -70,11 +74,19 @@ class Schedule {
   void add(Track track, std::initializer_list<Track> after, const char* op, int layer, int64_t bytes, int64_t flops,
            std::function<void(const Frame&)> run);
 
+  // On compute, with what the host holds when it is run.
+  void add_of_host(const char* op, int64_t bytes, std::function<void(const Frame&)> run);
+
   size_t arena_bytes() const { return high_water_; }
   const std::vector<Entry>& entries() const { return entries_; }
   // Queues the entries. Every track that has any needs its stream. With a trace, each is timed where it runs; `lane` is
   // the number of the compute stream. (Timed, the CPU's ops do not run interleaved by rows; their bits are the same.)
   void run(std::byte* arena, const Streams& streams, Trace* trace = nullptr, int lane = 0) const;
+  // The same of the entries [begin, end) alone, which are all on compute.
+  void run_part(std::byte* arena, Stream& stream, size_t begin, size_t end) const;
+  // The entries that a recording can hold: all that lie between the host's first ones and its last. {0, 0} if others of
+  // the host lie between them, or if they are not all on compute.
+  std::pair<size_t, size_t> recordable() const;
 
   // Entries that copy between the host and a slot. `host` holds slot.bytes() and must live until the stream is
   // synchronised.
@@ -108,6 +120,10 @@ class Executor {
   // The same, but waits for the end, and fails with ABORTED once `aborted` is set: what runs by then is finished, what
   // has not begun is left out.
   void run(const Schedule& schedule, const std::atomic<bool>& aborted);
+  // As the first, by a recording where the stream keeps them. Schedules of one key have the same entries, but for what
+  // they take from the host: the first is run and recorded, others are replayed as long as the recording holds.
+  using Key = std::array<int64_t, 2>;
+  void run(const Schedule& schedule, const Key& key);
 
   // From now on what runs is added to the trace; null: no more.
   void trace(Trace* to, int lane) {
@@ -121,10 +137,17 @@ class Executor {
  private:
   std::byte* arena(const Schedule& schedule);
 
+  struct Recorded {
+    std::unique_ptr<Recording> work;
+    uint64_t used = 0;
+  };
+
   Device& device_;
   Stream& stream_;
   Streams streams_;
   Buffer arena_;
+  std::map<Key, Recorded> recorded_;
+  uint64_t uses_ = 0;
   Trace* trace_ = nullptr;
   int lane_ = 0;
 };

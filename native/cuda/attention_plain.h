@@ -67,7 +67,7 @@ void attention_plain_backward(CudaStream stream, const PlainBackward& work);
 // A page of one layer: bf16 [2][kPageTokens][kv_heads * head_dim], keys, then values.
 
 // A row of qkv, bf16 [m, (heads + 2 kv_heads) * head_dim], at a position of its sequence, whose pages are
-// pages[first], pages[first + 1], ...
+// pages[first], pages[first + 1], ... Of a row at position -1 nothing is stored, and it is given out = 0.
 struct PagedRow {
   int32_t row, position, first;
 };

@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <map>
 #include <mutex>
@@ -31,7 +32,7 @@ class CudaDevice final : public Device {
         ops_(runtime_, *libraries.kernels, gemm_, libraries.encode, facts_.multiprocessors, deterministic) {}
 
   std::string name() const override { return std::string("cuda (") + facts_.name + ", bf16)"; }
-  std::unique_ptr<Stream> stream() override { return std::make_unique<DeviceStream>(*this, runtime_); }
+  std::unique_ptr<Stream> stream() override { return std::make_unique<DeviceStream>(*this, runtime_, memory_changes_); }
   const Ops& ops() const override { return ops_; }
 
   void* allocate(size_t bytes, const char* purpose) override {
@@ -43,6 +44,7 @@ class CudaDevice final : public Device {
     }
     check_runtime(runtime_, code, "an allocation");
     std::lock_guard lock(mutex_);
+    ++memory_changes_;
     held_[data] = {purpose, bytes};
     all_ += bytes;
     if (all_ > most_) {
@@ -66,6 +68,7 @@ class CudaDevice final : public Device {
   void free(void* data) noexcept override {
     {
       std::lock_guard lock(mutex_);
+      ++memory_changes_;
       if (const auto at = held_.find(data); at != held_.end()) {
         all_ -= at->second.second;
         held_.erase(at);
@@ -122,6 +125,7 @@ class CudaDevice final : public Device {
   mutable std::mutex mutex_;
   std::map<void*, std::pair<const char*, size_t>> held_;
   size_t all_ = 0, most_ = 0;
+  std::atomic<uint64_t> memory_changes_ = 0;
   std::map<std::string, size_t> at_most_;
 };
 

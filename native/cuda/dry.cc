@@ -49,6 +49,10 @@ Runtime dry_runtime() {
       .copy = [](void* to, const void* from, size_t bytes, CudaStream) { return gpu->copy(to, from, bytes), 0; },
       .fill = [](void*, int, size_t, CudaStream) { return 0; },
       .call = [](CudaStream, void (*function)(void*), void* argument) { return function(argument), 0; },
+      .capture_begin = [](CudaStream) { return 0; },
+      .capture_end = [](CudaStream, CudaGraph* graph) { return handle(graph); },
+      .graph_launch = [](CudaGraph, CudaStream) { return 0; },
+      .graph_destroy = [](CudaGraph) { return 0; },
       .last_error = [] { return 0; },
       .error_text = [](int) { return "no error"; },
   };

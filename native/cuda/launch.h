@@ -21,6 +21,7 @@ struct CUstream_st;
 
 namespace tokenring {
 struct AdamWStep;
+struct MomentCodes;
 struct PolicyScalars;
 }  // namespace tokenring
 
@@ -110,10 +111,6 @@ void embedding_backward(CudaStream stream, int64_t m, int64_t h, const int32_t* 
 // to[i] = bf16(from[i]): f32 [rows, columns] into rows that are `stride` elements apart.
 void round_rows(CudaStream stream, int64_t rows, int64_t columns, const float* from, Bf16* to, int64_t stride);
 
-// y[i] = bias: the bias, f32 [n], in each row of y, bf16 or f32 [m, n].
-void spread_bias(CudaStream stream, int64_t m, int64_t n, const float* bias, Bf16* y);
-void spread_bias_f32(CudaStream stream, int64_t m, int64_t n, const float* bias, float* y);
-
 // Bytes of workspace for sum_of_rows.
 size_t sum_of_rows_workspace(int64_t m, int64_t n);
 
@@ -164,6 +161,11 @@ void sample(CudaStream stream, int64_t r, int64_t v, const float* logits, const 
 // w *= 1 - lr * decay; m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'^2;
 // w -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + epsilon). Constants are made in float64.
 void adamw(CudaStream stream, int64_t n, const AdamWStep& step, float* w, const float* g, float* m, float* v);
+
+// The same with moments in eight bits: m, v: u8 [n], m_scale, v_scale: f32, one for each kMomentBlock elements. codes:
+// on the device. m and v 8-byte aligned, w and g 16-byte, else slower.
+void adamw8(CudaStream stream, int64_t n, const AdamWStep& step, const MomentCodes* codes, float* w, const float* g,
+            uint8_t* m, uint8_t* v, float* m_scale, float* v_scale);
 
 // Bytes of workspace for sum_of_squares.
 size_t sum_of_squares_workspace(int64_t n);

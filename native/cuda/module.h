@@ -11,10 +11,12 @@
 #include "cuda/launch.h"
 
 struct CUevent_st;
+struct CUgraphExec_st;
 
 namespace tokenring::cuda {
 
 using CudaEvent = CUevent_st*;
+using CudaGraph = CUgraphExec_st*;
 
 // Codes are cudaError_t; 0 = no error.
 constexpr int kCudaOutOfMemory = 2, kCudaNotReady = 600;
@@ -49,6 +51,12 @@ struct Runtime {
   int (*copy)(void* to, const void* from, size_t bytes, CudaStream stream);
   int (*fill)(void* to, int byte, size_t bytes, CudaStream stream);
   int (*call)(CudaStream stream, void (*function)(void*), void* argument);
+  // What is queued on the stream from the first on is not run; the second makes a graph of it, null if there is none.
+  // Between the two this thread neither allocates, nor frees, nor waits for the GPU.
+  int (*capture_begin)(CudaStream stream);
+  int (*capture_end)(CudaStream stream, CudaGraph* graph);
+  int (*graph_launch)(CudaGraph graph, CudaStream stream);
+  int (*graph_destroy)(CudaGraph graph);
   int (*last_error)();  // and forgets it
   const char* (*error_text)(int code);
 };
@@ -58,8 +66,8 @@ struct Runtime {
   X(rmsnorm_forward) X(rmsnorm_backward_workspace) X(rmsnorm_backward) X(qk_norm_forward)                              \
   X(qk_norm_backward_workspace) X(qk_norm_backward) X(rope) X(swiglu_forward) X(swiglu_backward) X(embedding_forward)  \
   X(embedding_backward) X(gather_rows) X(scatter_rows_add) X(scatter_rows_add_f32) X(copy_rows) X(round_rows)          \
-  X(spread_bias) X(spread_bias_f32) X(sum_of_rows_workspace) X(sum_of_rows) X(logits_statistics)                       \
-  X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(sum_of_squares_workspace)            \
+  X(sum_of_rows_workspace) X(sum_of_rows) X(logits_statistics)                       \
+  X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(adamw8) X(sum_of_squares_workspace)            \
   X(sum_of_squares) X(attention_forward_rows) X(attention_forward) X(attention_backward_queries)                       \
   X(attention_backward_keys) X(attention_backward_workspace) X(attention_backward_begin) X(attention_backward)         \
   X(attention_backward_end) X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta)         \
@@ -84,7 +92,7 @@ struct Module {
   Kernels kernels;
 };
 // Counts the forms that Module and what its functions take have had.
-constexpr int kModuleAbi = 5;
+constexpr int kModuleAbi = 6;
 constexpr const char* kModuleFile = "tokenring_cuda.so";
 
 // Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in

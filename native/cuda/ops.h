@@ -67,6 +67,9 @@ class CudaOps final : public Ops {
                  int head_dim, void* pool) const override;
   void attention_paged(Stream&, Tensor qkv, const std::vector<PagedSequence>& sequences, int heads, int kv_heads,
                        int head_dim, float scale, const void* pool, Tensor out) const override;
+  int64_t decode_rows(int64_t sequences) const override;
+  int64_t decode_keys(int64_t longest) const override;
+  void place_sequences(Stream&, const std::vector<PagedSequence>& sequences, int64_t rows) const override;
   void copy_page(Stream&, void* pool, size_t page_bytes, int32_t from, int32_t to) const override;
 
   void swiglu_forward(Stream&, Tensor gate_up, Tensor y) const override;
@@ -87,6 +90,8 @@ class CudaOps final : public Ops {
   void sum_of_squares(Stream&, Tensor x, double* out, Tensor workspace) const override;
   size_t sum_of_squares_workspace(int64_t elements) const override;
   void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const override;
+  void adamw8(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v, Tensor m_scale,
+              Tensor v_scale) const override;
 
  private:
   // Failure INTERNAL if the launches of the op were refused.

@@ -2,6 +2,7 @@
 // keys in pages.
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "core/check.h"
 #include "cuda/ops.h"
@@ -261,28 +262,38 @@ void CudaOps::attention_block_backward(Stream& stream, AttentionHeads heads, Ten
 
 namespace {
 
-PagedHeads paged(const char* op, DeviceStream& on, const Heads& h, const std::vector<PagedSequence>& sequences,
-                 int64_t rows, const void* pool) {
-  require(pool || sequences.empty(), op, ": the page pool is null");
+// Where the rows of sequences lie, on the device.
+struct Placed {
+  const PagedRow* rows;
+  int count;
+  const int32_t* pages;
+};
+
+Placed place(const char* op, DeviceStream& on, const std::vector<PagedSequence>& sequences, int64_t rows) {
   std::vector<PagedRow> list;
   std::vector<int32_t> pages;
   for (size_t s = 0; s < sequences.size(); ++s) {
     const Span& q = sequences[s].q;
-    require(q.row >= 0 && q.rows >= 0 && q.position >= 0 && int64_t{q.row} + q.rows <= rows, op, ": sequence ", s,
-            " {row ", q.row, ", rows ", q.rows, ", position ", q.position, "} does not lie in ", rows, " rows");
-    require(static_cast<int64_t>(sequences[s].pages.size()) * kPageTokens >= int64_t{q.position} + q.rows, op,
-            ": sequence ", s, " has ", sequences[s].pages.size(), " pages for ", q.position, " + ", q.rows, " tokens");
+    const bool padding = q.position == kPadding;
+    require(q.row >= 0 && q.rows >= 0 && (q.position >= 0 || padding) && int64_t{q.row} + q.rows <= rows, op,
+            ": sequence ", s, " {row ", q.row, ", rows ", q.rows, ", position ", q.position, "} does not lie in ", rows,
+            " rows");
+    require(padding || static_cast<int64_t>(sequences[s].pages.size()) * kPageTokens >= int64_t{q.position} + q.rows,
+            op, ": sequence ", s, " has ", sequences[s].pages.size(), " pages for ", q.position, " + ", q.rows,
+            " tokens");
     for (const int32_t page : sequences[s].pages) require(page >= 0, op, ": sequence ", s, " names page ", page);
     for (int32_t i = 0; i < q.rows; ++i)
-      list.push_back({q.row + i, q.position + i, static_cast<int32_t>(pages.size())});
+      list.push_back({q.row + i, padding ? kPadding : q.position + i, static_cast<int32_t>(pages.size())});
     pages.insert(pages.end(), sequences[s].pages.begin(), sequences[s].pages.end());
   }
-  return {h.heads,
-          h.kv_heads,
-          h.head_dim,
-          on.table(Table::paged_rows, list),
-          static_cast<int>(list.size()),
-          on.table(Table::pages, pages)};
+  return {on.table(Table::paged_rows, list), static_cast<int>(list.size()), on.table(Table::pages, pages)};
+}
+
+PagedHeads paged(const char* op, DeviceStream& on, const Heads& h, const std::vector<PagedSequence>& sequences,
+                 int64_t rows, const void* pool) {
+  require(pool || sequences.empty(), op, ": the page pool is null");
+  const Placed at = place(op, on, sequences, rows);
+  return {h.heads, h.kv_heads, h.head_dim, at.rows, at.count, at.pages};
 }
 
 }  // namespace
@@ -329,9 +340,25 @@ void CudaOps::attention_paged(Stream& stream, Tensor qkv, const std::vector<Page
     if (q.rows > 0) most_keys = std::max(most_keys, q.position + q.rows);
   }
   const PagedHeads rows = paged(op, on, h, few, qkv.rows(), pool);
+  // Blocks for keys that no row has end at once.
+  most_keys = static_cast<int>(decode_keys(most_keys));
   k_.attention_decode(on.raw(), rows, most_keys, scale, at.q, pages, to,
                       on.room(Room::sums, k_.attention_decode_workspace(rows.row_count, heads, head_dim, most_keys)));
   launched(op);
+}
+
+// Few numbers, so that recordings are few, and at most a quarter of the rows, or three, for nothing.
+int64_t CudaOps::decode_rows(int64_t sequences) const {
+  const auto step = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(sequences, 1)))) / 8;
+  return step <= 1 ? std::bit_ceil(static_cast<uint64_t>(sequences)) : (sequences + step - 1) / step * step;
+}
+
+int64_t CudaOps::decode_keys(int64_t longest) const {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(longest, 1024))));
+}
+
+void CudaOps::place_sequences(Stream& stream, const std::vector<PagedSequence>& sequences, int64_t rows) const {
+  place("place_sequences", device_stream(stream), sequences, rows);
 }
 
 // A prompt: one sequence, whose keys lie in many pages, through the forward kernel.

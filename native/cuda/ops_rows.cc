@@ -1,5 +1,6 @@
 // The memory-bound ops: embedding, norms, rotary embedding, gated MLP, rows by index, loss head, sampling, optimiser.
 #include "core/check.h"
+#include "core/moment_codes.h"
 #include "cuda/ops.h"
 #include "cuda/stream.h"
 
@@ -297,6 +298,22 @@ void CudaOps::adamw(Stream& stream, AdamWStep step, Tensor w, Tensor g, Tensor m
   require(step.step >= 1, "adamw: step is ", step.step, ", must be at least 1");
   k_.adamw(device_stream(stream).raw(), n, step, w.f32(), g.f32(), m.f32(), v.f32());
   launched("adamw");
+}
+
+void CudaOps::adamw8(Stream& stream, AdamWStep step, Tensor w, Tensor g, Tensor m, Tensor v, Tensor m_scale,
+                     Tensor v_scale) const {
+  const char* op = "adamw8";
+  const int64_t n = w.elements(), blocks = moment_blocks(n);
+  for (const auto& [name, t] : {std::pair{"w", w}, {"g", g}}) check(op, name, t, DType::f32, {n});
+  for (const auto& [name, t] : {std::pair{"m", m}, {"v", v}}) check(op, name, t, DType::u8, {n});
+  for (const auto& [name, t] : {std::pair{"m_scale", m_scale}, {"v_scale", v_scale}})
+    check(op, name, t, DType::f32, {blocks});
+  require(step.step >= 1, "adamw8: step is ", step.step, ", must be at least 1");
+  DeviceStream& on = device_stream(stream);
+  static const std::vector<MomentCodes> codes{moment_codes()};
+  k_.adamw8(on.raw(), n, step, on.table(DeviceStream::Table::moment_codes, codes), w.f32(), g.f32(),
+            static_cast<uint8_t*>(m.data), static_cast<uint8_t*>(v.data), m_scale.f32(), v_scale.f32());
+  launched(op);
 }
 
 }  // namespace tokenring::cuda

@@ -1,6 +1,7 @@
 #include "cuda/stream.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -12,7 +13,17 @@ void fail_runtime(const Runtime& runtime, int code, const char* what) {
        "; the process cannot use the GPU any longer: look at nvidia-smi and dmesg, start again");
 }
 
-DeviceStream::DeviceStream(Device& device, const Runtime& runtime) : device_(device), runtime_(runtime) {
+namespace {
+
+bool wants_graphs() {
+  const char* wish = std::getenv("TOKENRING_CUDA_GRAPHS");
+  return !wish || std::strcmp(wish, "0") != 0;
+}
+
+}  // namespace
+
+DeviceStream::DeviceStream(Device& device, const Runtime& runtime, const std::atomic<uint64_t>& memory_changes)
+    : device_(device), runtime_(runtime), memory_changes_(memory_changes), records_(wants_graphs()) {
   check_runtime(runtime_, runtime_.stream_create(&raw_), "making a stream");
   if (const int code = runtime_.event_create(&event_)) {
     runtime_.stream_destroy(raw_);
@@ -26,7 +37,12 @@ DeviceStream::~DeviceStream() {
   runtime_.stream_destroy(raw_);
 }
 
+void DeviceStream::not_recorded(const char* what) const {
+  if (recording_) fail("INTERNAL", what, " has no place in a recording");
+}
+
 void DeviceStream::synchronize() {
+  not_recorded("waiting for the stream");
   check_runtime(runtime_, runtime_.stream_synchronize(raw_), "the work of a stream");
   if (const std::exception_ptr error = error_->take()) std::rethrow_exception(error);
 }
@@ -34,6 +50,7 @@ void DeviceStream::synchronize() {
 void DeviceStream::wait(Stream& other) {
   DeviceStream& from = device_stream(other);
   if (&from == this) return;
+  not_recorded("waiting for another stream");
   check_runtime(runtime_, runtime_.event_record(from.event_, from.raw_), "recording an event");
   check_runtime(runtime_, runtime_.stream_wait(raw_, from.event_), "waiting for an event");
 }
@@ -42,8 +59,14 @@ void DeviceStream::copy(void* to, const void* from, size_t bytes) {
   require(bytes == 0 || (to && from), "copy of ", bytes, " bytes from or to a null pointer");
   if (bytes) check_runtime(runtime_, runtime_.copy(to, from, bytes, raw_), "a copy");
 }
-void DeviceStream::copy_to_device(void* device, const void* host, size_t bytes) { copy(device, host, bytes); }
-void DeviceStream::copy_to_host(void* host, const void* device, size_t bytes) { copy(host, device, bytes); }
+void DeviceStream::copy_to_device(void* device, const void* host, size_t bytes) {
+  not_recorded("a copy from the host");
+  copy(device, host, bytes);
+}
+void DeviceStream::copy_to_host(void* host, const void* device, size_t bytes) {
+  not_recorded("a copy to the host");
+  copy(host, device, bytes);
+}
 void DeviceStream::copy_on_device(void* to, const void* from, size_t bytes) { copy(to, from, bytes); }
 
 struct DeviceStream::Call {
@@ -64,9 +87,50 @@ void DeviceStream::run(void* argument) {
 }
 
 void DeviceStream::call(std::function<void()> work) {
+  not_recorded("a call of the host");
   auto call = std::make_unique<Call>(Call{*this, std::move(work)});
   check_runtime(runtime_, runtime_.call(raw_, &DeviceStream::run, call.get()), "queueing a call");
   call.release();
+}
+
+class DeviceStream::Graph final : public Recording {
+ public:
+  Graph(const DeviceStream& of, CudaGraph graph)
+      : runtime_(of.runtime_), graph_(graph), memory_(of.memory_changes_), made_at_(memory_) {}
+  ~Graph() override { runtime_.graph_destroy(graph_); }
+  bool holds() const override { return memory_ == made_at_; }
+  void replay(Stream& stream) override {
+    check_runtime(runtime_, runtime_.graph_launch(graph_, device_stream(stream).raw()), "launching a graph");
+  }
+
+ private:
+  const Runtime& runtime_;
+  CudaGraph graph_;
+  const std::atomic<uint64_t>& memory_;
+  const uint64_t made_at_;
+};
+
+std::unique_ptr<Recording> DeviceStream::record(const std::function<void()>& queue) {
+  check_runtime(runtime_, runtime_.capture_begin(raw_), "beginning a graph");
+  recording_ = true;
+  std::exception_ptr error;
+  try {
+    queue();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  recording_ = false;
+  // Ended in any case: the stream would take no other work.
+  CudaGraph graph = nullptr;
+  const int code = runtime_.capture_end(raw_, &graph);
+  std::unique_ptr<Recording> made;
+  if (graph) made = std::make_unique<Graph>(*this, graph);
+  if (error) {
+    runtime_.last_error();  // the first cause is told
+    std::rethrow_exception(error);
+  }
+  check_runtime(runtime_, code, "making a graph");
+  return made;
 }
 
 void* DeviceStream::grow(Buffer& buffer, size_t bytes, const char* purpose) {
@@ -89,6 +153,7 @@ const void* DeviceStream::table(Table which, const void* host, size_t bytes) {
     return held.memory.data();
   // Twice: lists grow a little at a time.
   if (bytes > held.memory.bytes()) grow(held.memory, 2 * bytes, "workspace");
+  not_recorded("a list that has changed");
   held.host.clear();
   copy(held.memory.data(), host, bytes);
   held.host.assign(from, from + bytes);

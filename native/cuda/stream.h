@@ -38,7 +38,8 @@ class StreamError {
 
 class DeviceStream final : public Stream {
  public:
-  DeviceStream(Device& device, const Runtime& runtime);
+  // memory_changes: grows whenever the device takes or gives back memory.
+  DeviceStream(Device& device, const Runtime& runtime, const std::atomic<uint64_t>& memory_changes);
   ~DeviceStream() override;  // runs what is queued
 
   void synchronize() override;
@@ -51,6 +52,9 @@ class DeviceStream final : public Stream {
   void watch(const std::atomic<bool>* aborted) override { aborted_ = aborted; }
   // There is one lane: the parts of a batch run in their order.
   void take_turns(std::shared_ptr<Turn>, std::shared_ptr<Turn>) override {}
+  // As a CUDA graph. False where TOKENRING_CUDA_GRAPHS is 0.
+  bool records() const override { return records_; }
+  std::unique_ptr<Recording> record(const std::function<void()>& queue) override;
   void check_abort() const;
 
   CudaStream raw() const { return raw_; }
@@ -59,11 +63,22 @@ class DeviceStream final : public Stream {
   const std::shared_ptr<StreamError>& error() const { return error_; }
 
   // What a room is for: nothing that is alive at once shares one.
-  enum class Room { product, sums, counters, keys };
+  enum class Room { product, sums, counters, keys, bias };
   // At least so many bytes; what was there before may be lost. A new room is zero.
   void* room(Room which, size_t bytes);
 
-  enum class Table { query_tiles, keys, dq_tiles, dq_keys, key_tiles, ranges, queries, paged_rows, pages };
+  enum class Table {
+    query_tiles,
+    keys,
+    dq_tiles,
+    dq_keys,
+    key_tiles,
+    ranges,
+    queries,
+    paged_rows,
+    pages,
+    moment_codes
+  };
   // A list of the host on the device. It is copied only if it differs from the one before.
   template <class T>
   const T* table(Table which, const std::vector<T>& list) {
@@ -80,13 +95,18 @@ class DeviceStream final : public Stream {
   void copy(void* to, const void* from, size_t bytes);
   struct Call;
   static void run(void* call);
+  class Graph;
+  // Failure INTERNAL in a recording: of something that it cannot hold.
+  void not_recorded(const char* what) const;
 
   Device& device_;
   const Runtime& runtime_;
+  const std::atomic<uint64_t>& memory_changes_;
   CudaStream raw_ = nullptr;
   CudaEvent event_ = nullptr;  // recorded anew for each stream that waits
-  std::array<Buffer, 4> rooms_;
-  std::array<Held, 9> tables_;
+  bool records_, recording_ = false;
+  std::array<Buffer, 5> rooms_;
+  std::array<Held, 10> tables_;
   const std::atomic<bool>* aborted_ = nullptr;
   std::shared_ptr<StreamError> error_ = std::make_shared<StreamError>();
 };

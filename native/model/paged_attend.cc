@@ -22,6 +22,13 @@ PagedAttend::PagedAttend(const DecoderConfig& config, const Ops& ops, std::vecto
   sequences_ = std::make_shared<const std::vector<PagedSequence>>(std::move(sequences));
 }
 
+void PagedAttend::place(Schedule& schedule) const {
+  schedule.add_of_host("place_sequences", rows_ * static_cast<int64_t>(sizeof(PagedSequence)),
+                       [&ops = ops_, sequences = sequences_, rows = rows_](const Frame& frame) {
+                         ops.place_sequences(frame.stream, *sequences, rows);
+                       });
+}
+
 void PagedAttend::forward(Schedule& schedule, int layer, Slot qkv, Slot out, Slot) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
   const int64_t kv_bytes = rows_ * 2 * kv_heads_ * head_dim_ * static_cast<int64_t>(size_of(qkv.dtype));

@@ -19,6 +19,8 @@ class PagedAttend : public Attend {
   // The pool outlives the schedules and does not grow while they run.
   PagedAttend(const DecoderConfig&, const Ops&, std::vector<PagedSequence>, const PagePool&);
 
+  // Puts where the sequences lie into the device's memory, ahead of a pass that may be recorded.
+  void place(Schedule&) const;
   void forward(Schedule&, int layer, Slot qkv, Slot out, Slot lse) override;
   void backward(Schedule&, int layer, Slot dout, Slot qkv, Slot out, Slot lse, Slot dqkv) override;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <sstream>
@@ -18,7 +19,7 @@ namespace tokenring {
 namespace {
 
 // Rows of logits alive at once: bounds their memory at a vocabulary of 150k.
-constexpr size_t kLogitRows = 256;
+constexpr int64_t kLogitRows = 256;
 
 struct Request {
   SampleRequest options;
@@ -53,8 +54,11 @@ struct Finished {
   std::exception_ptr error;
 };
 
-std::exception_ptr failure(const char* code, const std::string& message) {
-  return std::make_exception_ptr(Failure(code, message));
+template <class... Parts>
+std::exception_ptr failure(const char* code, const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  return std::make_exception_ptr(Failure(code, message.str()));
 }
 
 int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
@@ -245,26 +249,26 @@ struct Sampler::Impl {
       Session& oldest = **std::min_element(prefills.begin(), prefills.end(), [](const Session* a, const Session* b) {
         return a->request->order < b->request->order;
       });
-      const std::string message = "the sampler's " + std::to_string(pool.limit()) + " pages of " +
-                                  std::to_string(kPageTokens) + " tokens cannot hold a session of " +
-                                  std::to_string(oldest.size()) +
-                                  " tokens; raise maxPages or use a machine with more "
-                                  "memory";
       drop_cache(oldest);
-      finished.push_back(end(oldest, failure("OUT_OF_MEMORY", message)));
+      finished.push_back(end(oldest, failure("OUT_OF_MEMORY", "the sampler's ", pool.limit(), " pages of ", kPageTokens,
+                                             " tokens cannot hold a session of ", oldest.size(),
+                                             " tokens; raise maxPages or use a machine with more memory")));
     }
     return batch;
   }
 
-  // Runs the parts' pending tokens through the decoder and samples a token for each part that asks for one.
+  // Runs the parts' pending tokens through the decoder and samples a token for each part that asks for one. What comes
+  // after those is padding.
   void forward(const std::vector<Part>& batch, std::vector<int32_t>& sampled, std::vector<float>& logprobs) {
     std::vector<int32_t> tokens, positions, last_rows;
     std::vector<float> inverse_temperature, uniforms;
     std::vector<PagedSequence> sequences;
+    int64_t longest = 0;
     for (const Part& part : batch) {
       const Session& session = *part.session;
       const int32_t row = static_cast<int32_t>(tokens.size());
       const int32_t position = static_cast<int32_t>(session.cached);
+      longest = std::max(longest, session.cached + part.rows);
       sequences.push_back({{row, static_cast<int32_t>(part.rows), position}, session.pages});
       sequences.back().pages.resize(pages_for(position + part.rows));
       for (int64_t i = 0; i < part.rows; ++i) {
@@ -278,48 +282,63 @@ struct Sampler::Impl {
       uniforms.push_back(uniform01(request.seed, static_cast<uint64_t>(session.size())));
     }
 
-    const int64_t rows = static_cast<int64_t>(tokens.size());
     const Ops& ops = decoder.ops();
+    // Every part reads one token and gets one: a pass that may be recorded.
+    const bool decodes = last_rows.size() == tokens.size();
+    if (decodes)
+      for (int64_t row = std::ssize(tokens), end = ops.decode_rows(row); row < end; ++row) {
+        sequences.push_back({{static_cast<int32_t>(row), 1, kPadding}, {}});
+        tokens.push_back(0);
+        positions.push_back(0);
+        last_rows.push_back(static_cast<int32_t>(row));
+        inverse_temperature.push_back(0);
+        uniforms.push_back(0);
+      }
+
+    const int64_t rows = std::ssize(tokens), samples = std::ssize(last_rows);
     Schedule schedule;
     const Slot token_slot = schedule.slot(DType::i32, {rows}), position_slot = schedule.slot(DType::i32, {rows});
+    const Slot index = schedule.slot(DType::i32, {samples}), choice = schedule.slot(DType::i32, {samples});
+    const Slot temperature = schedule.slot(DType::f32, {samples}), uniform = schedule.slot(DType::f32, {samples});
+    const Slot logprob = schedule.slot(DType::f32, {samples});
     schedule.upload(token_slot, tokens.data());
     schedule.upload(position_slot, positions.data());
+    schedule.upload(index, last_rows.data());
+    schedule.upload(temperature, inverse_temperature.data());
+    schedule.upload(uniform, uniforms.data());
     PagedAttend attend(parameters.config(), ops, std::move(sequences), pool);
+    if (decodes) attend.place(schedule);
     const DecoderPass pass = decoder.forward(schedule, parameters, attend, token_slot, position_slot, Keep::nothing);
-
+    for (int64_t begin = 0; begin < samples; begin += kLogitRows) {
+      const int64_t count = std::min(kLogitRows, samples - begin);
+      const auto part = [&](const Slot& slot) { return slot.rows(begin, count); };
+      const Slot logits = decoder.logits(schedule, parameters, pass.hidden, part(index));
+      schedule.add("sample", -1, static_cast<int64_t>(logits.bytes()), 0,
+                   [&ops, logits, temperature = part(temperature), uniform = part(uniform), choice = part(choice),
+                    logprob = part(logprob)](const Frame& frame) {
+                     ops.sample(frame.stream, frame[logits], frame[temperature], frame[uniform], frame[choice],
+                                frame[logprob]);
+                   });
+      schedule.release(logits);
+    }
     sampled.resize(last_rows.size());
     logprobs.resize(last_rows.size());
-    for (size_t begin = 0; begin < last_rows.size(); begin += kLogitRows) {
-      const int64_t count = static_cast<int64_t>(std::min(kLogitRows, last_rows.size() - begin));
-      const Slot index = schedule.slot(DType::i32, {count}), choice = schedule.slot(DType::i32, {count});
-      const Slot temperature = schedule.slot(DType::f32, {count}), uniform = schedule.slot(DType::f32, {count});
-      const Slot logprob = schedule.slot(DType::f32, {count});
-      schedule.upload(index, last_rows.data() + begin);
-      schedule.upload(temperature, inverse_temperature.data() + begin);
-      schedule.upload(uniform, uniforms.data() + begin);
-      const Slot logits = decoder.logits(schedule, parameters, pass.hidden, index);
-      schedule.add("sample", -1, static_cast<int64_t>(logits.bytes()), 0, [=, &ops](const Frame& frame) {
-        ops.sample(frame.stream, frame[logits], frame[temperature], frame[uniform], frame[choice], frame[logprob]);
-      });
-      schedule.download(sampled.data() + begin, choice);
-      schedule.download(logprobs.data() + begin, logprob);
-      for (const Slot& slot : {logits, index, choice, temperature, uniform, logprob}) schedule.release(slot);
-    }
+    schedule.download(sampled.data(), choice);
+    schedule.download(logprobs.data(), logprob);
     const Drain drain{*stream};
-    executor.run(schedule);
+    if (decodes) {
+      executor.run(schedule, {rows, ops.decode_keys(longest)});
+    } else {
+      executor.run(schedule);
+    }
     stream->synchronize();
   }
 
   std::exception_ptr not_finite(float logprob) {
     const std::string bad = parameters.first_non_finite(*stream, parameters.master());
-    std::ostringstream message;
-    message << "the logprob of a sampled token is " << logprob << ": ";
-    if (bad.empty()) {
-      message << "the weights are finite, the logits are not; load an earlier checkpoint";
-    } else {
-      message << "the weights of " << bad << " are not finite; load or initialise them again";
-    }
-    return failure("NON_FINITE", message.str());
+    return failure("NON_FINITE", "the logprob of a sampled token is ", logprob,
+                   bad.empty() ? ": the weights are finite, the logits are not; load an earlier checkpoint"
+                               : ": the weights of " + bad + " are not finite; load or initialise them again");
   }
 
   void apply(const std::vector<Part>& batch, const std::vector<int32_t>& sampled, const std::vector<float>& logprobs,

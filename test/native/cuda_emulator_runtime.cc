@@ -13,84 +13,30 @@
 #include <string>
 #include <thread>
 
-#include "core/convert.h"
 #include "emulator/engine.h"
 #include "emulator/ptx.h"
+#include "emulator/streams.h"
 
 namespace emulator {
 
-struct World;
+thread_local World* world = nullptr;
+World* world_of_all = nullptr;
+std::mutex machine;
+
+StreamOf& stream_of(tokenring::cuda::CudaStream stream) {
+  auto* found = reinterpret_cast<StreamOf*>(stream);
+  if (!world->streams.contains(found)) tokenring::fail("LAUNCH", "work on a stream that is not there");
+  return *found;
+}
 
 namespace {
 
 using namespace tokenring::cuda;
 using tokenring::fail;
 
-constexpr int kLaunchFailure = 719, kInvalidValue = 1;
-
-// Threads take turns: the engine's fibers and the kernels' shared memory are the same for all GPUs.
-std::mutex machine;
-
-struct Entry {
-  std::function<bool()> ready;  // null = always
-  std::function<void()> work;
-  enum class Kind { device, event, host, outside } kind = Kind::device;
-};
-
-struct Stream {
-  World* world;
-  std::deque<Entry> queue;
-  bool busy = false;  // runs work of the host
-};
-
-struct Event {
-  World* world;
-  std::shared_ptr<std::atomic<bool>> done;  // of the last record; null = there is none
-};
-
-}  // namespace
-
-struct World {
-  size_t memory_bytes = 0, held = 0;
-  std::map<void*, std::pair<std::unique_ptr<Memory>, size_t>> memory;
-  std::set<Stream*> streams;
-  std::string fault;
-  DeviceFacts facts{};
-  RuntimeCounts counts;
-};
-
-namespace {
-
-// The GPU of the thread, and that of threads without one of their own.
-thread_local World* world = nullptr;
-World* world_of_all = nullptr;
-
-// Takes a turn, on the GPU of a stream or an event.
-class Turn {
- public:
-  Turn() : lock_(machine), before_(world) {
-    if (!world) world = world_of_all;
-  }
-  explicit Turn(World* of) : Turn() { world = of; }
-  ~Turn() { world = before_; }
-
- private:
-  std::lock_guard<std::mutex> lock_;
-  World* before_;
-};
-
-World* world_of(CudaStream stream) { return reinterpret_cast<Stream*>(stream)->world; }
-World* world_of(CudaEvent event) { return reinterpret_cast<Event*>(event)->world; }
-
-Stream& stream_of(CudaStream stream) {
-  auto* found = reinterpret_cast<Stream*>(stream);
-  if (!world->streams.contains(found)) fail("LAUNCH", "work on a stream that is not there");
-  return *found;
-}
-
 // The next entry of a stream. False if it has none, or waits. `by_itself`: without a thread of the host that could run
 // its work.
-bool step(Stream& stream, bool by_itself) {
+bool step(StreamOf& stream, bool by_itself) {
   if (stream.busy || stream.queue.empty()) return false;
   Entry& first = stream.queue.front();
   const bool dead = !world->fault.empty();
@@ -119,7 +65,7 @@ bool step(Stream& stream, bool by_itself) {
 
 // An entry of any stream that can go on.
 bool step_any(bool by_itself = false) {
-  std::vector<Stream*> order(world->streams.begin(), world->streams.end());
+  std::vector<StreamOf*> order(world->streams.begin(), world->streams.end());
   while (!order.empty()) {
     std::swap(order[draw(order.size())], order.back());
     if (step(*order.back(), by_itself)) return true;
@@ -130,7 +76,7 @@ bool step_any(bool by_itself = false) {
 
 // Gives the others a turn if something outside of this GPU may let it go on: another GPU, or the host.
 bool wait_outside() {
-  for (const Stream* stream : world->streams)
+  for (const StreamOf* stream : world->streams)
     if (stream->busy || (!stream->queue.empty() && stream->queue.front().kind == Entry::Kind::outside)) {
       machine.unlock();
       std::this_thread::sleep_for(std::chrono::microseconds(100));
@@ -140,7 +86,7 @@ bool wait_outside() {
   return false;
 }
 
-void finish(Stream& stream) {
+void finish(StreamOf& stream) {
   while (!stream.queue.empty() || stream.busy) {
     if (step_any() || wait_outside()) continue;
     world->fault = "DEADLOCK: a stream waits for an event for ever";
@@ -148,9 +94,10 @@ void finish(Stream& stream) {
   }
 }
 
-int status() { return world->fault.empty() ? 0 : kLaunchFailure; }
+}  // namespace
 
-int push(Stream& stream, Entry entry) {
+int push(StreamOf& stream, Entry entry) {
+  if (stream.capture) return captured(stream, std::move(entry));
   stream.queue.push_back(std::move(entry));
   // At once, soon, or when somebody waits.
   if (const unsigned luck = draw(4); luck < 2)
@@ -158,9 +105,12 @@ int push(Stream& stream, Entry entry) {
   return status();
 }
 
+namespace {
+
 // As cudaFree, it waits for all that is queued.
 int release(void* data) {
   const Turn turn;
+  if (const int code = forbidden()) return code;
   while (step_any() || wait_outside()) {
   }
   const auto at = world->memory.find(data);
@@ -185,6 +135,7 @@ Runtime make_runtime() {
       },
       .allocate = [](void** data, size_t bytes) -> int {
         const Turn turn;
+        if (const int code = forbidden()) return code;
         if (bytes > world->memory_bytes - world->held) return kCudaOutOfMemory;
         ++world->counts.allocations;
         auto memory = std::make_unique<Memory>(bytes);
@@ -197,6 +148,7 @@ Runtime make_runtime() {
       // A kernel or copy reaches it as device memory; it takes none.
       .allocate_host = [](void** data, size_t bytes) -> int {
         const Turn turn;
+        if (const int code = forbidden()) return code;
         auto memory = std::make_unique<Memory>(bytes);
         *data = memory->data();
         world->memory[*data] = {std::move(memory), 0};
@@ -205,14 +157,15 @@ Runtime make_runtime() {
       .free_host = release,
       .stream_create = [](CudaStream* stream) -> int {
         const Turn turn;
-        auto* made = new Stream{world, {}};
+        auto* made = new StreamOf{world, {}, false, nullptr, {}};
         world->streams.insert(made);
         *stream = reinterpret_cast<CudaStream>(made);
         return status();
       },
       .stream_destroy = [](CudaStream stream) -> int {
         const Turn turn(world_of(stream));
-        Stream& dead = stream_of(stream);
+        StreamOf& dead = stream_of(stream);
+        if (const int code = forbidden(dead)) return code;
         finish(dead);
         world->streams.erase(&dead);
         delete &dead;
@@ -220,36 +173,44 @@ Runtime make_runtime() {
       },
       .stream_synchronize = [](CudaStream stream) -> int {
         const Turn turn(world_of(stream));
+        if (const int code = forbidden(stream_of(stream))) return code;
         finish(stream_of(stream));
         return status();
       },
       .stream_wait = [](CudaStream stream, CudaEvent event) -> int {
         const Turn turn(world_of(stream));
+        EventOf& of = *reinterpret_cast<EventOf*>(event);
+        if (stream_of(stream).capture || of.capture) return capture_wait(stream_of(stream), of);
         // What was recorded last, now: a later record is another matter.
-        const auto done = reinterpret_cast<Event*>(event)->done;
+        const auto done = of.done;
         if (!done) return status();
         return push(stream_of(stream), {[done] { return done->load(); }, [] {}});
       },
       .event_create = [](CudaEvent* event) -> int {
         const Turn turn;
-        *event = reinterpret_cast<CudaEvent>(new Event{world, nullptr});
+        *event = reinterpret_cast<CudaEvent>(new EventOf{world, nullptr, nullptr, {}});
         return status();
       },
       .event_destroy = [](CudaEvent event) -> int {
         const Turn turn(world_of(event));
-        delete reinterpret_cast<Event*>(event);
+        delete reinterpret_cast<EventOf*>(event);
         return status();
       },
       .event_record = [](CudaEvent event, CudaStream stream) -> int {
         const Turn turn(world_of(stream));
-        const auto done = reinterpret_cast<Event*>(event)->done = std::make_shared<std::atomic<bool>>(false);
+        EventOf& of = *reinterpret_cast<EventOf*>(event);
+        of.capture = stream_of(stream).capture;
+        of.tail = stream_of(stream).tail;
+        if (of.capture) return status();
+        const auto done = of.done = std::make_shared<std::atomic<bool>>(false);
         return push(stream_of(stream), {nullptr, [done] { *done = true; }, Entry::Kind::event});
       },
       // Who looks again and again sees the GPU go on by itself.
       .event_query = [](CudaEvent event) -> int {
         const Turn turn(world_of(event));
+        if (const int code = captured_event(*reinterpret_cast<EventOf*>(event))) return code;
         for (unsigned i = draw(8); i > 0; --i) step_any(true);
-        const auto& done = reinterpret_cast<Event*>(event)->done;
+        const auto& done = reinterpret_cast<EventOf*>(event)->done;
         return !done || *done ? status() : kCudaNotReady;
       },
       .copy = [](void* to, const void* from, size_t bytes, CudaStream stream) -> int {
@@ -262,6 +223,8 @@ Runtime make_runtime() {
           world->fault = failure.code() + ": a copy of " + failure.what();
           return kInvalidValue;
         }
+        // A graph would read it when it is launched, as it is then.
+        if (const int code = forbidden(stream_of(stream))) return code;
         const auto* host = static_cast<const char*>(from);
         return push(stream_of(stream),
                     {nullptr, [to, held = std::string(host, bytes)] { std::memcpy(to, held.data(), held.size()); }});
@@ -280,6 +243,10 @@ Runtime make_runtime() {
         const Turn turn(world_of(stream));
         return push(stream_of(stream), {nullptr, [=] { function(argument); }, Entry::Kind::host});
       },
+      .capture_begin = capture_begin,
+      .capture_end = capture_end,
+      .graph_launch = graph_launch,
+      .graph_destroy = graph_destroy,
       .last_error = []() -> int {
         const Turn turn;
         return status();
@@ -291,153 +258,6 @@ Runtime make_runtime() {
         text = code == kLaunchFailure ? "cudaErrorLaunchFailure (" + fault + ")"
                                       : "cudaError " + std::to_string(code) + " (" + fault + ")";
         return text.c_str();
-      },
-  };
-}
-
-// --- cuBLASLt --------------------------------------------------------------------------------------------------------
-
-struct MatrixOf {
-  int type;
-  int64_t rows, columns, leading;
-};
-struct OperationOf {
-  int compute, scale;
-  int32_t transpose[2] = {0, 0};
-};
-struct PreferenceOf {
-  std::map<int, uint64_t> values;
-};
-
-template <class T>
-T* cast(lt::Opaque* p) {
-  return reinterpret_cast<T*>(p);
-}
-template <class T>
-int give(lt::Opaque** to, T* made) {
-  *to = reinterpret_cast<lt::Opaque*>(made);
-  return 0;
-}
-template <class T>
-int destroy(lt::Opaque* p) {
-  delete cast<T>(p);
-  return 0;
-}
-
-// Rows and columns of an operand after its transposition.
-std::pair<int64_t, int64_t> shape(const MatrixOf& m, bool transposed) {
-  return transposed ? std::pair{m.columns, m.rows} : std::pair{m.rows, m.columns};
-}
-
-bool goes_together(const OperationOf& op, const MatrixOf& a, const MatrixOf& b, const MatrixOf& c) {
-  const auto [m, k] = shape(a, op.transpose[0]);
-  const auto [k2, n] = shape(b, op.transpose[1]);
-  const auto right = [](const MatrixOf& x) { return x.leading >= x.rows && x.rows > 0 && x.columns > 0; };
-  return op.compute == lt::kCompute32 && op.scale == lt::kFloat32 && a.type == lt::kBf16 && b.type == lt::kBf16 &&
-         (c.type == lt::kBf16 || c.type == lt::kFloat32) && k == k2 && c.rows == m && c.columns == n && right(a) &&
-         right(b) && right(c);
-}
-
-size_t bytes_of(const MatrixOf& x) {
-  const int64_t elements = (x.columns - 1) * x.leading + x.rows;
-  return static_cast<size_t>(elements) * (x.type == lt::kBf16 ? 2 : 4);
-}
-
-double element(const MatrixOf& x, const void* data, int64_t row, int64_t column) {
-  const int64_t at = column * x.leading + row;
-  if (x.type == lt::kFloat32) return static_cast<const float*>(data)[at];
-  return tokenring::f32_of_bf16(static_cast<const uint16_t*>(data)[at]);
-}
-
-void multiply(const OperationOf& op, const MatrixOf& a, const void* a_data, const MatrixOf& b, const void* b_data,
-              const MatrixOf& c, void* c_data, float beta) {
-  const auto [m, k] = shape(a, op.transpose[0]);
-  const int64_t n = c.columns;
-  // Both with the sum's index running fastest.
-  std::vector<double> left(static_cast<size_t>(m * k)), right(static_cast<size_t>(n * k));
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t p = 0; p < k; ++p)
-      left[i * k + p] = op.transpose[0] ? element(a, a_data, p, i) : element(a, a_data, i, p);
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t p = 0; p < k; ++p)
-      right[j * k + p] = op.transpose[1] ? element(b, b_data, j, p) : element(b, b_data, p, j);
-  for (int64_t j = 0; j < n; ++j)
-    for (int64_t i = 0; i < m; ++i) {
-      double sum = 0;
-      for (int64_t p = 0; p < k; ++p) sum += left[i * k + p] * right[j * k + p];
-      if (beta != 0) sum += static_cast<double>(beta) * element(c, c_data, i, j);
-      const int64_t at = j * c.leading + i;
-      if (c.type == lt::kFloat32)
-        static_cast<float*>(c_data)[at] = static_cast<float>(sum);
-      else
-        static_cast<uint16_t*>(c_data)[at] = tokenring::bf16_of_f32(static_cast<float>(sum));
-    }
-}
-
-lt::Library make_library() {
-  return {
-      .GetVersion = []() -> size_t { return 130000; },
-      .Create = [](lt::Handle* handle) { return give(handle, new int(0)); },
-      .MatmulDescCreate =
-          [](lt::Operation* op, int compute, int scale) {
-            return give(op, new OperationOf{compute, scale});
-          },
-      .MatmulDescDestroy = [](lt::Operation op) { return destroy<OperationOf>(op); },
-      .MatmulDescSetAttribute = [](lt::Operation op, int attribute, const void* value, size_t bytes) -> int {
-        if (bytes != 4 || (attribute != lt::kTransposeA && attribute != lt::kTransposeB)) return 7;
-        std::memcpy(&cast<OperationOf>(op)->transpose[attribute - lt::kTransposeA], value, 4);
-        return 0;
-      },
-      .MatrixLayoutCreate =
-          [](lt::Layout* layout, int type, uint64_t rows, uint64_t columns, int64_t leading) {
-            return give(layout, new MatrixOf{type, static_cast<int64_t>(rows), static_cast<int64_t>(columns), leading});
-          },
-      .MatrixLayoutDestroy = [](lt::Layout layout) { return destroy<MatrixOf>(layout); },
-      .MatmulPreferenceCreate = [](lt::Preference* preference) { return give(preference, new PreferenceOf); },
-      .MatmulPreferenceDestroy = [](lt::Preference preference) { return destroy<PreferenceOf>(preference); },
-      .MatmulPreferenceSetAttribute = [](lt::Preference preference, int attribute, const void* value,
-                                         size_t bytes) -> int {
-        if (bytes != (attribute == lt::kWorkspaceBytes ? 8u : 4u)) return 7;
-        std::memcpy(&cast<PreferenceOf>(preference)->values[attribute], value, bytes);
-        return 0;
-      },
-      // The algorithm holds what was promised of the operands: their alignment and the workspace.
-      .MatmulAlgoGetHeuristic = [](lt::Handle, lt::Operation op, lt::Layout a, lt::Layout b, lt::Layout c, lt::Layout d,
-                                   lt::Preference preference, int, lt::Heuristic* results, int* found) -> int {
-        if (c != d ||
-            !goes_together(*cast<OperationOf>(op), *cast<MatrixOf>(a), *cast<MatrixOf>(b), *cast<MatrixOf>(c)))
-          return 15;
-        std::map<int, uint64_t>& wishes = cast<PreferenceOf>(preference)->values;
-        *results = {};
-        for (int i = 0; i < 3; ++i) results->algorithm.data[i] = wishes[lt::kAlignmentA + i];
-        results->workspace = results->algorithm.data[3] = wishes[lt::kWorkspaceBytes];
-        *found = 1;
-        return 0;
-      },
-      .Matmul = [](lt::Handle, lt::Operation op, const void* alpha, const void* a, lt::Layout of_a, const void* b,
-                   lt::Layout of_b, const void* beta, const void* c, lt::Layout of_c, void* d, lt::Layout of_d,
-                   const lt::Algorithm* algorithm, void* workspace, size_t bytes, CudaStream stream) -> int {
-        const OperationOf operation = *cast<OperationOf>(op);
-        const MatrixOf ma = *cast<MatrixOf>(of_a), mb = *cast<MatrixOf>(of_b), mc = *cast<MatrixOf>(of_c);
-        const auto aligned = [&](const void* p, int i) {
-          return algorithm->data[i] > 0 && reinterpret_cast<uintptr_t>(p) % algorithm->data[i] == 0;
-        };
-        if (*static_cast<const float*>(alpha) != 1.0f || c != d || of_c != of_d || !aligned(a, 0) || !aligned(b, 1) ||
-            !aligned(d, 2) || bytes < algorithm->data[3] || !goes_together(operation, ma, mb, mc))
-          return 7;
-        const Turn turn(world_of(stream));
-        ++world->counts.products;
-        try {
-          if (!in_device_memory(a, bytes_of(ma)) || !in_device_memory(b, bytes_of(mb)) ||
-              !in_device_memory(d, bytes_of(mc)) || !in_device_memory(workspace, bytes))
-            return 7;
-        } catch (const tokenring::Failure& failure) {
-          world->fault = failure.code() + ": a product of " + failure.what();
-          return 7;
-        }
-        const float scale = *static_cast<const float*>(beta);
-        push(stream_of(stream), {nullptr, [=] { multiply(operation, ma, a, mb, b, mc, d, scale); }});
-        return 0;
       },
   };
 }
@@ -454,6 +274,7 @@ void enqueue(void* stream, std::function<void()> work) {
 int enqueue_outside(void* stream, std::function<void()> begin, std::function<bool()> done, std::function<void()> end) {
   const auto on = static_cast<CudaStream>(stream);
   const Turn turn(world_of(on));
+  if (const int code = forbidden(stream_of(on))) return code;
   push(stream_of(on), {nullptr, std::move(begin)});
   return push(stream_of(on), {std::move(done), std::move(end), Entry::Kind::outside});
 }

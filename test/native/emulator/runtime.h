@@ -8,6 +8,10 @@
 // A fault of a kernel, a copy or a product (see emulator/cuda.h) becomes the error of the runtime's next call and
 // stays, as a fault of a GPU does, until the end of the Emulation. Products are computed in float64 and checked:
 // matrices in bounds, aligned as promised, of the shapes that the operation takes.
+//
+// While a stream captures, what it is given is kept for the graph with its arguments. What CUDA refuses then is
+// refused: waiting for the stream or an event, allocating and giving back, events of outside, streams that do not come
+// back. So is a copy of pageable host memory, of which a graph would keep the address.
 #pragma once
 
 #include <functional>
@@ -21,7 +25,7 @@
 namespace emulator {
 
 struct RuntimeCounts {
-  int64_t allocations = 0, launches = 0, products = 0;
+  int64_t allocations = 0, launches = 0, products = 0, graphs = 0;  // graphs: launched
 };
 
 // Queues work that goes on outside of the GPU, as what an interconnect does: `begin` and, once done() says so, `end`,
