@@ -202,6 +202,44 @@ def sampling(run, dev, size):
     compare(run, dev, "sample: logprob", logprob, expected)
 
 
+def magnitudes(first):
+    """Of the codes of a moment in eight bits (native/core/moment_codes.h)."""
+    values = [0.0]
+    for decade in range(7):
+        steps = first << decade
+        values += [10.0 ** (decade - 6) * (0.1 + 0.9 * (k + 0.5) / steps) for k in range(steps)]
+    return torch.tensor(values[:-1] + [1.0] if first == 1 else values + [1.0], dtype=torch.float64)
+
+
+def coded_moments(run, dev, n, w, g, how):
+    blocks = (n + 255) // 256
+    codes = [integers((n,), seed, 256).to(torch.uint8) for seed in (6, 7)]
+    codes[0][codes[0] == 128] = 0  # -0 is no code
+    scales = [normal((blocks,), seed, 1e-2, torch.float32).abs() for seed in (8, 9)]
+    at = [dev.put(t) for t in (w.float(), g.float(), *codes, *(s.float() for s in scales))]
+
+    def decoded():
+        m, v = at[2].get().long(), at[3].get().long()
+        of_m, of_v = (s.get().double().repeat_interleave(256)[:n] for s in at[4:])
+        sign = torch.where(m >= 128, -1.0, 1.0).double()
+        return sign * magnitudes(1)[m % 128] * of_m, magnitudes(2)[v] * of_v
+
+    m, root = decoded()
+    dev.run("adamw8", *how.values(), 7, *at)
+    beta1, beta2 = (torch.tensor(how[b], dtype=torch.float32).item() for b in ("beta1", "beta2"))
+    m = beta1 * m + (1 - beta1) * g * how["scale"]
+    root = (beta2 * root**2 + (1 - beta2) * (g * how["scale"]) ** 2).sqrt()
+    update = (m / (1 - beta1**7)) / (root / (1 - beta2**7) ** 0.5 + how["epsilon"])
+    compare(run, dev, "adamw8: w", at[0], w * (1 - how["lr"] * how["decay"]) - how["lr"] * update)
+    for what, got, expected, values in zip(("m", "root of v"), decoded(), (m, root), (magnitudes(1), magnitudes(2))):
+        whole = torch.nn.functional.pad(expected, (0, blocks * 256 - n)).reshape(blocks, 256)
+        most = whole.abs().amax(-1).repeat_interleave(256)[:n]
+        share = expected.abs() / most
+        nearest = (share[:, None] - values).abs().amin(-1)
+        further = ((got - expected).abs() / most - nearest).max().item()
+        run.limit(f"adamw8: {what}, further than the nearest code", max(further, 0.0), 1e-5)
+
+
 def parameters(run, dev, size):
     n = size["rows"] * size["hidden"] + 3
     w, g = normal((n,), 1, 1, torch.float32), normal((n,), 2, 1e-2, torch.float32)
@@ -216,6 +254,7 @@ def parameters(run, dev, size):
     compare(run, dev, "adamw: w", at[0], w * (1 - how["lr"] * how["decay"]) - how["lr"] * update)
     compare(run, dev, "adamw: m", at[2], m)
     compare(run, dev, "adamw: v", at[3], v)
+    coded_moments(run, dev, n, w, g, how)
     x, total = dev.put(g.float()), dev.empty((2,), torch.float32)  # room for a float64
     room = dev.workspace(dev.number("sum_of_squares_workspace", ctypes.c_int64, n))
     dev.run("sum_of_squares", x, total, room)

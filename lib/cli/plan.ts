@@ -81,6 +81,7 @@ async function planJob(file: string | undefined, options: PlanOptions): Promise<
     workload,
     microBatchTokens: job.microBatchTokens,
     activationCheckpointing: job.activationCheckpointing || undefined,
+    optimiserBits: job.optimiserBits,
     mesh: {
       ...(options.contextParallel ? { contextParallel: options.contextParallel } : {}),
       ...(options.contextSchedule ? { contextSchedule: options.contextSchedule } : {}),

@@ -3,12 +3,18 @@ import { type CallOptions, withSignal } from "./jobs.ts";
 import { loadBinding } from "./native.ts";
 import { native, type TensorLike } from "./tensor.ts";
 
-/** A tensor that is trained, with its gradient and the two moments that AdamW keeps (zeros at first). f32, one size. */
+/**
+ * A tensor that is trained, with its gradient and the two moments that AdamW keeps (zeros at first). f32, one size.
+ * Moments may be of u8 instead, in blocks of 256 elements with a scale each.
+ */
 export interface AdamWParameter {
   weight: TensorLike;
   gradient: TensorLike;
   firstMoment: TensorLike;
   secondMoment: TensorLike;
+  /** Where the moments are of u8: f32, ceil(size / 256) elements, zeros at first. */
+  firstScale?: TensorLike;
+  secondScale?: TensorLike;
   /** Whether weight decay applies (default true); usually not for norms and biases. */
   decay?: boolean;
 }
@@ -47,6 +53,7 @@ export interface AdamWStepOptions extends CallOptions {
  *     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
  *     w = w (1 - lr decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
  *
+ * Moments in 8 bits are decoded, updated, and coded again after the weights have used them.
  * Loshchilov & Hutter 2019, as torch.optim.AdamW after torch.nn.utils.clip_grad_norm_ computes it.
  * @returns the L2 norm over all gradients, before clipping.
  * @throws ERR_TOKENRING_NON_FINITE naming the gradient (its place in the list) that holds NaN or infinity, before
@@ -71,6 +78,8 @@ export async function adamw(
     gradient: native(parameter.gradient),
     firstMoment: native(parameter.firstMoment),
     secondMoment: native(parameter.secondMoment),
+    ...(parameter.firstScale && { firstScale: native(parameter.firstScale) }),
+    ...(parameter.secondScale && { secondScale: native(parameter.secondScale) }),
     decay: parameter.decay ?? true,
   }));
   return { gradientNorm: await withSignal(() => loadBinding().adamw(list, how), options.signal) };

@@ -55,6 +55,8 @@ export interface NativeRankOptions {
   /** Absent: true. */
   deterministic?: boolean;
   activationCheckpointing: boolean;
+  /** Of AdamW's moments; absent: 32. */
+  optimiserBits?: 8 | 32;
   maxBatchTokens: number;
   maxPages: number;
   /**
@@ -239,6 +241,7 @@ export type DLPackCapsule = object & { readonly DLPackCapsule: unique symbol };
 /** Native memory with a dtype and a shape; DeviceTensor wraps it. */
 export interface NativeDeviceTensor {
   readonly disposed: boolean;
+  readonly device: "cpu" | "cuda";
   readonly dtype: NativeTensor["dtype"];
   readonly shape: number[];
   /** Address of the first element. */
@@ -298,12 +301,14 @@ export interface NativePolicyLoss {
   dhead?: NativeTensor;
 }
 
-/** Equally long f32 tensors; weight and moments are updated in place. */
+/** Equally long f32 tensors; weight and moments are updated in place. Moments of u8 have scales. */
 export interface NativeParameter {
   weight: NativeTensor;
   gradient: NativeTensor;
   firstMoment: NativeTensor;
   secondMoment: NativeTensor;
+  firstScale?: NativeTensor;
+  secondScale?: NativeTensor;
   decay: boolean;
 }
 
@@ -379,6 +384,7 @@ export interface Binding {
   planStep(options: {
     config: NativeDecoderConfig;
     activationCheckpointing: boolean;
+    optimiserBits?: 8 | 32;
     mesh: Omit<NativeMesh, "id" | "timeout">;
     lengths: Int32Array;
     weight: Float32Array;

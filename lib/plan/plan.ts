@@ -25,6 +25,8 @@ export interface PlanRequest {
   /** What is given stays; the rest is searched. */
   mesh: Partial<StepShape["mesh"]>;
   activationCheckpointing: boolean | undefined;
+  /** Of each of AdamW's moments (default 32). */
+  optimiserBits?: 8 | 32;
   signal?: AbortSignal;
   onCandidate?: (done: number, of: number) => void;
   onSpan?: (span: Span) => void;
@@ -109,7 +111,8 @@ export async function planOn(request: PlanRequest, candidate: Candidate, ranks?:
   const mean = Math.round(workload.meanTokens);
   const lossShare = workload.actionTokens / workload.meanTokens;
   const options = { ...(signal ? { signal } : {}), ...(ranks ? { ranks } : {}) };
-  const shape = { config, lossShare, ...candidate };
+  const { optimiserBits = 32 } = request;
+  const shape = { config, lossShare, optimiserBits, ...candidate };
   const longest = await planStep({ ...shape, lengths: [workload.maxTokens] }, cluster, options);
   const lengths = fill(microBatchTokens, mean);
   const step =
@@ -196,15 +199,16 @@ const better = (a: Plan, b: Plan): boolean => {
   return a.memory.fits ? a.seconds < b.seconds : a.memory.bytes < b.memory.bytes;
 };
 
-/** Weights in bf16, and float32 masters, gradients and moments: what no schedule can do without. */
-function worthTrying({ config, cluster }: PlanRequest, { mesh }: Candidate): boolean {
+/** Weights in bf16, and float32 masters and gradients, and moments: what no schedule can do without. */
+function worthTrying({ config, cluster, optimiserBits = 32 }: PlanRequest, { mesh }: Candidate): boolean {
   const { all } = parameterCounts(config);
+  const moments = (2 * optimiserBits) / 8;
   const state =
     mesh.shard === 3
-      ? (18 * all) / mesh.shardSize
+      ? ((10 + moments) * all) / mesh.shardSize
       : mesh.shard === 1
-        ? 6 * all + (8 * all) / mesh.shardSize
-        : 18 * all;
+        ? 6 * all + (moments * all) / mesh.shardSize
+        : (10 + moments) * all;
   return state <= cluster.hardware.memory.value;
 }
 

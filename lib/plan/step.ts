@@ -11,6 +11,8 @@ export interface StepShape {
   config: DecoderConfig;
   mesh: MeshShape & { contextSchedule: "ring" | "all_gather" };
   activationCheckpointing: boolean;
+  /** Of each of AdamW's moments (default 32). */
+  optimiserBits?: 8 | 32;
   /** Tokens of each document of one pass of a context group. */
   lengths: readonly number[];
   /** Share of the tokens that carry loss. */
@@ -59,7 +61,7 @@ export async function planStep(
   cluster: Cluster,
   options: { signal?: AbortSignal; onSpan?: (pass: PassName, span: Span) => void; ranks?: number } = {},
 ): Promise<PlannedStep> {
-  const { config, mesh, activationCheckpointing, lengths, lossShare } = shape;
+  const { config, mesh, activationCheckpointing, optimiserBits = 32, lengths, lossShare } = shape;
   const weight = weights(lengths, lossShare);
   const planned: NativePlannedStep[] = [];
   // A search looks at one rank of a group alone: zigzag gives all as much to do.
@@ -67,6 +69,7 @@ export async function planStep(
     const native = {
       config,
       activationCheckpointing,
+      optimiserBits,
       mesh: { ...mesh, size: mesh.ranks, rank },
       lengths: Int32Array.from(lengths),
       weight,

@@ -56,6 +56,11 @@ export interface RankOptions extends MeshOptions {
    * a fraction of the memory, about a quarter more matrix products, the same bits (default false).
    */
   activationCheckpointing?: boolean;
+  /**
+   * What AdamW keeps its two moments in: float32, or 8 bits in blocks of 256 with a scale each, which is a quarter of
+   * the memory (docs/ops.md has the formula). Checkpoints hold float32 either way, and go from one to the other (default 32).
+   */
+  optimiserBits?: 8 | 32;
   /** Tokens that one forward pass of the embedded sampler packs (default 512). */
   maxBatchTokens?: number;
   /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
@@ -123,6 +128,7 @@ export class Policy implements PolicyShape {
       threads: options.threads ?? 0,
       precision: options.precision ?? "float32",
       activationCheckpointing: options.activationCheckpointing ?? false,
+      optimiserBits: options.optimiserBits ?? 32,
       maxBatchTokens: options.maxBatchTokens ?? 512,
       maxPages: options.maxPages ?? 0,
       ...(options.trace !== undefined && { trace: resolve(options.trace) }),

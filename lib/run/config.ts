@@ -221,6 +221,8 @@ const job = z.strictObject({
   precision: z.enum(["float32", "bf16"]).default("float32"),
   /** Train in a fraction of the memory, for about a quarter more work and the same bits. */
   activationCheckpointing: z.boolean().default(false),
+  /** What AdamW keeps its moments in: 8 bits are a quarter of the memory. */
+  optimiserBits: z.union([z.literal(32), z.literal(8)]).default(32),
   model: z.union(
     [
       z.strictObject({ path: z.string().min(1), ...loadedModel }),

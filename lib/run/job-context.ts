@@ -200,8 +200,15 @@ function checkFit(config: JobConfig, policy: Policy, tokenizer: Tokenizer): void
 
 /** Where and how the job's policies run. */
 function how(config: JobConfig, ranks: RankGroup | null): RankOptions {
-  const { device, threads, precision, activationCheckpointing } = config;
-  return { device, threads, precision, activationCheckpointing, ...rankOptions(config, ranks) };
+  const { device, threads, precision, activationCheckpointing, optimiserBits } = config;
+  return {
+    device,
+    threads,
+    precision,
+    activationCheckpointing,
+    optimiserBits,
+    ...rankOptions(config, ranks),
+  };
 }
 
 /** The model in directory `from`, or a new one. */

@@ -9,6 +9,7 @@
 #include "addon/operands.h"
 #include "addon/results.h"
 #include "addon/state.h"
+#include "core/moment_codes.h"
 #include "optim/adamw.h"
 
 namespace tokenring::addon {
@@ -17,6 +18,7 @@ namespace {
 // One tensor that is trained. Flat.
 struct Parameter {
   Tensor weight, gradient, first_moment, second_moment;
+  Tensor first_scale, second_scale;  // of moments in eight bits
   bool decay;
 };
 
@@ -94,9 +96,20 @@ Napi::Value adamw(const Napi::CallbackInfo& info) {
       const std::string name = "parameters[" + std::to_string(i) + "]";
       const Arguments from(list.Get(i), name);
       const auto part = [&](const char* field) { return f32_argument(from.get(field), from.name(field), *held); };
-      parameters.push_back(
-          {part("weight"), part("gradient"), part("firstMoment"), part("secondMoment"), from.boolean("decay")});
+      const bool coded = from.has("firstScale") || from.has("secondScale");
+      const auto moment = [&](const char* field) {
+        if (!coded) return part(field);
+        const Tensor t = tensor_argument(Arguments(from.get(field), from.name(field)), from.name(field), *held);
+        require(t.dtype == DType::u8, from.name(field), " is ", shape_text(t), ", must be u8 where it has a scale");
+        return flat(t);
+      };
+      parameters.push_back({part("weight"), part("gradient"), moment("firstMoment"), moment("secondMoment"),
+                            coded ? part("firstScale") : Tensor{}, coded ? part("secondScale") : Tensor{},
+                            from.boolean("decay")});
       const Parameter& p = parameters.back();
+      for (const Tensor* t : {&p.first_scale, &p.second_scale})
+        require(!coded || t->elements() == moment_blocks(p.weight.elements()), name, ": a scale has ", t->elements(),
+                " elements, must have one for each ", kMomentBlock, " of the weight's ", p.weight.elements());
       for (const Tensor* t : {&p.gradient, &p.first_moment, &p.second_moment})
         require(t->elements() == p.weight.elements(), name, ": all four tensors must have the ", p.weight.elements(),
                 " elements of the weight, one has ", t->elements());
@@ -108,7 +121,11 @@ Napi::Value adamw(const Napi::CallbackInfo& info) {
       AdamWStep update{how.learning_rate, how.beta1, how.beta2, how.epsilon, how.weight_decay, how.scale(norm), step};
       for (const Parameter& p : parameters) {
         update.weight_decay = p.decay ? how.weight_decay : 0.0f;
-        on.device->ops().adamw(*on.stream, update, p.weight, p.gradient, p.first_moment, p.second_moment);
+        if (p.first_scale)
+          on.device->ops().adamw8(*on.stream, update, p.weight, p.gradient, p.first_moment, p.second_moment,
+                                  p.first_scale, p.second_scale);
+        else
+          on.device->ops().adamw(*on.stream, update, p.weight, p.gradient, p.first_moment, p.second_moment);
       }
       return norm;
     });

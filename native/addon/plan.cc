@@ -15,6 +15,7 @@ Napi::Value plan_step(const Napi::CallbackInfo& info) {
     StepPlanOptions options;
     options.config = read_config(from.object("config"));
     options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
+    options.moments = read_moments(from);
     options.mesh = read_mesh_shape(from.object("mesh"), kMostRanks);
     options.lengths = from.integers("lengths");
     options.weight = from.reals("weight");

@@ -67,6 +67,13 @@ DecoderConfig read_config(const Arguments& from) {
   return config;
 }
 
+MomentForm read_moments(const Arguments& from) {
+  if (!from.has("optimiserBits")) return MomentForm::float32;
+  const int bits = from.integer("optimiserBits", 8, 32);
+  require(bits == 8 || bits == 32, "options.optimiserBits must be 8 or 32, got ", bits);
+  return bits == 8 ? MomentForm::eight_bit : MomentForm::float32;
+}
+
 MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks) {
   MeshOptions mesh;
   mesh.size = from.integer("size", 1, most_ranks);
@@ -103,6 +110,7 @@ RankOptions read_rank_options(const Arguments& from) {
   options.precision = precision == "bf16" ? Precision::bf16 : Precision::float32;
   if (from.has("deterministic")) options.deterministic = from.boolean("deterministic");
   options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
+  options.moments = read_moments(from);
   if (from.has("trace")) options.trainer.trace = from.text("trace");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);

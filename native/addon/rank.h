@@ -24,6 +24,7 @@ class Arguments;
 // A model's shape; fields as in Hugging Face's config.json.
 DecoderConfig read_config(const Arguments& from);
 // A rank's place among at most so many, without id and timeout.
+MomentForm read_moments(const Arguments& from);
 MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks);
 
 // JavaScript's ids of sessions -> the sampler's. Engine thread only.

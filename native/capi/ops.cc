@@ -176,5 +176,13 @@ TOKENRING_FUNCTION(adamw,
                      const AdamWStep how{learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step};
                      e->ops().adamw(*e->stream, how, w, g, m, v);
                    });
+TOKENRING_FUNCTION(adamw8,
+                   (Engine * e, float learning_rate, float beta1, float beta2, float epsilon, float weight_decay,
+                    float gradient_scale, int64_t step, Tensor w, Tensor g, Tensor m, Tensor v, Tensor m_scale,
+                    Tensor v_scale),
+                   {
+                     const AdamWStep how{learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale, step};
+                     e->ops().adamw8(*e->stream, how, w, g, m, v, m_scale, v_scale);
+                   });
 
 }  // namespace tokenring::capi

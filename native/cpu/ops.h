@@ -75,6 +75,8 @@ class CpuOps : public Ops {
   void sum_of_squares(Stream&, Tensor x, double* out, Tensor workspace) const override;
   size_t sum_of_squares_workspace(int64_t elements) const override;
   void adamw(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v) const override;
+  void adamw8(Stream&, AdamWStep, Tensor w, Tensor g, Tensor m, Tensor v, Tensor m_scale,
+              Tensor v_scale) const override;
 
  protected:
   // Rough nanoseconds of work that a chunk should hold, so that sharing pays.

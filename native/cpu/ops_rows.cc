@@ -320,29 +320,4 @@ void CpuOps::sum_of_squares(Stream& stream, Tensor x, double* out, Tensor worksp
   });
 }
 
-void CpuOps::adamw(Stream& stream, AdamWStep step, Tensor w, Tensor g, Tensor m, Tensor v) const {
-  const int64_t n = w.elements();
-  for (const auto& [name, t] : {std::pair{"w", w}, {"g", g}, {"m", m}, {"v", v}})
-    require(t.dtype == DType::f32 && t.elements() == n && (t.data || n == 0), "adamw: ", name, " is ", shape_text(t),
-            ", must be f32 with ", n, " elements");
-  require(step.step >= 1, "adamw: step is ", step.step, "; it counts from 1");
-  const double t = static_cast<double>(step.step);
-  const AdamWConstants c{
-      .decay = static_cast<float>(1.0 - double{step.learning_rate} * double{step.weight_decay}),
-      .beta1 = step.beta1,
-      .one_minus_beta1 = static_cast<float>(1.0 - double{step.beta1}),
-      .beta2 = step.beta2,
-      .one_minus_beta2 = static_cast<float>(1.0 - double{step.beta2}),
-      .step_size = static_cast<float>(double{step.learning_rate} / (1.0 - std::pow(double{step.beta1}, t))),
-      .root_correction = static_cast<float>(std::sqrt(1.0 - std::pow(double{step.beta2}, t))),
-      .epsilon = step.epsilon,
-      .gradient_scale = step.gradient_scale};
-  cpu_stream(stream).enqueue([=, this] {
-    share((n + kFlatBlock - 1) / kFlatBlock, kFlatBlock * 0.7, [&](int64_t begin, int64_t end) {
-      const int64_t i = begin * kFlatBlock, to = std::min(end * kFlatBlock, n);
-      k_.adamw(to - i, c, w.f32() + i, g.f32() + i, m.f32() + i, v.f32() + i);
-    });
-  });
-}
-
 }  // namespace tokenring::cpu

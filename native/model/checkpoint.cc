@@ -165,6 +165,25 @@ std::optional<int64_t> counter(const SafetensorsReader& reader, const char* key)
 
 }  // namespace
 
+namespace {
+
+// The files hold float32. Eight bits are made of whole blocks, which may hold parts of several tensors.
+void read_moment(const Parameters& parameters, Stream& stream, const SafetensorsReader& reader, const char* prefix,
+                 Tensor flat, Tensor scale) {
+  std::vector<float> values;
+  std::vector<float> whole(scale ? static_cast<size_t>(flat.elements()) : 0, 0.0f);
+  for (const Fragment& fragment : parameters.fragments()) {
+    const std::string name = prefix + parameters.slices()[fragment.slice].name;
+    if (scale)
+      reader.read(name, fragment.begin, fragment.elements, whole.data() + fragment.offset);
+    else
+      read_into(stream, reader, name, fragment, flat, values);
+  }
+  if (scale) encode_flat(stream, whole.data(), prefix == kSecond, flat, scale);
+}
+
+}  // namespace
+
 void load_optimiser(Parameters& parameters, Stream& stream, const std::string& directory) {
   std::unique_ptr<const SafetensorsReader> reader;
   std::optional<int64_t> step;
@@ -182,11 +201,9 @@ void load_optimiser(Parameters& parameters, Stream& stream, const std::string& d
     }
   });
   parameters.agree([&] {
-    for (const Fragment& fragment : parameters.fragments()) {
-      const std::string& name = parameters.slices()[fragment.slice].name;
-      read_into(stream, *reader, kFirst + name, fragment, parameters.first_moment(), values);
-      read_into(stream, *reader, kSecond + name, fragment, parameters.second_moment(), values);
-    }
+    const OptimiserState state = parameters.optimiser_state();
+    read_moment(parameters, stream, *reader, kFirst, state.first_moment, state.first_scale);
+    read_moment(parameters, stream, *reader, kSecond, state.second_moment, state.second_scale);
   });
   parameters.set_optimiser_step(*step);
   parameters.raise_version(counter(*reader, kVersion).value_or(0));

@@ -6,8 +6,6 @@ namespace tokenring {
 
 namespace {
 
-constexpr int64_t kAlignElements = 64;  // 256 bytes
-
 int64_t aligned(int64_t elements, int64_t to) { return (elements + to - 1) / to * to; }
 
 struct Part {
@@ -24,20 +22,20 @@ int64_t append(Layout& layout, const std::vector<Part>& parts, int64_t columns) 
     layout.elements += slice.elements();
     layout.slices.push_back(std::move(slice));
   }
-  layout.elements = aligned(layout.elements, kAlignElements);
+  layout.elements = aligned(layout.elements, layout.align);
   return begin;
 }
 
 // Ends the block that began at `begin`.
 Block finish(Layout& layout, int64_t begin) {
-  layout.elements = begin + aligned(layout.elements - begin, kAlignElements * layout.parts);
+  layout.elements = begin + aligned(layout.elements - begin, layout.align * layout.parts);
   layout.blocks.push_back({begin, layout.elements - begin});
   return layout.blocks.back();
 }
 
 }  // namespace
 
-Layout::Layout(const DecoderConfig& config, int parts) : parts(parts) {
+Layout::Layout(const DecoderConfig& config, int parts, int64_t align) : parts(parts), align(align) {
   const int64_t h = config.hidden_size, ff = config.intermediate_size;
   const int64_t q = int64_t{config.num_attention_heads} * config.head_dim;
   const int64_t kv = int64_t{config.num_key_value_heads} * config.head_dim;

@@ -39,11 +39,12 @@ struct Layout {
     int64_t end() const { return vectors.end(); }
   };
 
-  // Tensors begin at multiples of 64 elements, and so do the `parts` equal parts of each block. One part: nothing but
-  // that lies between them.
-  explicit Layout(const DecoderConfig&, int parts = 1);
+  // Tensors begin at multiples of `align` elements, and so do the `parts` equal parts of each block. One part: nothing
+  // but that lies between them. Counted from the start of their block, tensors lie alike for any number of parts.
+  explicit Layout(const DecoderConfig&, int parts = 1, int64_t align = 64);
 
   int parts;
+  int64_t align;
   std::vector<NamedSlice> slices;  // by offset
   int64_t elements = 0;            // of the flat buffer; the zeros between slices count
   std::vector<Layer> layers;

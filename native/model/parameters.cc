@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/moment_codes.h"
 #include "model/gradients.h"
 #include "model/rope.h"
 #include "model/weights.h"
@@ -19,20 +20,22 @@ struct Parameters::Impl {
   int stage;
   Layout layout;
   Share share;
-  Buffer master, first_moment, second_moment, rope_cos, rope_sin;
+  MomentForm form;
+  Buffer master, first_moment, second_moment, first_scale, second_scale, rope_cos, rope_sin;
   Weights weights;
   Gradients gradients;
   int64_t version = 0, step = 0;
   bool summed = false;
 
-  Impl(Device& device, const DecoderConfig& given, Mesh* mesh)
+  Impl(Device& device, const DecoderConfig& given, Mesh* mesh, MomentForm form)
       : device(device),
         ops(device.ops()),
         config(checked(ops, given)),
         mesh(mesh),
         stage(mesh ? mesh->options().shard : 0),
-        layout(config, stage > 0 ? mesh->options().shard_size : 1),
+        layout(config, stage > 0 ? mesh->options().shard_size : 1, form == MomentForm::eight_bit ? kMomentBlock : 64),
         share(layout, stage > 0 ? mesh->rank() % layout.parts : 0),
+        form(form),
         master(device, flat_bytes(), "weights"),
         weights(device, config, layout, share, flat(master), stage, mesh),
         gradients(device, config, layout, share, stage, mesh) {
@@ -54,11 +57,28 @@ struct Parameters::Impl {
   void need_moments() {
     if (second_moment.data()) return;
     const std::unique_ptr<Stream> stream = device.stream();
-    Buffer first(device, flat_bytes(), "moments"), second(device, flat_bytes(), "moments");
-    for (const Buffer* buffer : {&first, &second}) ops.zero(*stream, flat(*buffer));
+    const bool coded = form == MomentForm::eight_bit;
+    const size_t bytes = coded ? static_cast<size_t>(share.elements) : flat_bytes();
+    Buffer first(device, bytes, "moments"), second(device, bytes, "moments");
+    for (Buffer* buffer : {&first_scale, &second_scale})
+      *buffer = Buffer(device, coded ? moment_blocks(share.elements) * sizeof(float) : 0, "moments");
+    zero_moments(*stream, first, second);
     stream->synchronize();
     first_moment = std::move(first);
     second_moment = std::move(second);
+  }
+
+  Tensor moment(const Buffer& buffer) const {
+    return form == MomentForm::float32 ? flat(buffer) : tensor(buffer.data(), DType::u8, {share.elements});
+  }
+  Tensor scale(const Buffer& buffer) const {
+    if (form == MomentForm::float32) return {};
+    return tensor(buffer.data(), DType::f32, {moment_blocks(share.elements)});
+  }
+  void zero_moments(Stream& stream, const Buffer& first, const Buffer& second) const {
+    for (const Buffer* buffer : {&first, &second}) ops.zero(stream, moment(*buffer));
+    for (const Buffer* buffer : {&first_scale, &second_scale})
+      if (buffer->data()) ops.zero(stream, scale(*buffer));
   }
 
   // In double: the angle of a late position loses its low bits in float.
@@ -95,8 +115,8 @@ struct Parameters::Impl {
   Tensor flat(const Buffer& buffer) const { return tensor(buffer.data(), DType::f32, {share.elements}); }
 };
 
-Parameters::Parameters(Device& device, DecoderConfig config, Mesh* mesh)
-    : impl_(std::make_unique<Impl>(device, config, mesh)) {}
+Parameters::Parameters(Device& device, DecoderConfig config, Mesh* mesh, MomentForm moments)
+    : impl_(std::make_unique<Impl>(device, config, mesh, moments)) {}
 Parameters::~Parameters() = default;
 
 const DecoderConfig& Parameters::config() const { return impl_->config; }
@@ -116,11 +136,21 @@ Tensor Parameters::gradient() {
 bool Parameters::has_moments() const { return impl_->second_moment.data() != nullptr; }
 Tensor Parameters::first_moment() {
   impl_->need_moments();
-  return impl_->flat(impl_->first_moment);
+  return impl_->moment(impl_->first_moment);
 }
 Tensor Parameters::second_moment() {
   impl_->need_moments();
-  return impl_->flat(impl_->second_moment);
+  return impl_->moment(impl_->second_moment);
+}
+OptimiserState Parameters::optimiser_state() {
+  const Impl& p = *impl_;
+  const Tensor first = first_moment(), second = second_moment();
+  return {master(),
+          p.gradients.any() ? gradient() : Tensor{},
+          first,
+          second,
+          p.scale(p.first_scale),
+          p.scale(p.second_scale)};
 }
 int64_t Parameters::optimiser_step() const { return impl_->step; }
 void Parameters::set_optimiser_step(int64_t step) { impl_->step = step; }
@@ -147,9 +177,7 @@ void Parameters::finish_step(Stream& stream) {
 void Parameters::reset_optimiser(Stream& stream) {
   impl_->step = 0;
   if (impl_->gradients.any()) zero_gradients(stream);
-  if (!has_moments()) return;
-  impl_->ops.zero(stream, first_moment());
-  impl_->ops.zero(stream, second_moment());
+  if (has_moments()) impl_->zero_moments(stream, impl_->first_moment, impl_->second_moment);
 }
 
 std::string Parameters::first_non_finite(Stream& stream, Tensor flat, bool everywhere) const {

@@ -16,6 +16,7 @@
 #include "core/seams.h"
 #include "model/config.h"
 #include "model/layout.h"
+#include "optim/adamw.h"
 
 namespace tokenring {
 
@@ -23,8 +24,9 @@ class Mesh;  // parallel/mesh.h
 
 class Parameters : public ParamSource, public GradSink {
  public:
-  // `mesh` has joined before anything is published or summed; null: one rank alone.
-  Parameters(Device&, DecoderConfig, Mesh* mesh = nullptr);
+  // `mesh` has joined before anything is published or summed; null: one rank alone. Moments in eight bits have the same
+  // codes however they are shared: no share cuts one of their blocks.
+  Parameters(Device&, DecoderConfig, Mesh* mesh = nullptr, MomentForm moments = MomentForm::float32);
   ~Parameters() override;
 
   const DecoderConfig& config() const;
@@ -47,6 +49,9 @@ class Parameters : public ParamSource, public GradSink {
   bool has_moments() const;  // else they are zero
   Tensor first_moment();
   Tensor second_moment();
+  // All of them; the gradient where there is one. Moments in eight bits are u8 buffers, here and above, with the scales
+  // of their blocks.
+  OptimiserState optimiser_state();
   int64_t optimiser_step() const;
   void set_optimiser_step(int64_t step);
   // Counts on from `version` where that is ahead: a policy that goes on elsewhere names its weights as before.

@@ -12,7 +12,7 @@ StepPlan plan_step(const StepPlanOptions& options, const std::atomic<bool>& abor
   const auto device = cuda::make_device(gpu.libraries());
   Mesh mesh(*device, dry_transport(), options.mesh);
   mesh.join();
-  Parameters parameters(*device, options.config, &mesh);
+  Parameters parameters(*device, options.config, &mesh, options.moments);
   Trainer trainer(*device, parameters, options.trainer, &mesh);
 
   std::vector<PlannedEntry>* into = nullptr;
@@ -36,9 +36,11 @@ StepPlan plan_step(const StepPlanOptions& options, const std::atomic<bool>& abor
   trainer.accumulate(batch, loss, aborted, true);
   into = &plan.optimise;
   trainer.optimise({});
-  // AdamW is no entry of a schedule: it reads four float32 buffers of the rank's share and writes them, then makes the
-  // copies in bf16, which at stage 1 every rank has of the whole model.
-  plan.optimise.push_back({"adamw", -1, Track::compute, {}, 38 * parameters.elements(), 0});
+  // AdamW is no entry of a schedule: it reads four float32 buffers of the rank's share and writes them (in eight bits,
+  // two of them are a byte an element), then makes the copies in bf16, which at stage 1 every rank has of the whole
+  // model.
+  const int64_t bytes = options.moments == MomentForm::eight_bit ? 26 : 38;
+  plan.optimise.push_back({"adamw", -1, Track::compute, {}, bytes * parameters.elements(), 0});
   if (options.mesh.shard == 1) {
     const int64_t whole = Layout(options.config).elements;
     plan.optimise.push_back({"all_gather", -1, Track::gradients, {true, false, false}, 2 * whole, 0});

@@ -17,6 +17,7 @@ namespace tokenring {
 
 struct StepPlanOptions {
   DecoderConfig config;
+  MomentForm moments = MomentForm::float32;
   TrainerOptions trainer;
   MeshOptions mesh;  // its id is not used
   // Of one pass of the rank's context group: tokens of each document, and the weight of each token's loss.

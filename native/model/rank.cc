@@ -38,7 +38,7 @@ struct Engine {
   explicit Engine(const RankOptions& options)
       : device(make_device(options)),
         mesh(options.mesh ? std::make_shared<Mesh>(*device, transport_of(options), needed(*options.mesh)) : nullptr),
-        parameters(*device, options.config, mesh.get()),
+        parameters(*device, options.config, mesh.get(), options.moments),
         trainer(*device, parameters, options.trainer, mesh.get()),
         sampler(*device, parameters, options.sampler) {}
   // Shares that are the whole are none.

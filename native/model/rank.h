@@ -22,6 +22,7 @@ struct RankOptions {
   int32_t threads = 0;  // of the CPU backend; 0 = all cores
   Precision precision = Precision::float32;
   bool deterministic = true;  // of CUDA (cuda/device.h); the CPU backend is always
+  MomentForm moments = MomentForm::float32;
   TrainerOptions trainer;
   SamplerOptions sampler;
   // One rank among others; absent: alone.

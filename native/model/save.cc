@@ -110,8 +110,8 @@ struct Save::Impl {
   std::map<size_t, Fragment> own;  // by slice: what this rank writes
   int64_t begin = 0, end = 0;      // of its flat buffers
   std::vector<float> copies[3];    // of that range
-  Tensor flat[3];
-  Stream* stream = nullptr;  // null once there are copies
+  Tensor flat[3], scale[3];        // scale: of moments in eight bits
+  Stream* stream = nullptr;        // null once there are copies
 
   void plan(Parameters& parameters) {
     const Slices& slices = parameters.slices();
@@ -165,8 +165,7 @@ struct Save::Impl {
     }
     if (!stream) return copies[source].data() + (offset - begin);
     room.resize(static_cast<size_t>(count));
-    stream->copy_to_host(room.data(), flat[source].f32() + offset, room.size() * sizeof(float));
-    stream->synchronize();
+    read_flat(*stream, flat[source], scale[source], source == second_moment, offset, count, room.data());
     return room.data();
   }
 
@@ -200,8 +199,11 @@ Save::Save(Parameters& parameters, Stream& stream, SaveOptions options, bool cop
   impl_->take_range(parameters);
   if (options.weights) impl_->flat[master] = parameters.master();
   if (options.optimiser && parameters.has_moments()) {
-    impl_->flat[first_moment] = parameters.first_moment();
-    impl_->flat[second_moment] = parameters.second_moment();
+    const OptimiserState state = parameters.optimiser_state();
+    impl_->flat[first_moment] = state.first_moment;
+    impl_->flat[second_moment] = state.second_moment;
+    impl_->scale[first_moment] = state.first_scale;
+    impl_->scale[second_moment] = state.second_scale;
   }
   impl_->stream = copy ? nullptr : &stream;
   if (!copy) return;
@@ -209,9 +211,9 @@ Save::Save(Parameters& parameters, Stream& stream, SaveOptions options, bool cop
     if (!impl_->flat[source]) continue;
     std::vector<float>& to = impl_->copies[source];
     to.resize(static_cast<size_t>(impl_->end - impl_->begin));
-    stream.copy_to_host(to.data(), impl_->flat[source].f32() + impl_->begin, to.size() * sizeof(float));
+    read_flat(stream, impl_->flat[source], impl_->scale[source], source == second_moment, impl_->begin,
+              impl_->end - impl_->begin, to.data());
   }
-  stream.synchronize();
 }
 Save::~Save() = default;
 

@@ -396,7 +396,7 @@ OptimiserResult Trainer::Impl::step(const AdamW& how) {
          "; all gradients were dropped and the weights are as before");
   }
   const int64_t begun = Trace::now();
-  optimiser.step(*stream, how, step, norm, {p.master(), p.gradient(), p.first_moment(), p.second_moment()});
+  optimiser.step(*stream, how, step, norm, p.optimiser_state());
   p.finish_step(*stream);
   p.set_optimiser_step(step);
   p.publish(*stream);

@@ -1,6 +1,9 @@
 #include "optim/adamw.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include "core/moment_codes.h"
 
 namespace tokenring {
 
@@ -15,6 +18,39 @@ void AdamW::check() const {
   in("epsilon", epsilon, 0, kMax, "a number of at least 0");
   in("weight_decay", weight_decay, 0, kMax, "a number of at least 0");
   in("clip_norm", clip_norm, 0, kMax, "a number of at least 0 (0 = no clipping)");
+}
+
+void read_flat(Stream& stream, Tensor flat, Tensor scale, bool second, int64_t offset, int64_t count, float* to) {
+  if (!scale) {
+    stream.copy_to_host(to, flat.f32() + offset, static_cast<size_t>(count) * sizeof(float));
+    return stream.synchronize();
+  }
+  const int64_t first = offset / kMomentBlock, blocks = moment_blocks(offset + count) - first;
+  std::vector<uint8_t> codes(static_cast<size_t>(count));
+  std::vector<float> scales(static_cast<size_t>(blocks));
+  stream.copy_to_host(codes.data(), static_cast<const uint8_t*>(flat.data) + offset, codes.size());
+  stream.copy_to_host(scales.data(), scale.f32() + first, scales.size() * sizeof(float));
+  stream.synchronize();
+  for (int64_t done = 0; done < count;) {
+    const int64_t block = (offset + done) / kMomentBlock;
+    const int64_t here = std::min(count - done, (block + 1) * kMomentBlock - offset - done);
+    (second ? decode_square : decode_mean)(here, codes.data() + done, scales[block - first], to + done);
+    done += here;
+  }
+}
+
+void encode_flat(Stream& stream, const float* from, bool second, Tensor flat, Tensor scale) {
+  const int64_t count = flat.elements();
+  std::vector<uint8_t> codes(static_cast<size_t>(count));
+  std::vector<float> scales(static_cast<size_t>(moment_blocks(count)));
+  for (int64_t at = 0; at < count; at += kMomentBlock) {
+    const int64_t here = std::min(kMomentBlock, count - at);
+    scales[at / kMomentBlock] = (second ? encode_square : encode_mean)(here, from + at, codes.data() + at);
+  }
+  const Drain drain{stream};
+  stream.copy_to_device(flat.data, codes.data(), codes.size());
+  stream.copy_to_device(scale.data, scales.data(), scales.size() * sizeof(float));
+  stream.synchronize();
 }
 
 AdamWOptimiser::AdamWOptimiser(Device& device, std::vector<OptimiserSegment> segments, int64_t elements)
@@ -42,8 +78,20 @@ void AdamWOptimiser::step(Stream& stream, const AdamW& how, int64_t step, double
   for (const OptimiserSegment& segment : segments_) {
     const auto part = [&](Tensor flat) { return tensor(flat.f32() + segment.offset, DType::f32, {segment.elements}); };
     update.weight_decay = segment.decay ? how.weight_decay : 0.0f;
-    ops_.adamw(stream, update, part(state.weight), part(state.gradient), part(state.first_moment),
-               part(state.second_moment));
+    if (!state.first_scale) {
+      ops_.adamw(stream, update, part(state.weight), part(state.gradient), part(state.first_moment),
+                 part(state.second_moment));
+      continue;
+    }
+    if (segment.offset % kMomentBlock) fail("INTERNAL", "a segment begins within a block of moments");
+    const auto codes = [&](Tensor flat) {
+      return tensor(static_cast<uint8_t*>(flat.data) + segment.offset, DType::u8, {segment.elements});
+    };
+    const auto scales = [&](Tensor flat) {
+      return tensor(flat.f32() + segment.offset / kMomentBlock, DType::f32, {moment_blocks(segment.elements)});
+    };
+    ops_.adamw8(stream, update, part(state.weight), part(state.gradient), codes(state.first_moment),
+                codes(state.second_moment), scales(state.first_scale), scales(state.second_scale));
   }
   ops_.zero(stream, state.gradient);
 }

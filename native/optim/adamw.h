@@ -28,14 +28,25 @@ struct OptimiserSegment {
   bool decay = true;
 };
 
-// Flat float32 buffers of one length. The gradient ends as zeros.
+// What the moments are kept as: float32, or one byte each (core/moment_codes.h).
+enum class MomentForm { float32, eight_bit };
+
+// Flat buffers of one length, float32. Moments in eight bits are u8, with the scales of their blocks, which float32
+// ones do not have. The gradient ends as zeros.
 struct OptimiserState {
-  Tensor weight, gradient, first_moment, second_moment;
+  Tensor weight, gradient, first_moment, second_moment, first_scale = {}, second_scale = {};
 };
+
+// Some elements, from number `offset` on, of a flat buffer, as float32; of a moment in eight bits, which has scales,
+// what its codes say. Waits for the stream.
+void read_flat(Stream&, Tensor flat, Tensor scale, bool second, int64_t offset, int64_t count, float* to);
+// Gives a moment in eight bits the values of all its elements. Waits for the stream.
+void encode_flat(Stream&, const float* from, bool second, Tensor flat, Tensor scale);
 
 class AdamWOptimiser {
  public:
-  // `elements`: length of the flat buffers. What no segment covers (the zeros between tensors) stays as it is.
+  // `elements`: length of the flat buffers. What no segment covers (the zeros between tensors) stays as it is. For
+  // moments in eight bits segments begin at multiples of kMomentBlock.
   AdamWOptimiser(Device&, std::vector<OptimiserSegment> segments, int64_t elements);
 
   // In float64, and the norm that is made of it, or of the sum of several: infinity where it leaves float32. Waits for

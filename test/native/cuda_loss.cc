@@ -5,6 +5,7 @@
 
 #include "core/ops.h"
 #include "emulator/rig.h"
+#include "moments_reference.h"
 #include "policy_reference.h"
 // The emulator comes before the kernels.
 #include "../../cuda/adamw.cu"
@@ -217,6 +218,37 @@ TEST(cuda_adamw_matches_float64) {
     rig::check_close("w", w, ew, kFloat32, 0.1);
     rig::check_close("m", m, em, kFloat32, 0.1);
     rig::check_close("v", v, ev, kFloat32, 0.01);
+  }
+}
+
+// Whole blocks and a part of one, more blocks than warps; gradients of many sizes, zeros and an offset among them.
+TEST(cuda_adamw8_matches_float64) {
+  for (const int64_t n : {1, 256, 700, 9000}) {
+    Values w = rig::random_floats(n, 1);
+    tokenring::reference::Moments8 state(n);
+    for (int64_t t = 1; t <= 3; ++t) {
+      Values g = rig::random_floats(n, 10 + t);
+      for (int64_t i = 0; i < n; ++i) g[i] *= i % 7 == 3 ? 0.0f : std::pow(10.0f, static_cast<float>(-(i % 5)));
+      const AdamWStep how{1e-2f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.5f, t};
+      const auto [w1, m, v, m_scale, v_scale] = rig::on_two_schedules([&] {
+        const Buffer<float> dw(w), dg(g), dm_scale(state.m_scale), dv_scale(state.v_scale);
+        const Buffer<uint8_t> dm(state.m), dv(state.v);
+        const Buffer<tokenring::MomentCodes> codes(std::vector{tokenring::moment_codes()});
+        adamw8(nullptr, n, how, codes.data(), dw.data(), dg.data(), dm.data(), dv.data(), dm_scale.data(),
+               dv_scale.data());
+        return std::tuple{dw.read(), dm.read(), dv.read(), dm_scale.read(), dv_scale.read()};
+      });
+      tokenring::reference::Moments8 after(n);
+      after.m = m;
+      after.v = v;
+      after.m_scale = m_scale;
+      after.v_scale = v_scale;
+      const tokenring::reference::Wrong wrong = tokenring::reference::compare(state, after, w, g, w1, how);
+      // Float32's rounding, of numbers below 1.
+      CHECK(wrong.weight < 1e-6 && wrong.scale < 1e-6 && wrong.share < 1e-6);
+      state = after;
+      w = w1;
+    }
   }
 }
 

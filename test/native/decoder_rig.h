@@ -91,8 +91,9 @@ struct Rig {
 
   explicit Rig(const DecoderConfig& config, Precision precision = Precision::float32, TrainerOptions options = {})
       : Rig(make_cpu_device(2, precision), config, options) {}
-  Rig(std::unique_ptr<Device> of, const DecoderConfig& config, TrainerOptions options = {})
-      : inner(std::move(of)), parameters(device, config), trainer(device, parameters, options) {}
+  Rig(std::unique_ptr<Device> of, const DecoderConfig& config, TrainerOptions options = {},
+      MomentForm moments = MomentForm::float32)
+      : inner(std::move(of)), parameters(device, config, nullptr, moments), trainer(device, parameters, options) {}
 
   std::vector<float> read(Tensor flat) {
     std::vector<float> values(static_cast<size_t>(flat.elements()));

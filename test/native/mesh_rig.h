@@ -21,9 +21,9 @@ struct MeshRank {
   std::unique_ptr<Stream> stream = device.stream();
   std::atomic<bool> never{false};
 
-  MeshRank(const DecoderConfig& config, const MeshOptions& options, TrainerOptions of_trainer)
+  MeshRank(const DecoderConfig& config, const MeshOptions& options, TrainerOptions of_trainer, MomentForm moments)
       : mesh(device, shared_memory(), options),
-        parameters(device, config, &mesh),
+        parameters(device, config, &mesh, moments),
         trainer(device, parameters, of_trainer, &mesh) {
     mesh.join();
   }
@@ -43,7 +43,8 @@ struct MeshRank {
 
 // Runs `body` on every rank; what each failed with ("CODE: message"), "" for those that did not.
 inline std::vector<std::string> on_mesh(const DecoderConfig& config, MeshOptions options, TrainerOptions of_trainer,
-                                        const std::function<void(MeshRank&)>& body) {
+                                        const std::function<void(MeshRank&)>& body,
+                                        MomentForm moments = MomentForm::float32) {
   options.id = shared_memory().make_id();
   std::vector<std::string> failures(options.size);
   std::vector<std::thread> threads;
@@ -52,7 +53,7 @@ inline std::vector<std::string> on_mesh(const DecoderConfig& config, MeshOptions
       MeshOptions own = options;
       own.rank = r;
       failures[r] = failure_of([&] {
-        MeshRank rank(config, own, of_trainer);
+        MeshRank rank(config, own, of_trainer, moments);
         body(rank);
       });
     });

@@ -201,6 +201,32 @@ describe("adamw", () => {
     for (const [i, w] of [...a, ...rest].entries()) expect(w).toBeCloseTo(expected[i] as number, 6);
   });
 
+  it("takes moments in eight bits with their scales, and says what lacks one", async () => {
+    const make = (n: number) => ({
+      weight: new Float32Array(n),
+      gradient: Float32Array.from({ length: n }, (_, i) => (i === 0 ? -1 : 0)),
+      firstMoment: new Uint8Array(n),
+      secondMoment: new Uint8Array(n),
+    });
+    const scales = (n: number) => ({ firstScale: new Float32Array(n), secondScale: new Float32Array(n) });
+    const parameter = { ...make(300), ...scales(2) };
+    await adamw([parameter], { learningRate: 0.1, step: 1 });
+    expect(parameter.weight[0]).toBeCloseTo(0.1, 6);
+    // The largest of a block has its share's code, with the sign of the first moment; the other block is still zero.
+    expect([...parameter.firstMoment.subarray(0, 2)]).toEqual([127 + 128, 0]);
+    expect([...parameter.secondMoment.subarray(0, 2)]).toEqual([255, 0]);
+    expect(parameter.firstScale[0]).toBeCloseTo(0.1, 6);
+    expect(parameter.secondScale[0]).toBeCloseTo(Math.sqrt(0.001), 6);
+    expect([parameter.firstScale[1], parameter.secondScale[1]]).toEqual([0, 0]);
+    const options = { learningRate: 0.1, step: 1 };
+    await expect(adamw([make(300)], options)).rejects.toEqual(
+      invalid(/firstMoment is u8 \[300\], must be f32/),
+    );
+    await expect(adamw([{ ...make(300), ...scales(1) }], options)).rejects.toEqual(
+      invalid(/a scale has 1 elements, must have one for each 256 of the weight's 300/),
+    );
+  });
+
   it("leaves parameters without decay alone where the gradient is zero, and takes a norm that is given", async () => {
     const make = (decay: boolean) => ({
       weight: Float32Array.of(2),

@@ -54,6 +54,19 @@ describe("a planned step", () => {
     near(held.weights, 4 * all + 2 * products); // float32 masters, bf16 copies of the matrices
     near(held.gradients, 4 * (all + head)); // a tied embedding's and the head's are apart
     near(held.moments, 8 * all);
+    const coded = await planStep(
+      {
+        config,
+        mesh: alone,
+        activationCheckpointing: false,
+        optimiserBits: 8,
+        lengths: [tokens],
+        lossShare: share,
+      },
+      cluster,
+    );
+    const moments = coded.memory.find(({ purpose }) => purpose === "moments");
+    near(moments?.bytes, 2 * (1 + 4 / 256) * all);
   });
 
   it("keeps less with activation checkpointing and computes the layers' products once more", async () => {

@@ -216,8 +216,9 @@ describe("the optimiser", () => {
   async function updated(
     steps: number,
     how: AdamWOptions,
+    optimiserBits: 8 | 32 = 32,
   ): Promise<{ weights: Record<string, Float32Array>; moments: Record<string, Float32Array>; norm: number }> {
-    await using policy = await Policy.create(TINY, LIVELY);
+    await using policy = await Policy.create(TINY, { ...LIVELY, optimiserBits });
     let norm = 0;
     for (let i = 0; i < steps; i++) {
       await policy.accumulate(batch, { objective: "nll" });
@@ -280,5 +281,28 @@ describe("the optimiser", () => {
     const plain = await updated(2, { learningRate });
     expect(plain.norm).toBeGreaterThan(paper.clipNorm);
     expect(plain).toEqual(await updated(2, { learningRate, ...paper }));
+  });
+
+  it("keeps moments in eight bits where it is told to: the first step is float32's, later ones are near", async () => {
+    const how = { learningRate: 1e-2, clipNorm: 0 };
+    const [first, coded] = [await updated(1, how), await updated(1, how, 8)];
+    expect(coded.weights).toEqual(first.weights);
+    expect(coded.moments).not.toEqual(first.moments);
+    const [later, rounded] = [await updated(3, how), await updated(3, how, 8)];
+    expect(rounded.weights).not.toEqual(later.weights);
+    // Small moments of a block are coded coarsely, and every element moves by about the learning rate.
+    const { weights: start } = await updated(0, how);
+    const [moved, apart] = [start, rounded.weights].map((from) =>
+      Math.hypot(
+        ...Object.entries(later.weights).map(([name, weights]) =>
+          Math.hypot(...weights.map((w, i) => w - (from[name]?.[i] ?? 0))),
+        ),
+      ),
+    ) as [number, number];
+    expect(apart).toBeLessThan(0.3 * moved);
+    await expect(Policy.create(TINY, { optimiserBits: 16 as 8 })).rejects.toMatchObject({
+      code: "ERR_TOKENRING_INVALID_ARGUMENT",
+      message: "options.optimiserBits must be 8 or 32, got 16",
+    });
   });
 });
