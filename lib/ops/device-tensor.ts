@@ -9,9 +9,12 @@ import { type DType, type HostArray, native, type Tensor } from "./tensor.ts";
 export interface DeviceTensorOptions {
   /** Default "f32". */
   dtype?: DType;
-  /** Default "cpu". "cuda" is refused, with the reason, where this build or machine has none. */
+  /** Default "cpu". "cuda": the first GPU that CUDA shows; refused, with the reason, where none can be used. */
   device?: "cpu" | "cuda";
-  /** Handle of the stream that work on the tensor is ordered on; the CPU device has only 0n (default). */
+  /**
+   * Calls are ordered on a stream of their own, and all is done when their promises settle: only 0n (default) is taken.
+   * What other programs have queued on the memory must be done before a call begins.
+   */
   stream?: bigint;
 }
 
@@ -24,7 +27,7 @@ export class DeviceTensor implements Tensor, Disposable {
   readonly data: NativeDeviceTensor;
   /** Where the memory lies. */
   readonly device: "cpu" | "cuda";
-  /** The stream whose work on it comes first, as its address; 0 on the CPU. */
+  /** The stream whose work on it comes first; 0: none that others must wait for. */
   readonly stream: bigint;
   /** Of its elements. */
   readonly dtype: DType;
@@ -35,7 +38,7 @@ export class DeviceTensor implements Tensor, Disposable {
 
   private constructor(data: NativeDeviceTensor, options: DeviceTensorOptions, owner?: object) {
     this.data = data;
-    this.device = options.device ?? "cpu";
+    this.device = data.device;
     this.stream = checkStream(options);
     this.dtype = data.dtype;
     this.shape = Object.freeze(data.shape);
@@ -87,8 +90,9 @@ export class DeviceTensor implements Tensor, Disposable {
   /**
    * Takes over a tensor of another library: a capsule that `toDLPack` of an addon gave, or the address of a
    * DLManagedTensor. Its deleter is called when the memory is no longer needed, on any thread.
-   * @throws ERR_TOKENRING_INVALID_ARGUMENT, and the tensor stays with its owner, if it is not in host memory, has gaps,
-   * more than four dimensions or another dtype, or if the capsule's tensor was taken before.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT, and the tensor stays with its owner, if it is neither in host memory nor in
+   * that of the first GPU, has gaps, more than four dimensions or another dtype, or if the capsule's tensor was taken
+   * before.
    */
   static fromDLPack(source: DLPackCapsule | bigint, options: { stream?: bigint } = {}): DeviceTensor {
     checkStream(options);
@@ -144,7 +148,7 @@ function checkStream({ stream = 0n }: { stream?: bigint }): bigint {
   if (stream !== 0n) {
     throw new TokenringError(
       "ERR_TOKENRING_INVALID_ARGUMENT",
-      `DeviceTensor: stream is ${stream}, but the CPU device has only stream 0n, which calls use in their order`,
+      `DeviceTensor: stream is ${stream}, but only 0n is taken: calls have a stream of their own; wait for other work first`,
     );
   }
   return stream;

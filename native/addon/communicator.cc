@@ -126,6 +126,7 @@ class CommunicatorObject::Staged {
 template <class Work>
 Napi::Value CommunicatorObject::submit(Napi::Env env, std::shared_ptr<Held> held, Work work) {
   jobs_->check_open();
+  require(!held->on_gpu(), "the communicator takes tensors in the host's memory; copy them there (copyTo)");
   held->keep(Value());
   // An abort() that somebody keeps does not keep the communicator.
   const auto on_abort = [link = std::weak_ptr(link_)] {

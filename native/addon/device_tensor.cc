@@ -1,8 +1,10 @@
 #include "addon/device_tensor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "addon/arguments.h"
 #include "addon/engine.h"
@@ -10,7 +12,6 @@
 #include "addon/state.h"
 #include "core/convert.h"
 #include "core/dlpack.h"
-#include "cuda/probe.h"
 
 namespace tokenring::addon {
 namespace {
@@ -40,9 +41,17 @@ Napi::Value pointer_value(Napi::Env env, const void* pointer) {
   return Napi::BigInt::New(env, static_cast<uint64_t>(reinterpret_cast<uintptr_t>(pointer)));
 }
 
-void check_device(const std::string& device) {
-  if (device == "cuda") fail("INVALID_ARGUMENT", "device \"cuda\" cannot be used: ", probe_cuda().reason);
-  require(device == "cpu", "device must be \"cpu\" or \"cuda\", got \"", device, "\"");
+bool on_gpu_argument(const Arguments& options) {
+  const std::string device = options.text("device");
+  require(device == "cpu" || device == "cuda", "device must be \"cpu\" or \"cuda\", got \"", device, "\"");
+  return device == "cuda";
+}
+
+// Numbers of bf16, on the way between a tensor and an array of float32.
+std::vector<uint16_t> rounded(const Tensor& from) {
+  std::vector<uint16_t> bits(static_cast<size_t>(from.elements()));
+  std::transform(from.f32(), from.f32() + bits.size(), bits.begin(), bf16_of_f32);
+  return bits;
 }
 
 }  // namespace
@@ -52,6 +61,7 @@ Napi::Function DeviceTensorObject::define(Napi::Env env) {
       env, "DeviceTensor",
       {
           InstanceAccessor<&DeviceTensorObject::guard<&DeviceTensorObject::disposed>>("disposed"),
+          InstanceAccessor<&DeviceTensorObject::guard<&DeviceTensorObject::device>>("device"),
           InstanceAccessor<&DeviceTensorObject::guard<&DeviceTensorObject::dtype>>("dtype"),
           InstanceAccessor<&DeviceTensorObject::guard<&DeviceTensorObject::shape>>("shape"),
           InstanceAccessor<&DeviceTensorObject::guard<&DeviceTensorObject::pointer>>("pointer"),
@@ -74,21 +84,25 @@ Napi::Value DeviceTensorObject::guard(const Napi::CallbackInfo& info) {
 DeviceTensorObject::DeviceTensorObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DeviceTensorObject>(info) {
   guarded(info.Env(), [&] {
     const Arguments options(info[0], "options");
-    check_device(options.text("device"));
+    on_gpu_ = on_gpu_argument(options);
     const Napi::Value foreign = options.get("dlpack");
     if (!foreign.IsUndefined()) {
       DLManagedTensor* bare = nullptr;
       if (foreign.IsBigInt()) bare = reinterpret_cast<DLManagedTensor*>(options.bits("dlpack"));
       DLManagedTensor*& managed = foreign.IsBigInt() ? bare : capsule_argument(foreign);
       require(managed || foreign.IsBigInt(), "fromDLPack: the tensor of this capsule was taken already");
+      if (managed && managed->dl_tensor.device.device_type == kDlCuda) Engine::of(info.Env()).gpu();
       ImportedTensor imported = import_dlpack(managed);
       managed = nullptr;
+      on_gpu_ = imported.on_gpu;
       storage_ = std::move(imported.storage);
       tensor_ = imported.tensor;
       return;
     }
     tensor_ = shape_argument(options, "shape", dtype_argument(options, "dtype"));
     const size_t bytes = tensor_.bytes();
+    Engine& engine = Engine::of(info.Env());
+    const std::shared_ptr<Device> device = on_gpu_ ? engine.gpu() : engine.device();
     if (!options.get("pointer").IsUndefined()) {
       tensor_.data = reinterpret_cast<void*>(options.bits("pointer"));
       require(tensor_.data || bytes == 0, "options.pointer is null; give the address of ", bytes, " bytes");
@@ -98,10 +112,15 @@ DeviceTensorObject::DeviceTensorObject(const Napi::CallbackInfo& info) : Napi::O
       storage_ = std::make_shared<Storage>(tensor_.data, bytes, nullptr);
       return;
     }
-    const std::shared_ptr<Device> device = Engine::of(info.Env()).device();
     tensor_.data = device->allocate(bytes > 0 ? bytes : 1, "tensors");
     storage_ = std::make_shared<Storage>(tensor_.data, bytes, [device, data = tensor_.data] { device->free(data); });
-    std::memset(tensor_.data, 0, bytes);
+    if (!on_gpu_) {
+      std::memset(tensor_.data, 0, bytes);
+      return;
+    }
+    const std::unique_ptr<Stream> stream = device->stream();
+    device->ops().zero(*stream, tensor_);
+    stream->synchronize();
   });
   info.This().As<Napi::Object>().TypeTag(&kTensorTag);
 }
@@ -118,6 +137,10 @@ std::shared_ptr<Storage> DeviceTensorObject::live(const char* where) const {
 
 Napi::Value DeviceTensorObject::disposed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !storage_);
+}
+
+Napi::Value DeviceTensorObject::device(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), on_gpu_ ? "cuda" : "cpu");
 }
 
 Napi::Value DeviceTensorObject::dtype(const Napi::CallbackInfo& info) {
@@ -143,14 +166,13 @@ Napi::Value DeviceTensorObject::write(const Napi::CallbackInfo& info) {
   const bool convert = from.dtype == DType::f32 && tensor_.dtype == DType::bf16;
   require((convert || from.dtype == tensor_.dtype) && from.elements() == tensor_.elements(), "copyFrom: the array is ",
           shape_text(from), ", the tensor ", shape_text(tensor_));
-  return Engine::of(info.Env()).submit<Nothing>(info.Env(), operands.held(), [=, to = tensor_](Compute&) {
-    if (convert) {
-      for (int64_t i = 0; i < to.elements(); ++i) static_cast<uint16_t*>(to.data)[i] = bf16_of_f32(from.f32()[i]);
-    } else if (to.bytes() > 0) {
-      std::memmove(to.data, from.data, to.bytes());
-    }
+  const auto copy = [=, to = tensor_](Compute& on) {
+    const std::vector<uint16_t> bits = convert ? rounded(from) : std::vector<uint16_t>();
+    if (to.bytes() > 0) on.stream->copy_to_device(to.data, convert ? bits.data() : from.data, to.bytes());
+    on.stream->synchronize();
     return Nothing{};
-  });
+  };
+  return Engine::of(info.Env()).submit_on<Nothing>(info.Env(), on_gpu_, operands.held(), copy);
 }
 
 Napi::Value DeviceTensorObject::read(const Napi::CallbackInfo& info) {
@@ -160,18 +182,18 @@ Napi::Value DeviceTensorObject::read(const Napi::CallbackInfo& info) {
   const bool convert = to.dtype == DType::f32 && tensor_.dtype == DType::bf16;
   require((convert || to.dtype == tensor_.dtype) && to.elements() == tensor_.elements(), "copyTo: the array is ",
           shape_text(to), ", the tensor ", shape_text(tensor_));
-  return Engine::of(info.Env()).submit<Nothing>(info.Env(), operands.held(), [=, from = tensor_](Compute&) {
-    if (convert) {
-      for (int64_t i = 0; i < from.elements(); ++i) to.f32()[i] = f32_of_bf16(static_cast<uint16_t*>(from.data)[i]);
-    } else if (from.bytes() > 0) {
-      std::memmove(to.data, from.data, from.bytes());
-    }
+  const auto copy = [=, from = tensor_](Compute& on) {
+    std::vector<uint16_t> bits(convert ? static_cast<size_t>(from.elements()) : 0);
+    if (from.bytes() > 0) on.stream->copy_to_host(convert ? bits.data() : to.data, from.data, from.bytes());
+    on.stream->synchronize();
+    std::transform(bits.begin(), bits.end(), to.f32(), f32_of_bf16);
     return Nothing{};
-  });
+  };
+  return Engine::of(info.Env()).submit_on<Nothing>(info.Env(), on_gpu_, operands.held(), copy);
 }
 
 Napi::Value DeviceTensorObject::to_dlpack(const Napi::CallbackInfo& info) {
-  auto* capsule = new Capsule{export_dlpack(live("this tensor"), tensor_)};
+  auto* capsule = new Capsule{export_dlpack(live("this tensor"), tensor_, on_gpu_)};
   const auto external = Napi::External<Capsule>::New(info.Env(), capsule, [](Napi::Env, Capsule* unused) {
     if (unused->tensor) unused->tensor->deleter(unused->tensor);
     delete unused;
@@ -181,7 +203,7 @@ Napi::Value DeviceTensorObject::to_dlpack(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value DeviceTensorObject::to_dlpack_pointer(const Napi::CallbackInfo& info) {
-  return pointer_value(info.Env(), export_dlpack(live("this tensor"), tensor_));
+  return pointer_value(info.Env(), export_dlpack(live("this tensor"), tensor_, on_gpu_));
 }
 
 Napi::Value DeviceTensorObject::dispose(const Napi::CallbackInfo& info) {

@@ -22,12 +22,14 @@ class DeviceTensorObject : public Napi::ObjectWrap<DeviceTensorObject> {
   // A share in its memory. Failure DISPOSED after dispose(); `where` is its name in the message.
   std::shared_ptr<Storage> live(const char* where) const;
   const Tensor& tensor() const { return tensor_; }
+  bool on_gpu() const { return on_gpu_; }
 
  private:
   template <Napi::Value (DeviceTensorObject::*method)(const Napi::CallbackInfo&)>
   Napi::Value guard(const Napi::CallbackInfo&);
 
   Napi::Value disposed(const Napi::CallbackInfo&);
+  Napi::Value device(const Napi::CallbackInfo&);
   Napi::Value dtype(const Napi::CallbackInfo&);
   Napi::Value shape(const Napi::CallbackInfo&);
   Napi::Value pointer(const Napi::CallbackInfo&);
@@ -39,6 +41,7 @@ class DeviceTensorObject : public Napi::ObjectWrap<DeviceTensorObject> {
 
   std::shared_ptr<Storage> storage_;  // null after dispose()
   Tensor tensor_;
+  bool on_gpu_ = false;
 };
 
 }  // namespace tokenring::addon

@@ -2,6 +2,7 @@
 
 #include "addon/arguments.h"
 #include "cpu/device.h"
+#include "cuda/device.h"
 
 namespace tokenring::addon {
 
@@ -19,6 +20,11 @@ void Engine::set_threads(int threads) {
 std::shared_ptr<Device> Engine::device() {
   if (!compute_) compute_ = std::make_shared<Compute>(make_cpu_device(threads_));
   return compute_->device;
+}
+
+std::shared_ptr<Device> Engine::gpu() {
+  if (!gpu_) gpu_ = std::make_shared<Compute>(make_cuda_device());
+  return gpu_->device;
 }
 
 Napi::Value set_threads(const Napi::CallbackInfo& info) {

@@ -23,6 +23,13 @@ void Held::keep_buffer(Napi::Object buffer, std::string name) {
   buffers_.push_back({reference_to(buffer), std::move(name)});
 }
 
+void Held::lies(bool on_gpu, const std::string& name) {
+  std::string& first = on_gpu ? on_gpu_ : on_host_;
+  if (first.empty()) first = name;
+  require(on_host_.empty() || on_gpu_.empty(), on_gpu_, " lies in a GPU's memory, ", on_host_,
+          " in the host's; a call computes on one device: copy one of them (DeviceTensor.from, copyTo)");
+}
+
 void Held::inspect(Napi::Env env) const {
   for (const Buffer& buffer : buffers_) {
     napi_value value = nullptr;

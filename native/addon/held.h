@@ -26,6 +26,11 @@ class Held {
   // Native memory that others may let go meanwhile.
   void keep(std::shared_ptr<void> share) { shares_.push_back(std::move(share)); }
 
+  // Where a tensor lies that the call computes with. Failure INVALID_ARGUMENT, with both names, unless all lie on one
+  // device.
+  void lies(bool on_gpu, const std::string& name);
+  bool on_gpu() const { return !on_gpu_.empty(); }
+
   // Failure INVALID_ARGUMENT for a buffer that was detached (by a transfer to another thread) in the meantime.
   void inspect(Napi::Env) const;
   void release();
@@ -37,6 +42,7 @@ class Held {
   };
   napi_env env_ = nullptr;
   bool under_way_ = false;
+  std::string on_host_, on_gpu_;  // the first tensor of each
   std::vector<napi_ref> values_;
   std::vector<Buffer> buffers_;
   std::vector<std::shared_ptr<void>> shares_;

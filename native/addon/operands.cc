@@ -94,7 +94,7 @@ void* array_memory(Napi::Value array, const std::string& where, size_t bytes, He
   return data;
 }
 
-Tensor tensor_argument(const Arguments& value, const std::string& where, Held& held) {
+Tensor tensor_argument(const Arguments& value, const std::string& where, Held& held, bool for_host) {
   const DType dtype = dtype_argument(value, "dtype");
   Tensor t = shape_argument(value, "shape", dtype);
   const Napi::Value data = value.get("data");
@@ -102,6 +102,7 @@ Tensor tensor_argument(const Arguments& value, const std::string& where, Held& h
     require(data.As<Napi::TypedArray>().TypedArrayType() == array_type(dtype), where, " of dtype ", name_of(dtype),
             " must be held by ", array_name(dtype));
     t.data = array_memory(data, where, t.bytes(), held);
+    if (!for_host) held.lies(false, where);
     return t;
   }
   const DeviceTensorObject* device = DeviceTensorObject::from(data);
@@ -110,6 +111,8 @@ Tensor tensor_argument(const Arguments& value, const std::string& where, Held& h
   t.data = device->tensor().data;
   require(device->tensor().bytes() == t.bytes(), where, " is ", shape_text(t), ", its memory ",
           shape_text(device->tensor()));
+  require(!for_host || !device->on_gpu(), where, " lies in a GPU's memory, but the host reads it: give an array");
+  if (!for_host) held.lies(device->on_gpu(), where);
   return t;
 }
 
@@ -117,6 +120,17 @@ Tensor Operands::tensor(const char* field) { return tensor_argument(from_.object
 
 Tensor Operands::tensor(const char* field, DType dtype, std::initializer_list<int64_t> shape) {
   const Tensor t = tensor(field);
+  check(field, t, dtype, shape);
+  return t;
+}
+
+Tensor Operands::host_tensor(const char* field, DType dtype, std::initializer_list<int64_t> shape) {
+  const Tensor t = tensor_argument(from_.object(field), from_.name(field), *held_, true);
+  check(field, t, dtype, shape);
+  return t;
+}
+
+void Operands::check(const char* field, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape) const {
   bool same = t.dtype == dtype && t.rank == static_cast<int>(shape.size());
   int i = 0;
   for (const int64_t size : shape) {
@@ -124,7 +138,7 @@ Tensor Operands::tensor(const char* field, DType dtype, std::initializer_list<in
     same = size == kAny || t.shape[i] == size;
     ++i;
   }
-  if (same) return t;
+  if (same) return;
   std::ostringstream wanted;
   wanted << name_of(dtype) << " [";
   i = 0;

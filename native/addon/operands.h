@@ -26,20 +26,24 @@ class Operands {
   // Failure INVALID_ARGUMENT for what is no tensor, whose memory is too small, detached, resizable or disposed, or of
   // another dtype or number of dimensions. A dimension of `shape` that is kAny may have any size.
   Tensor tensor(const char* field, DType dtype, std::initializer_list<int64_t> shape);
-  Tensor tensor(const char* field);   // of any dtype and shape
+  Tensor tensor(const char* field);  // of any dtype and shape
+  // One that the host reads, wherever the others lie: an array, or a DeviceTensor in the host's memory.
+  Tensor host_tensor(const char* field, DType dtype, std::initializer_list<int64_t> shape);
   bool has(const char* field) const;  // whether the field is there
   const Arguments& arguments() const { return from_; }
   const std::shared_ptr<Held>& held() const { return held_; }
 
  private:
+  void check(const char* field, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape) const;
+
   Arguments from_;
   std::shared_ptr<Held> held_;
 };
 
 constexpr int64_t kAny = -1;
 
-// The tensor that a value names; `where` is its name in messages.
-Tensor tensor_argument(const Arguments& value, const std::string& where, Held& held);
+// The tensor that a value names; `where` is its name in messages. `for_host`: it has to lie in the host's memory.
+Tensor tensor_argument(const Arguments& value, const std::string& where, Held& held, bool for_host = false);
 // A typed array's memory, checked, and held from now on. `bytes`: how much is needed.
 void* array_memory(Napi::Value array, const std::string& where, size_t bytes, Held& held);
 

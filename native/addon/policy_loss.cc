@@ -109,12 +109,17 @@ Napi::Value policy_loss(const Napi::CallbackInfo& info) {
     const Tensor dhead = fused ? optional("dhead", f32, {vocabulary, width}) : Tensor{};
     require(!fused || from.has("dhidden") == from.has("dhead"), "policyLoss: give both dhidden and dhead, or neither");
     require(vocabulary > 0 && width > 0, "policyLoss: the ", fused ? "head" : "logits", " must have columns and rows");
-    const RowLanes lanes{.targets = from.tensor("targets", DType::i32, {count}),
-                         .weight = from.tensor("weight", f32, {count}),
-                         .advantage = optional("advantage", f32, {count}),
-                         .old_logprob = optional("oldLogprob", f32, {count}),
-                         .reference_logprob = optional("referenceLogprob", f32, {count}),
-                         .lengths = optional("lengths", DType::i32, {kAny})};
+    require(!fused || !from.held()->on_gpu(),
+            "policyLoss: hidden states in a GPU's memory are not taken; give logits, or hidden states in the host's");
+    const auto lane = [&](const char* field, DType dtype, int64_t entries) {
+      return from.has(field) ? from.host_tensor(field, dtype, {entries}) : Tensor{};
+    };
+    const RowLanes lanes{.targets = from.host_tensor("targets", DType::i32, {count}),
+                         .weight = from.host_tensor("weight", f32, {count}),
+                         .advantage = lane("advantage", f32, count),
+                         .old_logprob = lane("oldLogprob", f32, count),
+                         .reference_logprob = lane("referenceLogprob", f32, count),
+                         .lengths = lane("lengths", DType::i32, kAny)};
     return Engine::of(info.Env()).submit<LossResult>(info.Env(), from.held(), [=](Compute& on, const auto& aborted) {
       if (lanes.lengths) check_lengths(lanes.lengths, count);
       const LossRows rows = rows_of(lanes, vocabulary);

@@ -6,8 +6,6 @@
 namespace tokenring {
 namespace {
 
-constexpr int32_t kCpu = 1, kPinned = 3;
-
 struct Format {
   DType dtype;
   DLDataType dl;
@@ -27,7 +25,7 @@ struct Export {
 
 }  // namespace
 
-DLManagedTensor* export_dlpack(std::shared_ptr<Storage> storage, const Tensor& tensor) {
+DLManagedTensor* export_dlpack(std::shared_ptr<Storage> storage, const Tensor& tensor, bool on_gpu) {
   auto* out = new Export{{}, tensor.shape, {}, std::move(storage)};
   int64_t stride = 1;
   for (int i = tensor.rank - 1; i >= 0; --i) {
@@ -38,7 +36,8 @@ DLManagedTensor* export_dlpack(std::shared_ptr<Storage> storage, const Tensor& t
   for (const Format& format : kFormats)
     if (format.dtype == tensor.dtype) type = format.dl;
   // Strides are given although null would do: DLPack 1.2 asks for them.
-  out->managed.dl_tensor = {tensor.data, {kCpu, 0}, tensor.rank, type, out->shape.data(), out->strides.data(), 0};
+  out->managed.dl_tensor = {
+      tensor.data, {on_gpu ? kDlCuda : kDlCpu, 0}, tensor.rank, type, out->shape.data(), out->strides.data(), 0};
   out->managed.manager_ctx = out;
   out->managed.deleter = [](DLManagedTensor* self) { delete static_cast<Export*>(self->manager_ctx); };
   return &out->managed;
@@ -47,9 +46,11 @@ DLManagedTensor* export_dlpack(std::shared_ptr<Storage> storage, const Tensor& t
 ImportedTensor import_dlpack(DLManagedTensor* managed) {
   require(managed, "fromDLPack: the pointer is null");
   const DLTensor& from = managed->dl_tensor;
-  require(from.device.device_type == kCpu || from.device.device_type == kPinned,
-          "fromDLPack: the tensor lies on device ", from.device.device_type, ":", from.device.device_id,
-          "; this build takes host memory (1 or 3)");
+  const bool on_gpu = from.device.device_type == kDlCuda;
+  require(
+      on_gpu ? from.device.device_id == 0 : from.device.device_type == kDlCpu || from.device.device_type == kDlPinned,
+      "fromDLPack: the tensor lies on device ", from.device.device_type, ":", from.device.device_id,
+      "; host memory (1 or 3) and the first GPU (2:0) are taken");
   require(from.ndim >= 0 && from.ndim <= 4 && (from.ndim == 0 || from.shape), "fromDLPack: the tensor has ", from.ndim,
           " dimensions; at most 4 are taken");
   const Format* format = nullptr;
@@ -75,7 +76,7 @@ ImportedTensor import_dlpack(DLManagedTensor* managed) {
                                     [managed] {
                                       if (managed->deleter) managed->deleter(managed);
                                     }),
-          tensor};
+          tensor, on_gpu};
 }
 
 }  // namespace tokenring

@@ -12,8 +12,10 @@
 
 namespace tokenring {
 
+constexpr int32_t kDlCpu = 1, kDlCuda = 2, kDlPinned = 3;  // host memory, a GPU's, host memory pinned for GPUs
+
 struct DLDevice {
-  int32_t device_type;  // 1 = CPU, 2 = CUDA, 3 = host memory pinned for CUDA
+  int32_t device_type;
   int32_t device_id;
 };
 
@@ -39,16 +41,19 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor* self);
 };
 
-// The tensor for somebody else, in host memory; holds a share of `storage` until its deleter is called.
-DLManagedTensor* export_dlpack(std::shared_ptr<Storage> storage, const Tensor& tensor);
+// The tensor for somebody else, in host memory or in that of the first GPU; holds a share of `storage` until its
+// deleter is called.
+DLManagedTensor* export_dlpack(std::shared_ptr<Storage> storage, const Tensor& tensor, bool on_gpu = false);
 
 struct ImportedTensor {
   std::shared_ptr<Storage> storage;  // calls the deleter when it ends
   Tensor tensor;
+  bool on_gpu;
 };
 
-// Takes the tensor over. Failure INVALID_ARGUMENT, and the tensor stays the caller's, if it is not in host memory, of
-// another dtype than f32, bf16, f16, i32 and u8, has gaps, or more than four dimensions.
+// Takes the tensor over. Failure INVALID_ARGUMENT, and the tensor stays the caller's, if it is neither in host memory
+// nor in that of the first GPU, of another dtype than f32, bf16, f16, i32 and u8, has gaps, or more than four
+// dimensions.
 ImportedTensor import_dlpack(DLManagedTensor* managed);
 
 }  // namespace tokenring

@@ -85,3 +85,34 @@ test("what it samples has the logprobs that it scores", () => {
   expect(turn?.logprobs).toHaveLength(3);
   expect(far(turn?.logprobs ?? [], turn?.scored ?? [])).toBeLessThan(0.03);
 });
+
+test("the functions of tokenring/ops take tensors in its memory, and say which they do not take", () => {
+  const on = (device: string) => {
+    const program = ["test/gpu/ops.mjs", device];
+    const { stdout, stderr } = spawnSync(process.execPath, program, {
+      encoding: "utf8",
+      env: environment,
+      timeout: 50_000,
+    });
+    expect(stderr).toBe("");
+    return JSON.parse(stdout) as { device: string; result: Record<string, number[]>; refusals: string[] };
+  };
+  const [cpu, gpu] = [on("cpu"), on("cuda")];
+  expect([cpu.device, gpu.device]).toEqual(["cpu", "cuda"]);
+  expect(Object.keys(gpu.result)).toEqual(Object.keys(cpu.result));
+  // Both compute in float32, in other orders.
+  for (const [name, expected] of Object.entries(cpu.result)) {
+    const got = gpu.result[name] ?? [];
+    expect(got).toHaveLength(expected.length);
+    const largest = Math.max(...expected.map(Math.abs));
+    expect(largest).toBeGreaterThan(0);
+    expect(far(got, expected) / largest, name).toBeLessThan(1e-5);
+  }
+  expect(gpu.refusals).toEqual([
+    expect.stringMatching(
+      /INVALID_ARGUMENT: parameters\[0\]\.weight lies in a GPU's memory, parameters\[0\]\.firstMoment in the host's/,
+    ),
+    expect.stringMatching(/INVALID_ARGUMENT: options\.weight lies in a GPU's memory, but the host reads it/),
+    expect.stringMatching(/INVALID_ARGUMENT: policyLoss: hidden states in a GPU's memory are not taken/),
+  ]);
+});

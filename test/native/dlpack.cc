@@ -50,6 +50,16 @@ TEST(dlpack_hands_a_tensor_over_and_back) {
   CHECK(memory.ended == 1);
 }
 
+TEST(dlpack_says_which_tensors_lie_on_the_gpu) {
+  Counted memory;
+  DLManagedTensor* exported = export_dlpack(memory.storage(), memory.tensor(), true);
+  CHECK(exported->dl_tensor.device.device_type == 2 && exported->dl_tensor.device.device_id == 0);
+  CHECK(import_dlpack(exported).on_gpu);
+  CHECK(memory.ended == 1);
+  Foreign foreign;
+  CHECK(!import_dlpack(&foreign.managed).on_gpu);
+}
+
 TEST(dlpack_gives_back_what_nobody_took) {
   Counted memory;
   DLManagedTensor* exported = export_dlpack(memory.storage(), memory.tensor());
@@ -83,7 +93,8 @@ TEST(dlpack_refuses_and_leaves_the_tensor_with_its_owner) {
     CHECK_FAILS("INVALID_ARGUMENT", import_dlpack(&foreign.managed));
     CHECK(foreign.deleted == 0);
   };
-  refused([](Foreign& f) { f.managed.dl_tensor.device = {2, 0}; });
+  refused([](Foreign& f) { f.managed.dl_tensor.device = {2, 1}; });
+  refused([](Foreign& f) { f.managed.dl_tensor.device = {4, 0}; });
   refused([](Foreign& f) { f.managed.dl_tensor.dtype = {2, 64, 1}; });
   refused([](Foreign& f) { f.managed.dl_tensor.dtype.lanes = 2; });
   refused([](Foreign& f) { f.strides[0] = 4; });
