@@ -351,10 +351,11 @@ TEST(cuda_backend_says_what_holds_the_memory) {
     Rig rig(gpu.device(), config);
     rig.randomise(1);
     rig.parameters.gradient();
+    rig.parameters.first_moment();
   });
   CHECK(contains(failure, "OUT_OF_MEMORY: the GPU has no ") &&
         contains(failure, " MiB for moments: this policy holds "));
-  CHECK(contains(failure, " MiB (weights 1.") && contains(failure, ", moments 1.") &&
+  CHECK(contains(failure, " MiB (weights 1.") && contains(failure, ", gradients 1.") &&
         contains(failure, " MiB of 3.0 MiB are free"));
 }
 
