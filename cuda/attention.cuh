@@ -94,6 +94,18 @@ __device__ __forceinline__ void store_row(Bf16* to, bool inside, const float (&x
   }
 }
 
+// Adds row r (0 or 1) of a thread's accumulators times `scale` to a row of float32, if it is `inside`.
+template <int kHeadDim>
+__device__ __forceinline__ void add_row(float* to, bool inside, const float (&x)[kHeadDim / 2], int r, float scale) {
+  if (!inside) return;
+  float2* pairs = reinterpret_cast<float2*>(to) + threadIdx.x % 4;
+  TOKENRING_UNROLL
+  for (int i = 0; i < kHeadDim / 8; ++i) {
+    const float2 old = load(pairs + 4 * i);
+    store(pairs + 4 * i, float2{old.x + x[4 * i + 2 * r] * scale, old.y + x[4 * i + 2 * r + 1] * scale});
+  }
+}
+
 // Heads of a tensor that run beside each other, a divisor of their count: those that, twice (K and V, Q and dO), keep
 // within half of the L2 cache.
 inline int section_of(const HeadTensor& heads, int group = 1) {

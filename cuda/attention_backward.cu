@@ -36,13 +36,13 @@ struct BackwardParameters {
   const KeyTile* tiles;
   const QueryRange* ranges;
   const Bf16 *out, *dout;
-  const float* lse;
+  const float *lse, *rows_delta;
   float *dk, *dv;
   // By number of queries and head: lse in base 2 (infinite where there is no row, which makes P zero) and D, by query;
   // dQ / scale, by the accumulators of the two consumers.
   float *lse2, *delta, *dq;
-  int64_t dout_stride;
-  int query_count, tile_count, heads, kv_heads, group, section;
+  int64_t dout_stride, gradient_stride;
+  int query_count, tile_count, heads, group, section;
   float scale, scale_log2;
   bool causal;
 };
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kRowThreads) attention_backward_begin_kernel(c
       const bool inside = row < q.rows;
       const int64_t at = int64_t{q.row} + row;
       float dot = 0.0f;
-      if (inside) {
+      if (inside && !p.rows_delta) {
         const Pack a = load_pack(p.dout + at * p.dout_stride + head * T::kHeadDim + column, kPack);
         const Pack b = load_pack(p.out + (at * p.heads + head) * T::kHeadDim + column, kPack);
         TOKENRING_UNROLL
@@ -85,6 +85,7 @@ __global__ void __launch_bounds__(kRowThreads) attention_backward_begin_kernel(c
       if (column == 0) {
         const float lse = inside ? load(p.lse + at * p.heads + head) : -INFINITY;
         store(p.lse2 + item * T::kQueries + row, lse == -INFINITY ? INFINITY : lse * kLog2E);
+        if (inside && p.rows_delta) dot = load(p.rows_delta + at * p.heads + head);
         store(p.delta + item * T::kQueries + row, dot);
       }
     }
@@ -95,9 +96,10 @@ __global__ void __launch_bounds__(kRowThreads) attention_backward_begin_kernel(c
   }
 }
 
-template <class T>
+// bf16 is overwritten, to float32 is added.
+template <class T, class Out>
 __global__ void __launch_bounds__(kRowThreads)
-    attention_backward_end_kernel(const BackwardParameters p, Bf16* out, int64_t row_stride) {
+    attention_backward_end_kernel(const BackwardParameters p, Out* out, int64_t row_stride) {
   constexpr int kPacks = T::kHeadDim / kPack;
   const int64_t items = int64_t{p.query_count} * p.heads;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
@@ -117,7 +119,13 @@ __global__ void __launch_bounds__(kRowThreads)
         x.v[2 * quad] = pair.x * p.scale;
         x.v[2 * quad + 1] = pair.y * p.scale;
       }
-      store_pack(out + (int64_t{q.row} + row) * row_stride + head * T::kHeadDim + pack * kPack, kPack, x);
+      Out* to = out + (int64_t{q.row} + row) * row_stride + head * T::kHeadDim + pack * kPack;
+      if constexpr (sizeof(Out) == sizeof(float)) {
+        const Pack before = load_pack(to, kPack);
+        TOKENRING_UNROLL
+        for (int j = 0; j < kPack; ++j) x.v[j] += before.v[j];
+      }
+      store_pack(to, kPack, x);
     }
   }
 }
@@ -176,16 +184,9 @@ template <int kHeadDim>
 __device__ __forceinline__ void add_rows(float* to, const BackwardParameters& p, const BackwardItem& work, int row,
                                          const float (&x)[kHeadDim / 2], float scale) {
   TOKENRING_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    if (row + 8 * r >= work.k.rows) continue;
-    const int64_t at = (int64_t{work.k.row} + row + 8 * r) * p.kv_heads + work.kv_head;
-    float2* pairs = reinterpret_cast<float2*>(to + at * kHeadDim) + threadIdx.x % 4;
-    TOKENRING_UNROLL
-    for (int i = 0; i < kHeadDim / 8; ++i) {
-      const float2 old = load(pairs + 4 * i);
-      store(pairs + 4 * i, float2{old.x + x[4 * i + 2 * r] * scale, old.y + x[4 * i + 2 * r + 1] * scale});
-    }
-  }
+  for (int r = 0; r < 2; ++r)
+    add_row<kHeadDim>(to + (int64_t{work.k.row} + row + 8 * r) * p.gradient_stride + work.kv_head * kHeadDim,
+                      row + 8 * r < work.k.rows, x, r, scale);
 }
 
 template <class T, bool kWithDq>
@@ -383,16 +384,17 @@ BackwardParameters parameters_of(const AttentionBackward& work) {
           work.out,
           static_cast<const Bf16*>(work.dout.address),
           work.lse,
+          work.delta,
           work.dk,
           work.dv,
           reinterpret_cast<float*>(workspace),
           reinterpret_cast<float*>(workspace + part),
           work.deterministic ? nullptr : reinterpret_cast<float*>(workspace + 2 * part),
           work.dout.row_stride,
+          work.gradient_stride ? work.gradient_stride : int64_t{work.k.heads} * head_dim,
           work.query_count,
           work.tile_count,
           work.q.heads,
-          work.k.heads,
           group,
           section_of(work.q, group),
           work.scale,
@@ -453,14 +455,27 @@ void attention_backward(CudaStream stream, EncodeTiled encode, const AttentionBa
     launch_backward<Backward128>(stream, encode, work);
 }
 
-void attention_backward_end(CudaStream stream, const AttentionBackward& work, Bf16* dq, int64_t row_stride) {
+namespace {
+
+template <class Out>
+void end_backward(CudaStream stream, const AttentionBackward& work, Out* dq, int64_t row_stride) {
   check(work);
-  require(!work.deterministic, "attention: deterministic work has its dQ from attention_backward_dq");
+  require(!work.deterministic, "attention: deterministic work has its dQ from attention_dq");
   const int64_t items = int64_t{work.query_count} * work.q.heads;
   if (items == 0) return;
-  const auto end =
-      work.q.head_dim == 64 ? attention_backward_end_kernel<Backward64> : attention_backward_end_kernel<Backward128>;
+  const auto end = work.q.head_dim == 64 ? attention_backward_end_kernel<Backward64, Out>
+                                         : attention_backward_end_kernel<Backward128, Out>;
   TOKENRING_LAUNCH(end, grid_of(items), kRowThreads, 0, stream)(parameters_of(work), dq, row_stride);
+}
+
+}  // namespace
+
+void attention_backward_end(CudaStream stream, const AttentionBackward& work, Bf16* dq, int64_t row_stride) {
+  end_backward(stream, work, dq, row_stride);
+}
+
+void attention_backward_end_f32(CudaStream stream, const AttentionBackward& work, float* dq, int64_t row_stride) {
+  end_backward(stream, work, dq, row_stride);
 }
 
 }  // namespace tokenring::cuda

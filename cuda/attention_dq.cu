@@ -24,8 +24,9 @@ struct DqParameters {
   const QueryTile* tiles;
   const Span* keys;
   const Bf16 *out, *dout;
-  const float* lse;
+  const float *lse, *delta;
   Bf16* dq;
+  float* dq_sum;
   int64_t dout_stride, row_stride;
   int tile_count, heads, group, section;
   float scale, scale_log2;
@@ -77,7 +78,9 @@ __device__ __forceinline__ void consume(const DqParameters& p, DqShared<T>& s, i
     const float lse = inside ? load(p.lse + at * p.heads + work.head) : -INFINITY;
     lse2[r] = lse == -INFINITY ? INFINITY : lse * kLog2E;
     float dot = 0.0f;
-    if (inside) {
+    if (inside && p.delta) {
+      dot = lane % 4 == 0 ? load(p.delta + at * p.heads + work.head) : 0.0f;
+    } else if (inside) {
       TOKENRING_UNROLL
       for (int i = 0; i < T::kHeadDim / kPack; i += 4) {
         const int column = (i + lane % 4) * kPack;
@@ -185,9 +188,14 @@ __device__ __forceinline__ void consume(const DqParameters& p, DqShared<T>& s, i
   }
   if (consumer == 0) named_sync(my_turn, 2 * kWarpgroup);
   TOKENRING_UNROLL
-  for (int r = 0; r < 2; ++r)
-    store_row<T::kHeadDim>(p.dq + (int64_t{work.q.row} + row + 8 * r) * p.row_stride + work.head * T::kHeadDim,
-                           row + 8 * r < work.q.rows, dq, r, p.scale);
+  for (int r = 0; r < 2; ++r) {
+    const bool inside = row + 8 * r < work.q.rows;
+    const int64_t at = (int64_t{work.q.row} + row + 8 * r) * p.row_stride + work.head * T::kHeadDim;
+    if (p.dq_sum)
+      add_row<T::kHeadDim>(p.dq_sum + at, inside, dq, r, p.scale);
+    else
+      store_row<T::kHeadDim>(p.dq + at, inside, dq, r, p.scale);
+  }
 }
 
 template <class T>
@@ -236,7 +244,9 @@ void launch_dq(CudaStream stream, EncodeTiled encode, const AttentionDq& work) {
                        work.out,
                        static_cast<const Bf16*>(work.dout.address),
                        work.lse,
+                       work.delta,
                        work.dq,
+                       work.dq_sum,
                        work.dout.row_stride,
                        work.row_stride,
                        work.tile_count,

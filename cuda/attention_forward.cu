@@ -36,7 +36,7 @@ struct ForwardParameters {
   int* counters;
   int tile_count, heads, group, section;  // heads of a section run beside each other, so that they share keys in L2
   float scale_log2;
-  bool causal;
+  bool causal, fresh;
 };
 
 template <class T>
@@ -141,7 +141,7 @@ __device__ __forceinline__ void store_rows(const ForwardParameters& p, const Que
     float before = 0.0f;
     if (kMerge) {
       // One lane reads what it will write; the shuffle is what the others wait for.
-      float old = inside && quad == 0 ? load(p.lse + at) * kLog2E : 0.0f;
+      float old = p.fresh ? -INFINITY : inside && quad == 0 ? load(p.lse + at) * kLog2E : 0.0f;
       old = __shfl_sync(0xffffffffu, old, static_cast<int>(threadIdx.x % kWarp - quad));
       // A row that saw nothing here keeps the bits that it has.
       inside = inside && (total != 0.0f || old == -INFINITY);
@@ -341,7 +341,7 @@ ForwardParameters parameters_of(const AttentionForward& work) {
   const int group = work.q.heads / work.k.heads;
   return {work.tiles,          work.keys,       work.out,     work.lse, work.running,
           work.counters,       work.tile_count, work.q.heads, group,    section_of(work.k) * group,
-          work.scale * kLog2E, work.causal};
+          work.scale * kLog2E, work.causal,     work.fresh};
 }
 
 }  // namespace

@@ -160,7 +160,7 @@ __device__ __forceinline__ void give(void* to, int64_t at, const float (&x)[kCol
 }
 
 // dQ = scale * sum over keys of dS K, dS = P (dO V - delta), P = exp(scale Q K - lse).
-template <class T>
+template <class T, class Out>
 __global__ void __launch_bounds__(kWarps* kWarp, 4) attention_plain_dq_kernel(const PlainBackward p) {
   const PlainHeads& h = p.at;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, d = h.head_dim;
@@ -191,12 +191,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, 4) attention_plain_dq_kernel(co
         add_rows<T>(sum, ds, min(n - from, kWarp), d, [&](int j) { return keys + at + j * h.kv_stride; });
       }
     }
-    give<T>(p.dq, of_q, sum, h.scale, d);
+    give<Out>(p.dq, row * p.dq_stride + static_cast<int64_t>(head) * d, sum, h.scale, d);
   }
 }
 
 // dK = scale * sum over queries of dS Q, dV = sum of P dO, over all heads of the group.
-template <class T>
+template <class T, class Out>
 __global__ void __launch_bounds__(kWarps* kWarp, 4) attention_plain_dkv_kernel(const PlainBackward p) {
   const PlainHeads& h = p.at;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, d = h.head_dim, group = h.heads / h.kv_heads;
@@ -232,8 +232,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 4) attention_plain_dkv_kernel(c
           add_rows<T>(dk, ds, n, d, [&](int j) { return queries + j * h.q_stride; });
         }
     }
-    give<T>(p.dk, of_kv, dk, h.scale, d);
-    give<T>(p.dv, of_kv, dv, 1.0f, d);
+    give<Out>(p.dk, of_kv, dk, h.scale, d);
+    give<Out>(p.dv, of_kv, dv, 1.0f, d);
   }
 }
 
@@ -297,11 +297,11 @@ void attention_plain_forward(CudaStream stream, const PlainForward& work) {
   if (items == 0) return;
   constexpr unsigned kThreads = kWarps * kWarp;
   const auto of_bf16 = attention_plain_kernel<Bf16, Bf16>;
-  const auto of_f32 = attention_plain_kernel<float, float>;
-  require(h.is_float == (work.out == nullptr) && h.is_float == (work.out_f32 != nullptr),
-          "attention: the output has the dtype of the queries");
-  if (h.is_float)
-    TOKENRING_LAUNCH(of_f32, blocks_of(items), kThreads, 0, stream)(work, work.out_f32);
+  const auto to_f32 = h.is_float ? attention_plain_kernel<float, float> : attention_plain_kernel<Bf16, float>;
+  require((work.out == nullptr) != (work.out_f32 == nullptr) && (work.out_f32 || !(h.is_float || work.merge)),
+          "attention: of float32, or merged, the output is float32");
+  if (work.out_f32)
+    TOKENRING_LAUNCH(to_f32, blocks_of(items), kThreads, 0, stream)(work, work.out_f32);
   else
     TOKENRING_LAUNCH(of_bf16, blocks_of(items), kThreads, 0, stream)(work, work.out);
 }
@@ -326,8 +326,13 @@ void attention_plain_backward(CudaStream stream, const PlainBackward& work) {
   const int64_t of_queries = static_cast<int64_t>(work.query_tile_count) * h.heads * kPlainRows;
   const int64_t of_keys = static_cast<int64_t>(work.key_tile_count) * h.kv_heads * kPlainRows;
   constexpr unsigned kThreads = kWarps * kWarp;
-  const auto dq = h.is_float ? attention_plain_dq_kernel<float> : attention_plain_dq_kernel<Bf16>;
-  const auto dkv = h.is_float ? attention_plain_dkv_kernel<float> : attention_plain_dkv_kernel<Bf16>;
+  require(work.gradients_are_float || !h.is_float, "attention: gradients of float32 are float32");
+  const auto dq = h.is_float                 ? attention_plain_dq_kernel<float, float>
+                  : work.gradients_are_float ? attention_plain_dq_kernel<Bf16, float>
+                                             : attention_plain_dq_kernel<Bf16, Bf16>;
+  const auto dkv = h.is_float                 ? attention_plain_dkv_kernel<float, float>
+                   : work.gradients_are_float ? attention_plain_dkv_kernel<Bf16, float>
+                                              : attention_plain_dkv_kernel<Bf16, Bf16>;
   if (of_queries > 0) TOKENRING_LAUNCH(dq, blocks_of(of_queries), kThreads, 0, stream)(work);
   if (of_keys > 0) TOKENRING_LAUNCH(dkv, blocks_of(of_keys), kThreads, 0, stream)(work);
 }

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { TokenringError } from "../errors.ts";
 import { DAPO_STAGE1 } from "../learn/dapo.ts";
+import type { ContextSchedule } from "../ops/binding.ts";
 import type { Constant, Hardware } from "../plan/hardware.ts";
 import type { Workload } from "../plan/iteration.ts";
 import type { Plan } from "../plan/plan.ts";
@@ -21,7 +22,7 @@ interface PlanOptions {
   hardware?: string;
   stage?: string;
   contextParallel?: number;
-  contextSchedule?: "ring" | "all_gather";
+  contextSchedule?: ContextSchedule;
   shard?: "0" | "1" | "3";
   shardSize?: number;
   meanTokens?: number;
@@ -283,10 +284,10 @@ export function register(program: Command): void {
     .option("--stage <name>", "a stage of the config (default: the one with the longest trajectories)")
     .option("--context-parallel <n>", "ranks that share a trajectory (default: searched)", positiveNumber)
     .addOption(
-      new Option("--context-schedule <name>", "how they exchange keys and values").choices([
-        "ring",
-        "all_gather",
-      ]),
+      new Option(
+        "--context-schedule <name>",
+        "how they exchange keys and values (default: ring, and two_level where they span nodes)",
+      ).choices(["ring", "all_gather", "two_level"]),
     )
     .addOption(new Option("--shard <stage>", "ZeRO stage (default: searched)").choices(["0", "1", "3"]))
     .option(

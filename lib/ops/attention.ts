@@ -1,6 +1,6 @@
 // Attention of some queries on some keys, and of documents that are spread over ranks.
 import { TokenringError } from "../errors.ts";
-import type { NativeAttention } from "./binding.ts";
+import type { ContextSchedule, NativeAttention, NativeRing } from "./binding.ts";
 import type { Communicator } from "./communicator.ts";
 import { type CallOptions, withSignal } from "./jobs.ts";
 import { loadBinding } from "./native.ts";
@@ -172,13 +172,20 @@ export interface RingOptions {
   /**
    * "ring" (default): blocks of keys and values go from rank to rank while the ones before are attended to; memory for
    * two blocks. "all_gather": all keys and values on every rank; out, lse and dq have the bits of one rank that holds
-   * everything.
+   * everything. "two_level": gathered within a node, and from node to node in a ring, where each shard enters a node
+   * once.
    */
-  schedule?: "ring" | "all_gather";
+  schedule?: ContextSchedule;
+  /**
+   * Of "two_level": the communicator of the ranks of this rank's node, as many consecutive ones of the call's own
+   * communicator on every node. Other calls of it are not made at the same time.
+   */
+  node?: Communicator;
 }
 
-function ring(options: RingOptions): { shards: Int32Array[]; schedule: "ring" | "all_gather" } {
-  return { shards: options.shards.map(triples), schedule: options.schedule ?? "ring" };
+function ring(options: RingOptions): NativeRing {
+  const { shards, schedule = "ring", node } = options;
+  return { shards: shards.map(triples), schedule, ...(node ? { node: node.native } : {}) };
 }
 
 /**
@@ -199,7 +206,7 @@ export async function ringAttention(
 /**
  * Its gradients: dq, dk, dv of the rank's own rows, overwritten. out and lse are ringAttention's. The gradients of keys
  * and values travel with them, one hop behind, and come home after the last; with "all_gather" they are summed in the
- * order of the ranks.
+ * order of the ranks, with "two_level" so within each node.
  */
 export async function ringAttentionBackward(
   communicator: Communicator,

@@ -84,7 +84,9 @@ export interface NativeMesh {
   rank: number;
   size: number;
   contextParallel: number;
-  contextSchedule: "ring" | "all_gather";
+  contextSchedule: ContextSchedule;
+  /** Of "two_level": consecutive ranks of a node; all where left out. */
+  ranksPerNode?: number;
   shard: 0 | 1 | 3;
   shardSize: number;
   /** Milliseconds of every wait for other ranks. */
@@ -278,10 +280,14 @@ export interface NativeAttentionBlock {
   keys: Int32Array;
 }
 
-/** How attention goes around ranks: which tokens each rank holds, and the schedule. */
+/** How keys and values go between the ranks that share documents: docs/ranks.md. */
+export type ContextSchedule = "ring" | "all_gather" | "two_level";
+
+/** How attention goes around ranks: which tokens each rank holds, and the schedule; of "two_level", the rank's node. */
 export interface NativeRing {
   shards: Int32Array[];
-  schedule: "ring" | "all_gather";
+  schedule: ContextSchedule;
+  node?: NativeCommunicator;
 }
 
 /** f32: weight, advantage, oldLogprob, referenceLogprob [R]; i32: targets [R], lengths. See lib/ops/policy-loss.ts. */

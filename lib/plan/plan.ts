@@ -1,5 +1,6 @@
 // What a job would need on a cluster: memory, time of an iteration, and the mesh that is best for it.
 import { TokenringError } from "../errors.ts";
+import type { ContextSchedule } from "../ops/binding.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import {
   type EnginePlan,
@@ -86,17 +87,37 @@ export function candidates(
         for (const checkpointing of activationCheckpointing === undefined
           ? [false, true]
           : [activationCheckpointing]) {
-          // Its hops hide behind products, which a gather of everything does not.
-          const contextSchedule = mesh.contextSchedule ?? "ring";
-          all.push({
-            mesh: { ranks, contextParallel, shard, shardSize, contextSchedule },
-            activationCheckpointing: checkpointing,
-          });
+          for (const contextSchedule of schedulesOf(contextParallel, mesh, cluster))
+            all.push({
+              mesh: withContext({ ranks, contextParallel, shard, shardSize, contextSchedule }, cluster),
+              activationCheckpointing: checkpointing,
+            });
         }
       }
     }
   }
   return all;
+}
+
+/** A ring's hops hide behind products, which a gather of everything does not; between nodes they may be too long. */
+function schedulesOf(
+  contextParallel: number,
+  { contextSchedule }: PlanRequest["mesh"],
+  { gpusPerNode }: Cluster,
+): ContextSchedule[] {
+  if (contextSchedule) return [contextSchedule];
+  const spans = contextParallel > gpusPerNode && contextParallel % gpusPerNode === 0 && gpusPerNode > 1;
+  return spans ? ["ring", "two_level"] : ["ring"];
+}
+
+/** The mesh, with the part of a context group that is on one node. */
+function withContext(
+  { contextNode: _, ...mesh }: Candidate["mesh"],
+  { gpusPerNode }: Cluster,
+): Candidate["mesh"] {
+  if (mesh.contextSchedule !== "two_level") return mesh;
+  const within = gpusPerNode % mesh.contextParallel === 0;
+  return { ...mesh, contextNode: within ? mesh.contextParallel : gpusPerNode };
 }
 
 /** Lengths of the documents of one pass: as many of the mean length as fit, at least one. */
@@ -230,7 +251,10 @@ async function diagnose(request: PlanRequest, plan: Plan): Promise<NonNullable<P
   for (let c = 2 * mesh.contextParallel; c <= mesh.ranks && mesh.ranks % c === 0; c *= 2)
     changes.push({
       cure: `contextParallel: ${c}`,
-      candidate: { mesh: { ...mesh, contextParallel: c }, activationCheckpointing },
+      candidate: {
+        mesh: withContext({ ...mesh, contextParallel: c }, request.cluster),
+        activationCheckpointing,
+      },
     });
   const { onSpan: _, ...quick } = request;
   let cure: Plan | null = null;
@@ -255,10 +279,11 @@ async function manyChanges(request: PlanRequest): Promise<string> {
       if (best === null || better(one, best)) best = one;
     }
     if (!best?.memory.fits) continue;
-    const { contextParallel, shard, shardSize } = best.mesh;
+    const { contextParallel, contextSchedule, shard, shardSize } = best.mesh;
+    const schedule = contextSchedule === "ring" ? "" : `contextSchedule: ${contextSchedule}, `;
     const more = nodes > request.nodes ? `${nodes} nodes, ` : "";
     return (
-      `${more}contextParallel: ${contextParallel}, shard: ${shard}, shardSize: ${shardSize}, ` +
+      `${more}contextParallel: ${contextParallel}, ${schedule}shard: ${shard}, shardSize: ${shardSize}, ` +
       `activationCheckpointing: ${best.activationCheckpointing}`
     );
   }

@@ -22,6 +22,8 @@ export interface MeshShape {
   ranks: number;
   /** C: ranks that share documents. */
   contextParallel: number;
+  /** Consecutive ranks of a context group that gather keys among themselves, where they do so in two levels. */
+  contextNode?: number;
   /** ZeRO stage. */
   shard: 0 | 1 | 3;
   /** S: ranks that share optimiser state or parameters. */
@@ -35,7 +37,7 @@ const MOVED: Record<string, (n: number) => number> = {
   all_gather: (n) => (n - 1) / n,
   reduce_scatter: (n) => (n - 1) / n,
   broadcast: () => 1,
-  // To the next rank of a ring, and from the one before.
+  // To the next rank of a ring, or of this one's place on the next node, and from the one before.
   exchange: () => 1,
 };
 
@@ -52,7 +54,12 @@ export function membersOf(entry: ScheduleEntry, rank: number, mesh: MeshShape): 
     const first = rank - (rank % size);
     return Array.from({ length: size }, (_, i) => first + i);
   };
-  if (entry.track === "context") return run(contextParallel);
+  if (entry.track === "context") {
+    const { contextNode } = mesh;
+    if (contextNode === undefined || entry.op === "all_reduce") return run(contextParallel);
+    if (entry.op !== "exchange") return run(contextNode);
+    return run(contextParallel).filter((member) => member % contextNode === rank % contextNode);
+  }
   if (shard === 0) return run(ranks);
   if (entry.op !== "all_reduce") return run(shardSize);
   // What shard groups have summed within themselves is summed between them.

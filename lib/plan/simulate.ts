@@ -89,7 +89,7 @@ export function simulate(options: SimulationOptions): Simulation {
     if (known) return known;
     const members = membersOf(entry, rank, mesh);
     const group = {
-      name: `${entry.track}/${members[0]}/${members.length}`,
+      name: `${entry.track}/${members[0]}-${members.at(-1)}/${members.length}`,
       members,
       there: members.filter((member) => member < schedules.length),
     };

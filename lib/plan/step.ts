@@ -1,5 +1,5 @@
 // The passes of a training step on one mesh, as the native code would queue them, and their time.
-import type { NativePlannedStep } from "../ops/binding.ts";
+import type { ContextSchedule, NativePlannedStep } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
 import type { DecoderConfig } from "../policy/types.ts";
@@ -9,7 +9,7 @@ import { type Simulation, type Span, simulate } from "./simulate.ts";
 
 export interface StepShape {
   config: DecoderConfig;
-  mesh: MeshShape & { contextSchedule: "ring" | "all_gather" };
+  mesh: MeshShape & { contextSchedule: ContextSchedule };
   activationCheckpointing: boolean;
   /** Of each of AdamW's moments (default 32). */
   optimiserBits?: 8 | 32;
@@ -70,7 +70,12 @@ export async function planStep(
       config,
       activationCheckpointing,
       optimiserBits,
-      mesh: { ...mesh, size: mesh.ranks, rank },
+      mesh: {
+        ...mesh,
+        size: mesh.ranks,
+        rank,
+        ...(mesh.contextNode ? { ranksPerNode: mesh.contextNode } : {}),
+      },
       lengths: Int32Array.from(lengths),
       weight,
     };

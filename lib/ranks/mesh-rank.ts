@@ -2,6 +2,7 @@
 import path from "node:path";
 import { TokenringError } from "../errors.ts";
 import type {
+  ContextSchedule,
   NativeAdamW,
   NativeBatch,
   NativeJob,
@@ -19,6 +20,7 @@ import { opening } from "../ops/rank.ts";
 import type { Command, RankGroup } from "./group.ts";
 import { type PackedLanes, unpackLanes } from "./lanes.ts";
 import type { Collective } from "./messages.ts";
+import { launchedPerNode, nodeFault } from "./place.ts";
 import {
   type CostModel,
   checkBatch,
@@ -35,7 +37,12 @@ export interface MeshOptions {
   /** Ranks that share one document's tokens: 1 (default), or a divisor of the group's size. */
   contextParallel?: number | undefined;
   /** How they exchange keys and values (default "ring"). "all_gather" gives the bits of one rank. */
-  contextSchedule?: "ring" | "all_gather" | undefined;
+  contextSchedule?: ContextSchedule | undefined;
+  /**
+   * Of "two_level": consecutive ranks with fast links to each other (default: LOCAL_WORLD_SIZE where a launcher has set
+   * it, else all). Divides contextParallel, or is a multiple of it.
+   */
+  ranksPerNode?: number | undefined;
   /** What is sharded over ranks: 0 nothing (default), 1 the optimiser's state, 3 the parameters too. */
   shard?: 0 | 1 | 3 | undefined;
   /** Consecutive ranks that hold one copy together (default: all). */
@@ -45,7 +52,8 @@ export interface MeshOptions {
 /** A mesh in full. */
 export interface Mesh {
   contextParallel: number;
-  contextSchedule: "ring" | "all_gather";
+  contextSchedule: ContextSchedule;
+  ranksPerNode: number;
   shard: 0 | 1 | 3;
   shardSize: number;
 }
@@ -65,7 +73,10 @@ export function meshOf(size: number, options: MeshOptions): Mesh {
       `${name}: ${value} does not divide the ${size} ranks; give 1 or another divisor of their number`,
     );
   }
-  return { contextParallel, contextSchedule, shard, shardSize };
+  const { ranksPerNode = launchedPerNode() ?? size } = options;
+  const fault = contextSchedule === "two_level" ? nodeFault(contextParallel, ranksPerNode) : null;
+  if (fault !== null) throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", `ranksPerNode: ${fault}`);
+  return { contextParallel, contextSchedule, ranksPerNode, shard, shardSize };
 }
 
 export class MeshRank implements NativeRank {

@@ -1,4 +1,5 @@
-// A rank's place among the others, as its launcher tells it: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+// A rank's place among the others, as its launcher tells it: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
+// MASTER_PORT.
 import { TokenringError } from "../errors.ts";
 
 /** Who a process is among the ranks, and where rank 0 is. */
@@ -39,6 +40,20 @@ export function launchedRanks(env: Environment = process.env): number {
 export function launchedRank(env: Environment = process.env): number {
   const size = launchedRanks(env);
   return size === 1 ? 0 : whole(env, "RANK", 0, size - 1);
+}
+
+/** LOCAL_WORLD_SIZE: ranks of this host, where a launcher says so. */
+export function launchedPerNode(env: Environment = process.env): number | null {
+  return env.LOCAL_WORLD_SIZE ? whole(env, "LOCAL_WORLD_SIZE", 1, 65_536) : null;
+}
+
+/** What is wrong with nodes of so many ranks for a context group in two levels; null if nothing is. */
+export function nodeFault(contextParallel: number, ranksPerNode: number): string | null {
+  if (contextParallel % ranksPerNode === 0 || ranksPerNode % contextParallel === 0) return null;
+  return (
+    `${ranksPerNode} neither divides the ${contextParallel} ranks of contextParallel nor is a multiple of them, so ` +
+    "context groups have no equal parts on the nodes; change one of the two, or contextSchedule"
+  );
 }
 
 /**

@@ -6,6 +6,7 @@ import { creditFault } from "../learn/credit.ts";
 import { DAPO_STAGE1 } from "../learn/dapo.ts";
 import { objectiveFaults, withObjectiveDefaults } from "../learn/objective.ts";
 import { OPTIMISER_DEFAULTS } from "../policy/types.ts";
+import { nodeFault } from "../ranks/place.ts";
 import { SANDBOX_KINDS } from "../sandbox/types.ts";
 
 const count = z.int().positive();
@@ -208,7 +209,9 @@ const job = z.strictObject({
   /** Ranks that share the tokens of a document. */
   contextParallel: count.default(1),
   /** How they exchange keys and values; "all_gather" computes the bits of one rank. */
-  contextSchedule: z.enum(["ring", "all_gather"]).default("ring"),
+  contextSchedule: z.enum(["ring", "all_gather", "two_level"]).default("ring"),
+  /** Ranks of a node, of "two_level"; where left out, what a launcher says in LOCAL_WORLD_SIZE, else all. */
+  ranksPerNode: count.optional(),
   /** What is sharded over the ranks: 0 nothing, 1 the optimiser's state, 3 the parameters too. */
   shard: z.union([z.literal(0), z.literal(1), z.literal(3)], { error: "give 0, 1 or 3" }).default(0),
   /** Ranks that hold one copy together; all where left out. */
@@ -296,6 +299,12 @@ export const jobSchema = job.superRefine((config, context) => {
     if (ranks !== undefined && value !== undefined && ranks % value !== 0)
       fault([key], `${value} does not divide the ${ranks} ranks; change one of them`);
   }
+  const { contextSchedule, contextParallel, ranksPerNode } = config;
+  const uneven =
+    contextSchedule === "two_level" && ranksPerNode !== undefined
+      ? nodeFault(contextParallel, ranksPerNode)
+      : null;
+  if (uneven !== null) fault(["ranksPerNode"], uneven);
   const bounded: [PropertyKey[], z.output<typeof limits>][] = config.stages.map((one, i) => [
     ["stages", i],
     one.limits,

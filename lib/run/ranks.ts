@@ -10,6 +10,7 @@ type RanksConfig = Pick<
   | "ranks"
   | "contextParallel"
   | "contextSchedule"
+  | "ranksPerNode"
   | "shard"
   | "shardSize"
   | "collectiveSeconds"
@@ -17,7 +18,7 @@ type RanksConfig = Pick<
 >;
 
 /**
- * What a job on ring attention is allowed, in nats: the ring merges partial sums of float32 in another order than the
+ * What a job on ring attention is allowed, in nats: rings, of nodes too, merge partial sums of float32 in another order than the
  * sampler's, which leaves a few units of 1e-6 at each layer; something that is wrong shows in the first digits.
  */
 const RING_TOLERANCE = 1e-3;
@@ -38,8 +39,8 @@ export async function openRanks(config: RanksConfig, signal?: AbortSignal): Prom
 /** How a policy of the job is spread over its group. */
 export function rankOptions(config: RanksConfig, group: RankGroup | null): Partial<RankOptions> {
   if (group === null) return {};
-  const { contextParallel, contextSchedule, shard, shardSize } = config;
-  return { ranks: group, contextParallel, contextSchedule, shard, shardSize };
+  const { contextParallel, contextSchedule, ranksPerNode, shard, shardSize } = config;
+  return { ranks: group, contextParallel, contextSchedule, ranksPerNode, shard, shardSize };
 }
 
 /**
@@ -48,5 +49,5 @@ export function rankOptions(config: RanksConfig, group: RankGroup | null): Parti
  */
 export function logprobTolerance(config: RanksConfig & Pick<JobConfig, "device">): number | null {
   if (config.device === "cuda") return null;
-  return config.contextParallel > 1 && config.contextSchedule === "ring" ? RING_TOLERANCE : 0;
+  return config.contextParallel > 1 && config.contextSchedule !== "all_gather" ? RING_TOLERANCE : 0;
 }

@@ -86,7 +86,7 @@ CommunicatorObject::CommunicatorObject(const Napi::CallbackInfo& info) : Napi::O
     link_->comm = (gpu ? nccl_transport() : shared_memory()).make(options);
     link_->wire = link_->device->stream();
     jobs_ = std::make_unique<Jobs>(info.Env(), "the communicator", [link = std::weak_ptr(link_)] {
-      if (const auto held = link.lock()) held->comm->abort("its thread is ending");
+      if (const auto held = link.lock()) held->abort("its thread is ending");
     });
   });
   info.This().As<Napi::Object>().TypeTag(&kCommunicatorTag);
@@ -130,7 +130,7 @@ Napi::Value CommunicatorObject::submit(Napi::Env env, std::shared_ptr<Held> held
   held->keep(Value());
   // An abort() that somebody keeps does not keep the communicator.
   const auto on_abort = [link = std::weak_ptr(link_)] {
-    if (const auto alive = link.lock()) alive->comm->abort("a call was aborted by its caller");
+    if (const auto alive = link.lock()) alive->abort("a call was aborted by its caller");
   };
   return jobs_->submit<Nothing>(
       env, std::move(held),
@@ -221,13 +221,25 @@ Napi::Value CommunicatorObject::attend(const Napi::CallbackInfo& info, bool back
   Operands from(Arguments(info[0], "options"));
   const AttentionOperands x(from, backward, true);
   const std::string schedule = from.arguments().text("schedule");
-  require(schedule == "ring" || schedule == "all_gather", "options.schedule must be \"ring\" or \"all_gather\", got \"",
-          schedule, "\"");
+  require(schedule == "ring" || schedule == "all_gather" || schedule == "two_level",
+          "options.schedule must be \"ring\", \"all_gather\" or \"two_level\", got \"", schedule, "\"");
+  std::shared_ptr<Link> node;
+  if (schedule == "all_gather") node = link_;
+  if (schedule == "two_level") {
+    const Napi::Value value = from.arguments().get("node");
+    require(value.IsObject() && value.As<Napi::Object>().CheckTypeTag(&kCommunicatorTag),
+            "options.node must be a Communicator: that of the ranks of this rank's node");
+    CommunicatorObject* object = Unwrap(value.As<Napi::Object>());
+    object->jobs_->check_open();
+    node = object->link_;
+    require(!node->gpu, "this ring attention computes on the CPU; options.node is of device \"cuda\"");
+    from.held()->keep(value.As<Napi::Object>());
+    link_->node = node;
+  }
   // Computes with the threads that the environment's other calls have.
   const std::shared_ptr<Device> device = Engine::of(info.Env()).device();
-  const auto ring =
-      std::make_shared<RingAttention>(device->ops(), *link_->comm, x.heads, shards_argument(from.arguments(), "shards"),
-                                      schedule == "ring" ? ContextSchedule::ring : ContextSchedule::all_gather);
+  const auto ring = std::make_shared<RingAttention>(device->ops(), *link_->comm, node ? node->comm.get() : nullptr,
+                                                    x.heads, shards_argument(from.arguments(), "shards"));
   require(ring->rows() == x.q.shape[0], "shards[", link_->comm->rank(), "] covers ", ring->rows(), " tokens, q has ",
           x.q.shape[0], " rows");
   return submit(info.Env(), from.held(), [=](Link& link, Staged&) {
@@ -247,7 +259,7 @@ Napi::Value CommunicatorObject::attend(const Napi::CallbackInfo& info, bool back
       executor.run(schedule);
       compute->synchronize();
     } catch (const std::exception& error) {
-      link.comm->abort(error.what());  // or the others would wait for what this rank no longer sends
+      link.abort(error.what());  // or the others would wait for what this rank no longer sends
       throw;
     }
   });
@@ -255,13 +267,13 @@ Napi::Value CommunicatorObject::attend(const Napi::CallbackInfo& info, bool back
 
 Napi::Value CommunicatorObject::abort(const Napi::CallbackInfo& info) {
   jobs_->check_open();
-  link_->comm->abort(text_argument(info[0], "reason"));
+  link_->abort(text_argument(info[0], "reason"));
   return info.Env().Undefined();
 }
 
 Napi::Value CommunicatorObject::dispose(const Napi::CallbackInfo& info) {
   if (!jobs_->open()) return jobs_->close(info.Env(), nullptr, nullptr);
-  if (!jobs_->idle()) link_->comm->abort("it was disposed");
+  if (!jobs_->idle()) link_->abort("it was disposed");
   const auto held = std::make_shared<Held>();
   held->keep(Value());
   return jobs_->close(info.Env(), held, [link = std::exchange(link_, nullptr)]() mutable { link.reset(); });

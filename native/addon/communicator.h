@@ -4,6 +4,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "addon/jobs.h"
@@ -25,6 +26,12 @@ class CommunicatorObject : public Napi::ObjectWrap<CommunicatorObject> {
     std::unique_ptr<Stream> wire;  // ends first
     bool gpu = false;
     std::vector<Buffer> rooms;  // for copies, each as large as any before it was
+    // Of the last attention in two levels: what it waits for may be there.
+    std::weak_ptr<Link> node;
+    void abort(const std::string& why) {
+      comm->abort(why);
+      if (const auto beside = node.lock()) beside->comm->abort(why);
+    }
   };
   class Staged;
 

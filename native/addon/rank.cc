@@ -80,9 +80,12 @@ MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks) {
   mesh.rank = from.integer("rank", 0, mesh.size - 1);
   mesh.context_parallel = from.integer("contextParallel", 1, mesh.size);
   const std::string schedule = from.text("contextSchedule");
-  require(schedule == "ring" || schedule == "all_gather",
-          "options.mesh.contextSchedule must be \"ring\" or \"all_gather\", got \"", schedule, "\"");
-  mesh.context_schedule = schedule == "ring" ? ContextSchedule::ring : ContextSchedule::all_gather;
+  require(schedule == "ring" || schedule == "all_gather" || schedule == "two_level",
+          "options.mesh.contextSchedule must be \"ring\", \"all_gather\" or \"two_level\", got \"", schedule, "\"");
+  mesh.context_schedule = schedule == "ring"         ? ContextSchedule::ring
+                          : schedule == "all_gather" ? ContextSchedule::all_gather
+                                                     : ContextSchedule::two_level;
+  if (from.has("ranksPerNode")) mesh.ranks_per_node = from.integer("ranksPerNode", 1, most_ranks);
   mesh.shard = from.integer("shard", 0, 3);
   mesh.shard_size = from.integer("shardSize", 1, mesh.size);
   mesh.check();

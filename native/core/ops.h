@@ -185,15 +185,16 @@ class Ops {
                                   float scale, Tensor dqkv /* overwritten */, Tensor workspace) const = 0;
 
   // --- attention of some queries on some keys: what context parallelism is made of -------------------
-  // q [mq, heads] and k, v [mk, kv_heads] number their rows apart: AttentionTile::q.row is a row of q, out and lse,
-  // k.row one of k and v. out f32 [mq, heads * head_dim], lse f32 [mq, heads]. With `merge` they hold the attention on
-  // other keys and receive the attention on all of them, as one softmax; else the rows of the tiles start anew.
+  // q [mq, heads] and k, v [mk, kv_heads], f32 or all act, number their rows apart: AttentionTile::q.row is one of q,
+  // out and lse, k.row one of k and v. out [mq, heads * head_dim] is f32 (or act, but to merge), lse f32 [mq, heads].
+  // With `merge` they hold the attention on other keys and receive that on all, as one softmax; else the rows start
+  // anew.
   virtual void attention_block_forward(Stream&, AttentionHeads, HeadRows q, HeadRows k, HeadRows v,
                                        const std::vector<AttentionTile>& tiles, bool merge, Tensor out,
                                        Tensor lse) const = 0;
-  // delta f32 [m, heads] = sum of dout * out over each head, both f32 [m, heads * head_dim].
+  // delta f32 [m, heads] = sum of dout * out over each head, both [m, heads * head_dim], f32 or act.
   virtual void attention_delta(Stream&, Tensor dout, Tensor out, int heads, Tensor delta) const = 0;
-  // Adds to dq, dk, dv (f32, shaped like q, k, v) what these tiles give. lse and delta are those of all the keys.
+  // Adds to dq, dk, dv (f32, shaped like q, k, v) what these tiles give. dout as q; lse and delta of all the keys.
   virtual void attention_block_backward(Stream&, AttentionHeads, Tensor dout, HeadRows q, HeadRows k, HeadRows v,
                                         Tensor lse, Tensor delta, const std::vector<AttentionTile>& tiles, HeadRows dq,
                                         HeadRows dk, HeadRows dv) const = 0;

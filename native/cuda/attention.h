@@ -34,6 +34,8 @@ struct AttentionForward {
   // Two zeros, which each launch leaves zero.
   int32_t* counters;
   int multiprocessors;  // at most so many blocks run
+  // `running` and `lse` hold nothing yet, and are overwritten for the rows of the plan's queries.
+  bool fresh = false;
 };
 
 // Queries of a tile of the plan.
@@ -66,8 +68,12 @@ struct AttentionBackward {
   // attention_backward_workspace() bytes, 16-byte aligned, kept from begin to end.
   void* workspace;
   // dQ comes from blocks of keys, which add in any order: its last bits change from run to run. Deterministic work
-  // leaves it to attention_backward_dq and needs no end.
+  // leaves it to attention_dq and needs no end.
   bool deterministic;
+  // D where it is known, f32 [q.rows, q.heads]; else null, and it is taken from `out`.
+  const float* delta = nullptr;
+  // Elements from a row of dk and dv to the next, where their heads do not fill it.
+  int64_t gradient_stride = 0;
 };
 
 // Queries of a pass, keys of a block.
@@ -81,9 +87,11 @@ void attention_backward_begin(CudaStream stream, const AttentionBackward& work);
 void attention_backward(CudaStream stream, EncodeTiled encode, const AttentionBackward& work);
 // Writes dq, bf16, as row_stride and heads of `dq` say, for the rows of the plan's queries.
 void attention_backward_end(CudaStream stream, const AttentionBackward& work, Bf16* dq, int64_t row_stride);
+// Adds it to float32.
+void attention_backward_end_f32(CudaStream stream, const AttentionBackward& work, float* dq, int64_t row_stride);
 
 // dQ by blocks of queries, which take their keys in order: the same bits each time, and no workspace, for the scores
-// and dP computed once more. All keys of a query are in one launch.
+// and dP computed once more. Of bf16 all keys of a query are in one launch.
 struct AttentionDq {
   HeadTensor q, k, v, dout;
   const Bf16* out;
@@ -98,6 +106,8 @@ struct AttentionDq {
   // multiples of 16 bytes.
   Bf16* dq;
   int64_t row_stride;
+  const float* delta = nullptr;  // as in AttentionBackward
+  float* dq_sum = nullptr;       // f32, takes the place of `dq`: what other keys gave, to which is added
 };
 
 int attention_dq_rows();

@@ -32,7 +32,8 @@ struct PlainForward {
   const QueryTile* tiles;
   int tile_count;
   const Span* keys;
-  // [rows, heads * head_dim]: one of the two. The rows of the plan's queries are written, others left.
+  // [rows, heads * head_dim]: one of the two, of float32 queries the second. The rows of the plan's queries are
+  // written, others left.
   Bf16* out;
   float* out_f32;
   // `out_f32` and `lse` hold the attention on other keys, and receive the attention on all.
@@ -58,8 +59,11 @@ struct PlainBackward {
   const KeyTile* key_tiles;
   int key_tile_count;
   const QueryRange* ranges;
-  // Laid out as q, k and v. bf16 ones are overwritten, to f32 ones is added; rows that no tile names are left.
+  // dk and dv laid out as k and v, rows of dq dq_stride elements apart. bf16 ones are overwritten, to f32 ones is
+  // added; rows that no tile names are left.
   void *dq, *dk, *dv;
+  int64_t dq_stride;
+  bool gradients_are_float;  // as those of float32 queries are
 };
 void attention_plain_backward(CudaStream stream, const PlainBackward& work);
 

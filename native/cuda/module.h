@@ -70,7 +70,7 @@ struct Runtime {
   X(sequence_log_ratio) X(policy_scalars) X(logits_gradient) X(sample) X(adamw) X(adamw8) X(sum_of_squares_workspace)            \
   X(sum_of_squares) X(attention_forward_rows) X(attention_forward) X(attention_backward_queries)                       \
   X(attention_backward_keys) X(attention_backward_workspace) X(attention_backward_begin) X(attention_backward)         \
-  X(attention_backward_end) X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta)         \
+  X(attention_backward_end) X(attention_backward_end_f32) X(attention_dq_rows) X(attention_dq) X(attention_plain_forward) X(attention_delta)         \
   X(attention_delta_f32) X(attention_plain_backward) X(kv_append) X(attention_paged) X(embedding_backward_workspace)   \
   X(attention_decode_workspace) X(attention_decode) X(gather_pages)
 // clang-format on

@@ -154,7 +154,7 @@ void CudaOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor
     k_.attention_delta(on.raw(), m, heads, head_dim, upstream, forward, delta);
     const Lists lists = forward_lists(on, tiles, kPlainRows, m, m, true);
     k_.attention_plain_backward(on.raw(), {plain(h, scale, at), upstream, lse.f32(), delta, lists.tiles, lists.count,
-                                           lists.keys, key_tiles, key_count, ranges, to.q, to.k, to.v});
+                                           lists.keys, key_tiles, key_count, ranges, to.q, to.k, to.v, h.ld(), false});
   } else {
     auto *dk = reinterpret_cast<float*>(memory + room.dk), *dv = reinterpret_cast<float*>(memory + room.dv);
     const size_t gradient = static_cast<size_t>(m * h.kv_width()) * sizeof(float);
@@ -195,19 +195,37 @@ void CudaOps::attention_backward(Stream& stream, Tensor dout, Tensor qkv, Tensor
   launched(op);
 }
 
-// --- parts, in float32 -----------------------------------------------------------------------------------------------
+// --- parts ---------------------------------------------------------------------------------------------------------
 
 namespace {
 
-PlainHeads parts(const char* op, const AttentionHeads& of, const HeadRows& q, const HeadRows& k, const HeadRows& v) {
-  const Heads h(op, of.heads, of.kv_heads, of.head_dim);
-  for (const HeadRows* part : {&q, &k, &v})
-    require(part->dtype == DType::f32 && part->rows >= 0 && (part->data || part->rows == 0), op,
-            ": q, k and v must be f32 in memory");
-  require(q.stride >= h.width() && k.stride >= h.kv_width() && k.stride == v.stride && k.rows == v.rows, op,
-          ": rows of q, k and v are ", q.stride, ", ", k.stride, " and ", v.stride, " elements apart; k and v alike");
-  return {of.heads, of.kv_heads, of.head_dim, of.scale, true, q.data, k.data, v.data, q.stride, k.stride};
-}
+// Blocks of a persistent kernel leave so many multiprocessors to the copies between ranks that run beside it.
+constexpr int kLeftForCopies = 8;
+
+// Of float32, or all of bf16.
+struct Parts {
+  Heads h;
+  float scale;
+  bool is_float;
+  HeadRows q, k, v;
+
+  Parts(const char* op, const AttentionHeads& of, const HeadRows& q, const HeadRows& k, const HeadRows& v)
+      : h(op, of.heads, of.kv_heads, of.head_dim), scale(of.scale), is_float(q.dtype == DType::f32), q(q), k(k), v(v) {
+    for (const HeadRows* part : {&q, &k, &v})
+      require(
+          part->dtype == (is_float ? DType::f32 : DType::bf16) && part->rows >= 0 && (part->data || part->rows == 0),
+          op, ": q, k and v must be in memory, all f32 or all bf16");
+    require(q.stride >= h.width() && k.stride >= h.kv_width() && k.stride == v.stride && k.rows == v.rows, op,
+            ": rows of q, k and v are ", q.stride, ", ", k.stride, " and ", v.stride, " elements apart; k and v alike");
+  }
+  bool hopper() const { return !is_float && for_hopper(h.head_dim); }
+  PlainHeads plain() const {
+    return {h.heads, h.kv_heads, h.head_dim, scale, is_float, q.data, k.data, v.data, q.stride, k.stride};
+  }
+  HeadTensor queries() const { return {q.data, q.rows, q.stride, h.heads, h.head_dim}; }
+  HeadTensor keys() const { return {k.data, k.rows, k.stride, h.kv_heads, h.head_dim}; }
+  HeadTensor values() const { return {v.data, v.rows, v.stride, h.kv_heads, h.head_dim}; }
+};
 
 }  // namespace
 
@@ -215,24 +233,43 @@ void CudaOps::attention_block_forward(Stream& stream, AttentionHeads heads, Head
                                       const std::vector<AttentionTile>& tiles, bool merge, Tensor out,
                                       Tensor lse) const {
   const char* op = "attention_block_forward";
-  const PlainHeads at = parts(op, heads, q, k, v);
-  check(op, "out", out, DType::f32, {q.rows, int64_t{heads.heads} * heads.head_dim});
+  const Parts at(op, heads, q, k, v);
+  const bool narrow = out.dtype == DType::bf16 && !at.is_float && !merge;
+  check(op, "out", out, narrow ? DType::bf16 : DType::f32, {q.rows, at.h.width()});
   check(op, "lse", lse, DType::f32, {q.rows, heads.heads});
+  if (q.rows == 0) return;
   DeviceStream& on = device_stream(stream);
-  const Lists lists = forward_lists(on, tiles, kPlainRows, q.rows, k.rows, false);
-  k_.attention_plain_forward(on.raw(),
-                             {at, lists.tiles, lists.count, lists.keys, nullptr, out.f32(), merge, lse.f32()});
+  auto* to = narrow ? static_cast<Bf16*>(out.data) : nullptr;
+  float* wide = narrow ? nullptr : out.f32();
+  const int rows = at.hopper() ? k_.attention_forward_rows(heads.head_dim) : kPlainRows;
+  const Lists lists = forward_lists(on, tiles, rows, q.rows, k.rows, false);
+  if (at.hopper()) {
+    auto* counters = static_cast<int32_t*>(on.room(Room::counters, 2 * sizeof(int32_t)));
+    k_.attention_forward(on.raw(), encode_,
+                         {at.queries(), at.keys(), at.values(), lists.tiles, lists.count, lists.keys, true, heads.scale,
+                          to, lse.f32(), wide, counters, std::max(1, multiprocessors_ - kLeftForCopies), !merge});
+  } else {
+    k_.attention_plain_forward(on.raw(),
+                               {at.plain(), lists.tiles, lists.count, lists.keys, to, wide, merge, lse.f32()});
+  }
   launched(op);
 }
 
 void CudaOps::attention_delta(Stream& stream, Tensor dout, Tensor out, int heads, Tensor delta) const {
   const char* op = "attention_delta";
   require(heads > 0 && out.cols() % heads == 0, op, ": ", heads, " heads in rows of ", out.cols());
-  check(op, "out", out, DType::f32, {out.rows(), out.cols()});
-  check(op, "dout", dout, DType::f32, {out.rows(), out.cols()});
+  require(out.dtype == DType::f32 || out.dtype == DType::bf16, op, ": out is ", name_of(out.dtype),
+          "; it must be f32 or bf16");
+  check(op, "out", out, out.dtype, {out.rows(), out.cols()});
+  check(op, "dout", dout, out.dtype, {out.rows(), out.cols()});
   check(op, "delta", delta, DType::f32, {out.rows(), heads});
-  k_.attention_delta_f32(device_stream(stream).raw(), out.rows(), heads, static_cast<int>(out.cols() / heads),
-                         dout.f32(), out.f32(), delta.f32());
+  const CudaStream raw = device_stream(stream).raw();
+  const int head_dim = static_cast<int>(out.cols() / heads);
+  if (out.dtype == DType::f32)
+    k_.attention_delta_f32(raw, out.rows(), heads, head_dim, dout.f32(), out.f32(), delta.f32());
+  else
+    k_.attention_delta(raw, out.rows(), heads, head_dim, static_cast<const Bf16*>(dout.data),
+                       static_cast<const Bf16*>(out.data), delta.f32());
   launched(op);
 }
 
@@ -240,21 +277,59 @@ void CudaOps::attention_block_backward(Stream& stream, AttentionHeads heads, Ten
                                        HeadRows v, Tensor lse, Tensor delta, const std::vector<AttentionTile>& tiles,
                                        HeadRows dq, HeadRows dk, HeadRows dv) const {
   const char* op = "attention_block_backward";
-  const PlainHeads at = parts(op, heads, q, k, v);
-  parts(op, heads, dq, dk, dv);
-  require(dq.rows == q.rows && dk.rows == k.rows && dq.stride == q.stride && dk.stride == k.stride, op,
-          ": gradients are laid out as q, k and v");
-  check(op, "dout", dout, DType::f32, {q.rows, int64_t{heads.heads} * heads.head_dim});
+  const Parts at(op, heads, q, k, v), to(op, heads, dq, dk, dv);
+  require(to.is_float && dq.rows == q.rows && dk.rows == k.rows, op,
+          ": gradients are f32, of as many rows as q, k and v");
+  check(op, "dout", dout, q.dtype, {q.rows, at.h.width()});
   check(op, "lse", lse, DType::f32, {q.rows, heads.heads});
   check(op, "delta", delta, DType::f32, {q.rows, heads.heads});
+  if (q.rows == 0 || k.rows == 0) return;
   DeviceStream& on = device_stream(stream);
-  const BackwardPlan plan = plan_backward(tiles, kPlainRows, kPlainRows, true, q.rows, k.rows);
+  const bool hopper = at.hopper();
+  const BackwardPlan plan = plan_backward(tiles, hopper ? k_.attention_backward_queries(heads.head_dim) : kPlainRows,
+                                          hopper ? k_.attention_backward_keys() : kPlainRows, true, q.rows, k.rows);
   const KeyTile* key_tiles = on.table(Table::key_tiles, plan.tiles);
   const QueryRange* ranges = on.table(Table::ranges, plan.ranges);
-  const Lists lists = forward_lists(on, tiles, kPlainRows, q.rows, k.rows, true);
-  k_.attention_plain_backward(on.raw(),
-                              {at, dout.data, lse.f32(), delta.f32(), lists.tiles, lists.count, lists.keys, key_tiles,
-                               static_cast<int>(plan.tiles.size()), ranges, dq.data, dk.data, dv.data});
+  const int key_count = static_cast<int>(plan.tiles.size()), query_count = static_cast<int>(plan.queries.size());
+  if (!hopper) {
+    require(dk.stride == k.stride, op, ": rows of dk and dv are as far apart as those of k and v");
+    const Lists lists = forward_lists(on, tiles, kPlainRows, q.rows, k.rows, true);
+    k_.attention_plain_backward(
+        on.raw(), {at.plain(), dout.data, lse.f32(), delta.f32(), lists.tiles, lists.count, lists.keys, key_tiles,
+                   key_count, ranges, dq.data, dk.data, dv.data, dq.stride, true});
+    return launched(op);
+  }
+  const HeadTensor upstream{dout.data, q.rows, at.h.width(), heads.heads, heads.head_dim};
+  const AttentionBackward work{
+      at.queries(),
+      at.keys(),
+      at.values(),
+      upstream,
+      nullptr,
+      lse.f32(),
+      on.table(Table::queries, plan.queries),
+      query_count,
+      key_tiles,
+      key_count,
+      ranges,
+      true,
+      heads.scale,
+      dk.f32(),
+      dv.f32(),
+      on.room(Room::sums, k_.attention_backward_workspace(query_count, heads.heads, heads.head_dim, deterministic_)),
+      deterministic_,
+      delta.f32(),
+      dk.stride};
+  k_.attention_backward_begin(on.raw(), work);
+  k_.attention_backward(on.raw(), encode_, work);
+  if (deterministic_) {
+    const Lists lists = forward_lists(on, tiles, k_.attention_dq_rows(), q.rows, k.rows, true);
+    k_.attention_dq(on.raw(), encode_,
+                    {work.q, work.k, work.v, upstream, nullptr, lse.f32(), lists.tiles, lists.count, lists.keys, true,
+                     heads.scale, nullptr, dq.stride, delta.f32(), dq.f32()});
+  } else {
+    k_.attention_backward_end_f32(on.raw(), work, dq.f32(), dq.stride);
+  }
   launched(op);
 }
 

@@ -112,8 +112,7 @@ struct Trainer::Impl {
     RankRows own = rank_rows(batch, shards[context->rank()], every);
     const AttentionHeads heads{c.num_attention_heads, c.num_key_value_heads, c.head_dim, attention_scale(c)};
     Pass pass{first, std::move(own), nullptr, nullptr, {}};
-    pass.attend = std::make_unique<ContextAttend>(decoder.ops(), *context, heads, std::move(shards),
-                                                  mesh->options().context_schedule);
+    pass.attend = std::make_unique<ContextAttend>(decoder.ops(), *context, mesh->node(), heads, std::move(shards));
     if (ratios) {
       std::vector<Run> runs = runs_of(pass.rows, rows);
       pass.ratios = std::make_unique<ContextSequences>(decoder.ops(), *context, std::move(rows.loss), std::move(runs));

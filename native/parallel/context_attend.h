@@ -11,9 +11,9 @@ namespace tokenring {
 class ContextAttend : public Attend {
  public:
   // As RingAttention; this object outlives the run of the schedules.
-  ContextAttend(const Ops& ops, Communicator& context, AttentionHeads heads, std::vector<Shard> shards,
-                ContextSchedule schedule)
-      : ops_(ops), heads_(heads), ring_(ops, context, heads, std::move(shards), schedule) {}
+  ContextAttend(const Ops& ops, Communicator& context, Communicator* node, AttentionHeads heads,
+                std::vector<Shard> shards)
+      : ops_(ops), heads_(heads), ring_(ops, context, node, heads, std::move(shards)) {}
 
   void forward(Schedule&, int layer, Slot qkv, Slot out, Slot lse) override;
   void backward(Schedule&, int layer, Slot dout, Slot qkv, Slot out, Slot lse, Slot dqkv) override;
@@ -23,9 +23,6 @@ class ContextAttend : public Attend {
     HeadSlot q, k, v;
   };
   Parts parts_of(Slot qkv) const;
-  // Where activations are narrower: a float32 slot with the same numbers (`read`), or one to be rounded from later.
-  Slot as_f32(Schedule&, int layer, Slot x, bool read) const;
-  void round(Schedule&, int layer, Slot wide, Slot to) const;
 
   const Ops& ops_;
   AttentionHeads heads_;

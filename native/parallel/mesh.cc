@@ -1,5 +1,6 @@
 #include "parallel/mesh.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace tokenring {
@@ -9,10 +10,21 @@ void MeshOptions::check() const {
   require(rank >= 0 && rank < size, "mesh: rank is ", rank, "; it must be 0 to ", size - 1);
   require(context_parallel >= 1 && size % context_parallel == 0, "mesh: contextParallel is ", context_parallel,
           "; it must divide the ", size, " ranks");
+  require(ranks_per_node >= 0, "mesh: ranksPerNode is ", ranks_per_node, "; it must be at least 1");
+  require(context_schedule != ContextSchedule::two_level || ranks_per_node == 0 ||
+              context_parallel % ranks_per_node == 0 || ranks_per_node % context_parallel == 0,
+          "mesh: ranksPerNode is ", ranks_per_node, "; of two_level it must divide contextParallel, ", context_parallel,
+          ", or be a multiple of it");
   require(shard == 0 || shard == 1 || shard == 3, "mesh: shard is ", shard, "; it must be 0, 1 or 3");
   require(shard_size >= 0 && (shard_size == 0 || size % shard_size == 0), "mesh: shardSize is ", shard_size,
           "; it must divide the ", size, " ranks");
   require(timeout.count() > 0, "mesh: timeout is ", timeout.count(), " ms; it must be positive");
+}
+
+int MeshOptions::context_node() const {
+  if (context_schedule == ContextSchedule::ring) return 1;
+  if (context_schedule == ContextSchedule::all_gather || ranks_per_node == 0) return context_parallel;
+  return std::min(ranks_per_node, context_parallel);
 }
 
 Mesh::Mesh(Device& device, const Transport& transport, MeshOptions options)
@@ -39,6 +51,7 @@ void Mesh::join() {
     world_->join();
     agree({{"contextParallel", options_.context_parallel},
            {"contextSchedule", static_cast<double>(options_.context_schedule)},
+           {"ranksPerNode", options_.ranks_per_node},
            {"shard", options_.shard},
            {"shardSize", options_.shard_size}});
     join_groups();
@@ -52,18 +65,21 @@ void Mesh::join() {
 
 void Mesh::join_groups() {
   const int rank = options_.rank, size = options_.size, context = options_.context_parallel;
-  const int shards = options_.shard ? options_.shard_size : 1;
+  const int node = options_.context_node(), shards = options_.shard ? options_.shard_size : 1;
   struct Group {
     std::unique_ptr<Communicator>& communicator;
     int leader, index, size;
   };
   const Group groups[] = {{context_, rank / context * context, rank % context, context},
+                          {node_, rank / node * node, rank % node, node},
                           {shard_, rank / shards * shards, rank % shards, shards},
                           {replica_, rank % shards, rank / shards, options_.shard ? size / shards : 1}};
   constexpr size_t kGroups = std::size(groups);
   shard_is_world_ = shards > 1 && shards == size;
+  node_is_context_ = node > 1 && node == context;
   const auto wanted = [&](const Group& group) {
-    return group.size > 1 && !(&group.communicator == &shard_ && shard_is_world_);
+    return group.size > 1 && !(&group.communicator == &shard_ && shard_is_world_) &&
+           !(&group.communicator == &node_ && node_is_context_);
   };
   UniqueId own[kGroups];
   bool any = false;
@@ -168,7 +184,7 @@ void Mesh::leave() noexcept {
   gradient_stream_.reset();
   std::lock_guard lock(mutex_);
   alive_.clear();
-  for (auto* each : {&context_, &shard_, &replica_, &world_}) each->reset();
+  for (auto* each : {&context_, &node_, &shard_, &replica_, &world_}) each->reset();
 }
 
 }  // namespace tokenring

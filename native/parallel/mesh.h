@@ -28,20 +28,26 @@
 #include "comm/communicator.h"
 #include "core/device.h"
 #include "core/schedule.h"
-#include "parallel/ring_attention.h"
 
 namespace tokenring {
+
+// How a context group exchanges keys and values: parallel/ring_attention.h, with nodes of one rank, with one node, or
+// with the nodes that there are.
+enum class ContextSchedule { ring, all_gather, two_level };
 
 struct MeshOptions {
   UniqueId id;
   int rank = 0, size = 1;
   int context_parallel = 1;  // C; divides size
   ContextSchedule context_schedule = ContextSchedule::ring;
-  int shard = 0;       // ZeRO stage: 0, 1 or 3
-  int shard_size = 0;  // S; divides size; 0 = size
+  int ranks_per_node = 0;  // of two_level: consecutive ranks with fast links to each other; 0 = size
+  int shard = 0;           // ZeRO stage: 0, 1 or 3
+  int shard_size = 0;      // S; divides size; 0 = size
   std::chrono::milliseconds timeout{600'000};
 
   void check() const;  // Failure INVALID_ARGUMENT that names the field
+  // Consecutive ranks of a context group that gather keys and values among themselves.
+  int context_node() const;
 };
 
 class Mesh {
@@ -67,6 +73,8 @@ class Mesh {
   Communicator& world() { return *world_; }
   // Null where the group is this rank alone.
   Communicator* context() { return context_.get(); }
+  // Of the context group, the ranks of this rank's node; the context group's where it is within one node.
+  Communicator* node() { return node_ ? node_.get() : node_is_context_ ? context_.get() : nullptr; }
   // Null at stage 0 too. The shard group that is the whole world is the world's communicator.
   Communicator* shard() { return shard_ ? shard_.get() : shard_is_world_ ? world_.get() : nullptr; }
   Communicator* replica() { return replica_.get(); }
@@ -122,8 +130,8 @@ class Mesh {
   Device& device_;
   const Transport& transport_;
   MeshOptions options_;
-  std::unique_ptr<Communicator> world_, context_, shard_, replica_;
-  bool shard_is_world_ = false;
+  std::unique_ptr<Communicator> world_, context_, node_, shard_, replica_;
+  bool shard_is_world_ = false, node_is_context_ = false;
   std::unique_ptr<Stream> context_stream_, gradient_stream_;
   bool joined_ = false, alike_ = false;
   std::exception_ptr failure_;  // of join()

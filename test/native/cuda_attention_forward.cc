@@ -24,9 +24,9 @@ struct Output {
   std::vector<float> lse, running;
 };
 
-// `before`: what `running` and lse hold, if the result is to be merged into it.
+// `before`: what `running` and lse hold, if the result is to be merged into it, or to take its place.
 Output forward(const AttentionCase& c, const std::vector<Bf16>& qkv, const Output* before = nullptr,
-               int multiprocessors = 2) {
+               int multiprocessors = 2, bool fresh = false) {
   const auto plan =
       plan_forward(c.placed(c.tiles), attention_forward_rows(c.head_dim), c.causal, c.far + c.rows, c.far + c.rows);
   const Buffer<Bf16> x(qkv), out(c.outputs());
@@ -48,7 +48,8 @@ Output forward(const AttentionCase& c, const std::vector<Bf16>& qkv, const Outpu
                      .lse = c.row_zero(lse.data(), c.heads),
                      .running = before ? c.row_zero(running.data(), c.heads * c.head_dim) : nullptr,
                      .counters = counters.data(),
-                     .multiprocessors = multiprocessors});
+                     .multiprocessors = multiprocessors,
+                     .fresh = fresh});
   CHECK(counters.read() == std::vector<int32_t>(2, 0));
   return {out.read(), lse.read(), running.read()};
 }
@@ -135,11 +136,19 @@ TEST(cuda_attention_forward_merges_running_results) {
   for (int head_dim : {64, 128}) {
     AttentionCase c{head_dim, 2, 1, true, 640, {}};
     const auto qkv = inputs(c);
-    Output running{{}, std::vector<float>(c.statistics(), -INFINITY), std::vector<float>(c.outputs(), NAN)};
+    // The first overwrites: the same bits as of rows that are known to be empty.
+    const Output empty{{}, std::vector<float>(c.statistics(), -INFINITY), std::vector<float>(c.outputs(), NAN)};
+    const Output junk{{}, std::vector<float>(c.statistics(), 3.0f), std::vector<float>(c.outputs(), 5.0f)};
+    Output running = empty;
     for (const Span& k : keys) {
       c.tiles = {{q, k}};
       const Output before = running;
       running = forward(c, qkv, &before);
+      if (&k == keys) {
+        const Output first = forward(c, qkv, &junk, 2, true);
+        for (size_t at = 0; at < c.out_at(q.rows, 0, 0); ++at) CHECK(first.running[at] == running.running[at]);
+        for (size_t at = 0; at < static_cast<size_t>(q.rows * c.heads); ++at) CHECK(first.lse[at] == running.lse[at]);
+      }
       // Queries that saw something before and see nothing of these keys keep every bit.
       for (int64_t i = 0; k.position > q.position && i < k.position - q.position; ++i)
         if (before.lse[static_cast<size_t>(i * c.heads)] != -INFINITY)

@@ -180,10 +180,11 @@ struct Plain {
     const Buffer<KeyTile> key_tiles(backward.tiles);
     const Buffer<QueryRange> ranges(backward.ranges);
     T* to = gradient.data();
-    attention_plain_backward(nullptr, {heads(), d.data(), lse.data(), delta.data(), query_tiles.data(),
-                                       static_cast<int>(forward.tiles.size()), keys.data(), key_tiles.data(),
-                                       static_cast<int>(backward.tiles.size()), ranges.data(), to,
-                                       to + c.heads * c.head_dim, to + (c.heads + c.kv_heads) * c.head_dim});
+    attention_plain_backward(
+        nullptr,
+        {heads(), d.data(), lse.data(), delta.data(), query_tiles.data(), static_cast<int>(forward.tiles.size()),
+         keys.data(), key_tiles.data(), static_cast<int>(backward.tiles.size()), ranges.data(), to,
+         to + c.heads * c.head_dim, to + (c.heads + c.kv_heads) * c.head_dim, c.width(), sizeof(T) == 4});
     return gradient.read();
   }
 };

@@ -134,7 +134,7 @@ TEST(mesh_of_data_ranks_learns_what_one_rank_does) {
 }
 
 TEST(mesh_groups_are_those_of_its_layout) {
-  MeshOptions options = mesh_of(8, 2);
+  MeshOptions options = mesh_of(8, 4, ContextSchedule::two_level, 2);
   options.shard = 1;
   options.shard_size = 4;
   options.id = shared_memory().make_id();
@@ -146,7 +146,7 @@ TEST(mesh_groups_are_those_of_its_layout) {
       const auto device = make_cpu_device(1);
       Mesh mesh(*device, shared_memory(), own);
       mesh.join();
-      CHECK(mesh.context_index() == r % 2 && mesh.data_index() == r / 2);
+      CHECK(mesh.context_index() == r % 4 && mesh.data_index() == r / 4);
       // Every rank adds its own bit: who is in the group shows.
       const auto members = [&](Communicator* group, Stream& stream) {
         std::vector<int32_t> x{1 << r};
@@ -155,7 +155,8 @@ TEST(mesh_groups_are_those_of_its_layout) {
         return x[0];
       };
       CHECK(members(&mesh.world(), mesh.gradient_stream()) == 0xFF);
-      CHECK(members(mesh.context(), mesh.context_stream()) == 3 << r / 2 * 2);
+      CHECK(members(mesh.context(), mesh.context_stream()) == 15 << r / 4 * 4);
+      CHECK(members(mesh.node(), mesh.context_stream()) == 3 << r / 2 * 2);
       CHECK(members(mesh.shard(), mesh.gradient_stream()) == 15 << r / 4 * 4);
       CHECK(members(mesh.replica(), mesh.gradient_stream()) == 0x11 << r % 4);
     });
@@ -170,6 +171,10 @@ TEST(mesh_refuses_what_cannot_be) {
   };
   CHECK(contains(bad([](MeshOptions& o) { o.rank = 4; }), "INVALID_ARGUMENT: mesh: rank is 4"));
   CHECK(contains(bad([](MeshOptions& o) { o.context_parallel = 3; }), "contextParallel is 3; it must divide the 4"));
+  CHECK(contains(bad([](MeshOptions& o) {
+                   o.context_parallel = 4, o.context_schedule = ContextSchedule::two_level, o.ranks_per_node = 3;
+                 }),
+                 "ranksPerNode is 3; of two_level it must divide contextParallel, 4, or be a multiple"));
   CHECK(contains(bad([](MeshOptions& o) { o.shard = 2; }), "shard is 2; it must be 0, 1 or 3"));
   CHECK(contains(bad([](MeshOptions& o) { o.shard_size = 3; }), "shardSize is 3; it must divide the 4"));
   CHECK(contains(bad([](MeshOptions& o) { o.timeout = std::chrono::milliseconds(0); }), "timeout is 0"));

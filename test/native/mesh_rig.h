@@ -70,11 +70,13 @@ inline bool none_failed(const std::vector<std::string>& failures) {
   return none;
 }
 
-inline MeshOptions mesh_of(int size, int context_parallel = 1, ContextSchedule schedule = ContextSchedule::ring) {
+inline MeshOptions mesh_of(int size, int context_parallel = 1, ContextSchedule schedule = ContextSchedule::ring,
+                           int ranks_per_node = 0) {
   MeshOptions options;
   options.size = size;
   options.context_parallel = context_parallel;
   options.context_schedule = schedule;
+  options.ranks_per_node = ranks_per_node;
   options.timeout = std::chrono::milliseconds(60'000);
   return options;
 }

@@ -41,8 +41,8 @@ Values random_values(int64_t tokens) {
           {}};
 }
 
-// Rows of the shards within the whole, which has the order of `pieces`.
-void run(const Values& given, const std::vector<Shard>& shards, ContextSchedule schedule, Values& got) {
+// Rows of the shards within the whole, which has the order of `pieces`. Nodes are of so many ranks.
+void run(const Values& given, const std::vector<Shard>& shards, int local, Values& got) {
   const int size = static_cast<int>(shards.size());
   const Shard whole = merged(shards);
   const std::vector<Piece> parts = pieces(shards, whole);
@@ -51,15 +51,20 @@ void run(const Values& given, const std::vector<Shard>& shards, ContextSchedule 
                             std::vector<Lane>(std::begin(kGradients), std::end(kGradients))})
     for (const Lane& lane : lanes) (got.*lane.data).assign(total * lane.width, NAN);
   const UniqueId id = shared_memory().make_id();
+  std::vector<UniqueId> of_nodes;
+  for (int n = 0; n < size / local; ++n) of_nodes.push_back(shared_memory().make_id());
   std::vector<std::thread> threads;
   for (int r = 0; r < size; ++r)
     threads.emplace_back([&, r] {
       fixture::Bench b;
       const auto wire = b.dev().stream();
-      const auto comm = shared_memory().make({id, r, size, std::chrono::milliseconds(20'000)});
+      const std::chrono::milliseconds timeout(60'000);
+      const auto comm = shared_memory().make({id, r, size, timeout});
+      const auto node = shared_memory().make({of_nodes[r / local], r % local, local, timeout});
       try {
         comm->join();
-        const RingAttention ring(b.ops(), *comm, kShape, shards, schedule);
+        node->join();
+        const RingAttention ring(b.ops(), *comm, node.get(), kShape, shards);
         const int64_t rows = ring.rows();
         const auto own = [&](const Lane& lane) {
           std::vector<float> mine(rows * lane.width);
@@ -94,6 +99,7 @@ void run(const Values& given, const std::vector<Shard>& shards, ContextSchedule 
         put(kGradients[0], dq), put(kGradients[1], dk), put(kGradients[2], dv);
       } catch (const Failure& failure) {
         comm->abort(failure.what());
+        node->abort(failure.what());
         harness::report(__FILE__, __LINE__, "rank ", r, ": ", failure.what());
       }
     });
@@ -140,19 +146,22 @@ std::vector<Shard> shard(const std::vector<int>& lengths, int size, uint64_t see
 void compare(const std::vector<int>& lengths, int size, uint64_t seed) {
   const std::vector<Shard> shards = shard(lengths, size, seed);
   const Values given = random_values(rows_of(merged(shards)));
-  Values alone, ring, gathered;
-  run(given, {merged(shards)}, ContextSchedule::ring, alone);
-  run(given, shards, ContextSchedule::ring, ring);
-  run(given, shards, ContextSchedule::all_gather, gathered);
-  for (const Lane& lane : kForward) {
-    CHECK(fixture::same_bits(gathered.*lane.data, alone.*lane.data));
-    // A merge rounds each number once or twice more, in float32.
-    CHECK_NEAR(relative(ring.*lane.data, alone.*lane.data), 0.0, 1e-6, size, " ranks, seed ", seed);
-  }
-  CHECK(fixture::same_bits(gathered.dq, alone.dq));
-  for (const Lane& lane : kGradients) {
-    CHECK_NEAR(relative(gathered.*lane.data, alone.*lane.data), 0.0, 1e-5, size, " ranks, seed ", seed);
-    CHECK_NEAR(relative(ring.*lane.data, alone.*lane.data), 0.0, 1e-5, size, " ranks, seed ", seed);
+  Values alone;
+  run(given, {merged(shards)}, 1, alone);
+  // A ring, nodes of two and of four ranks, one node.
+  for (int local = 1; local <= size; local *= 2) {
+    Values got;
+    run(given, shards, local, got);
+    for (const Lane& lane : kForward) {
+      if (local == size && size > 1) CHECK(fixture::same_bits(got.*lane.data, alone.*lane.data));
+      // A merge rounds each number once or twice more, in float32.
+      CHECK_NEAR(relative(got.*lane.data, alone.*lane.data), 0.0, 1e-6, size, " ranks, nodes of ", local, ", seed ",
+                 seed);
+    }
+    if (local == size && size > 1) CHECK(fixture::same_bits(got.dq, alone.dq));
+    for (const Lane& lane : kGradients)
+      CHECK_NEAR(relative(got.*lane.data, alone.*lane.data), 0.0, 1e-5, size, " ranks, nodes of ", local, ", seed ",
+                 seed);
   }
 }
 
@@ -171,11 +180,13 @@ TEST(ring_attention_is_that_of_one_rank) {
 TEST(ring_attention_gives_the_same_bits_again) {
   const std::vector<Shard> shards = shard({200, 61}, 4, 9);
   const Values given = random_values(261);
-  Values first, second;
-  run(given, shards, ContextSchedule::ring, first);
-  run(given, shards, ContextSchedule::ring, second);
-  for (const Lane& lane : kForward) CHECK(fixture::same_bits(first.*lane.data, second.*lane.data));
-  for (const Lane& lane : kGradients) CHECK(fixture::same_bits(first.*lane.data, second.*lane.data));
+  for (const int local : {1, 2, 4}) {
+    Values first, second;
+    run(given, shards, local, first);
+    run(given, shards, local, second);
+    for (const Lane& lane : kForward) CHECK(fixture::same_bits(first.*lane.data, second.*lane.data));
+    for (const Lane& lane : kGradients) CHECK(fixture::same_bits(first.*lane.data, second.*lane.data));
+  }
 }
 
 TEST(ring_attention_refuses_shards_that_cannot_be) {
@@ -184,7 +195,11 @@ TEST(ring_attention_refuses_shards_that_cannot_be) {
   CHECK_FAILS("INVALID_ARGUMENT", check_shards({{{0, 5, -1}}}));
   CHECK_FAILS("INVALID_ARGUMENT", check_shards({{{0, 2'000'000'000, 2'000'000'000}}}));
   check_shards({{{0, 0, 10}, {1, 0, 10}}, {{0, 10, 3}, {0, 40, 0}}, {}});
-  const auto comm = shared_memory().make({shared_memory().make_id(), 0, 2});
-  CHECK_FAILS("INVALID_ARGUMENT",
-              RingAttention(fixture::device().ops(), *comm, kShape, {{{0, 0, 4}}}, ContextSchedule::ring));
+  const auto comm = [](int rank, int size) { return shared_memory().make({shared_memory().make_id(), rank, size}); };
+  const auto two = comm(0, 2), six = comm(1, 6), four = comm(1, 4), first = comm(0, 2);
+  const Ops& ops = fixture::device().ops();
+  CHECK_FAILS("INVALID_ARGUMENT", RingAttention(ops, *two, nullptr, kShape, {{{0, 0, 4}}}));
+  // Nodes that do not divide the ranks, and a place on the node that is not the rank's.
+  CHECK_FAILS("INVALID_ARGUMENT", RingAttention(ops, *six, four.get(), kShape, std::vector<Shard>(6)));
+  CHECK_FAILS("INVALID_ARGUMENT", RingAttention(ops, *six, first.get(), kShape, std::vector<Shard>(6)));
 }

@@ -14,7 +14,7 @@ import {
 import { hostTensor } from "../../lib/ops/tensor.ts";
 import { setThreads } from "../../lib/ops/threads.ts";
 import { Random } from "../../lib/random.ts";
-import { ranks } from "./ranks.ts";
+import { ranks, ranksOfNodes } from "./ranks.ts";
 
 const HEADS = 2;
 const KV_HEADS = 1;
@@ -233,13 +233,14 @@ async function overRanks(
   lengths: readonly number[],
   size: number,
   layout: ShardLayout,
-  schedule: "ring" | "all_gather",
+  schedule: "ring" | "all_gather" | "two_level",
+  local = 1,
 ): Promise<Arrays> {
   const shards = shardDocuments(lengths, size, layout);
   const starts = lengths.map((_, i) => lengths.slice(0, i).reduce((sum, n) => sum + n, 0));
   const total = x.q.length / WIDTH.q;
   const result = arrays(total, total);
-  await ranks(size, async (communicator) => {
+  await ranksOfNodes(size, local, async (communicator, node) => {
     const shard = shards[communicator.rank] as Segment[];
     const own = arrays(tokens(shard), tokens(shard));
     /** Calls `copy` with each segment's first row here, in the whole, and its rows. */
@@ -256,8 +257,9 @@ async function overRanks(
         own[name].set(x[name].subarray(from * width, (from + rows) * width), row * width);
       }
     });
-    await ringAttention(communicator, { ...tensors(own), shards, schedule });
-    await ringAttentionBackward(communicator, { ...tensors(own), shards, schedule });
+    const how = { shards, schedule, ...(schedule === "two_level" ? { node } : {}) };
+    await ringAttention(communicator, { ...tensors(own), ...how });
+    await ringAttentionBackward(communicator, { ...tensors(own), ...how });
     each((row, from, rows) => {
       for (const name of LANES) {
         const width = WIDTH[name];
@@ -283,8 +285,9 @@ describe("ringAttention", () => {
         documents,
         fc.constantFrom(1, 2, 4, 8),
         layouts,
+        fc.constantFrom(1, 2, 4, 8),
         fc.nat(),
-        async (lengths, size, layout, seed) => {
+        async (lengths, size, layout, most, seed) => {
           const total = lengths.reduce((sum, n) => sum + n, 0);
           const alone = arrays(total, total, seed);
           const blocks = { queries: whole(lengths), keys: whole(lengths) };
@@ -294,13 +297,18 @@ describe("ringAttention", () => {
           const gathered = await overRanks(alone, lengths, size, layout, "all_gather");
           for (const name of ["out", "lse", "dq"] as const) expect(gathered[name]).toEqual(alone[name]);
           const ring = await overRanks(alone, lengths, size, layout, "ring");
+          const local = Math.min(most, size);
+          const levels = await overRanks(alone, lengths, size, layout, "two_level", local);
+          if (local === size) expect(levels).toEqual(gathered);
+          else if (local === 1) expect(levels).toEqual(ring);
           // Merging rounds each number a few times more, in float32; sums over ranks have another order.
-          for (const name of ["out", "lse"] as const)
+          for (const name of ["out", "lse"] as const) {
             expect(relative(ring[name], alone[name])).toBeLessThan(1e-6);
-          for (const name of ["dq", "dk", "dv"] as const) {
-            expect(relative(ring[name], alone[name])).toBeLessThan(1e-5);
-            expect(relative(gathered[name], alone[name])).toBeLessThan(1e-5);
+            expect(relative(levels[name], alone[name])).toBeLessThan(1e-6);
           }
+          for (const name of ["dq", "dk", "dv"] as const)
+            for (const got of [ring, gathered, levels])
+              expect(relative(got[name], alone[name])).toBeLessThan(1e-5);
         },
       ),
       { numRuns: 40 },
@@ -339,7 +347,8 @@ describe("ringAttention", () => {
       const odd = hostTensor(new Float32Array(3 * 8), [3, 1, 8]);
       const heads = { q: odd, k: odd, v: odd, out: odd, lse: hostTensor(new Float32Array(3), [3, 1]) };
       await bad(heads, /head_dim is 8; it must be a multiple of 16/);
-      await bad({ schedule: "tree" }, /"ring" or "all_gather", got "tree"/);
+      await bad({ schedule: "tree" }, /"ring", "all_gather" or "two_level", got "tree"/);
+      await bad({ schedule: "two_level" }, /options.node must be a Communicator/);
       await communicator.barrier();
     });
   });

@@ -20,7 +20,8 @@ const adamw = { learningRate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, wei
 const mesh = fc.record({
   data: fc.constantFrom(1, 2, 4),
   context: fc.constantFrom(1, 2, 4, 8),
-  schedule: fc.constantFrom("ring", "all_gather"),
+  schedule: fc.constantFrom("ring", "all_gather", "two_level"),
+  node: fc.constantFrom(1, 2, 4, 8),
   last: fc.boolean(),
   checkpoints: fc.boolean(),
   cuts,
@@ -82,7 +83,7 @@ it("learns the same on any mesh, from any micro-batches", async () => {
         }
         return { passes, step: await rank.optimise(adamw).promise };
       };
-      const { data, context, schedule } = c.mesh;
+      const { data, context, schedule, node } = c.mesh;
       const parts = Array.from({ length: data }, (_, group) => {
         const own = made.filter((_, i) => i % data === group);
         // Groups need not have as many micro-batches, as long as each has one.
@@ -93,7 +94,12 @@ it("learns the same on any mesh, from any micro-batches", async () => {
         steps(rank, order.length === 0 ? [] : [packed(order as Document[])], false),
       );
       if (alone?.status !== "fulfilled") throw alone?.reason;
-      const shape = { size: data * context, contextParallel: context, contextSchedule: schedule };
+      const shape = {
+        size: data * context,
+        contextParallel: context,
+        contextSchedule: schedule,
+        ranksPerNode: Math.min(node, data * context),
+      };
       const outcomes = await settledMesh(options, shape, (rank, index) =>
         steps(rank, parts[Math.floor(index / context)] as NativeBatch[], c.mesh.last),
       );

@@ -129,7 +129,11 @@ it("refuses a mesh that cannot be, at once", () => {
     [{ id: new Uint8Array(3) }, /options.mesh.id must be the Uint8Array of 128 bytes/],
     [{ rank: 4 }, /options.mesh.rank must be an integer from 0 to 3, got 4/],
     [{ contextParallel: 3 }, /contextParallel is 3; it must divide the 4 ranks/],
-    [{ contextSchedule: "tree" }, /contextSchedule must be "ring" or "all_gather", got "tree"/],
+    [{ contextSchedule: "tree" }, /contextSchedule must be "ring", "all_gather" or "two_level", got "tree"/],
+    [
+      { contextSchedule: "two_level", contextParallel: 4, ranksPerNode: 3 },
+      /ranksPerNode is 3; of two_level it must divide contextParallel, 4, or be a multiple of it/,
+    ],
     [{ shard: 2 }, /shard is 2; it must be 0, 1 or 3/],
     [{ shardSize: 3 }, /shardSize is 3; it must divide the 4 ranks/],
     [{ timeout: 0 }, /options.mesh.timeout/],

@@ -30,6 +30,21 @@ export async function ranks<T>(size: number, body: (communicator: Communicator) 
   });
 }
 
+/** The same of ranks that stand in nodes of `local`, with the communicator of the rank's node. */
+export async function ranksOfNodes<T>(
+  size: number,
+  local: number,
+  body: (communicator: Communicator, node: Communicator) => Promise<T>,
+): Promise<T[]> {
+  const nodes = ids(size / local).map(() => Communicator.uniqueId());
+  return ranks(size, async (communicator) => {
+    const { rank } = communicator;
+    const id = nodes[Math.floor(rank / local)] as Uint8Array;
+    await using node = await Communicator.create({ id, rank: rank % local, size: local, timeout: 20_000 });
+    return await body(communicator, node);
+  });
+}
+
 /** What each rank of a new mesh gave; all are made before any is waited for. */
 export async function settledMesh<T>(
   options: NativeRankOptions,

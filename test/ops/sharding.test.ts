@@ -19,17 +19,24 @@ import {
 import { adamw, nll, rankOptions, seed } from "./native.ts";
 import { settledMesh } from "./ranks.ts";
 
-type Shape = Pick<NativeMesh, "size" | "contextParallel" | "contextSchedule" | "shard" | "shardSize">;
+type Shape = Pick<
+  NativeMesh,
+  "size" | "contextParallel" | "contextSchedule" | "ranksPerNode" | "shard" | "shardSize"
+>;
 
 const shape: fc.Arbitrary<Shape> = fc.constantFrom(1, 2, 3, 4, 6).chain((size) => {
   const divisor = fc.constantFrom(...[1, 2, 3, 4, 6].filter((n) => size % n === 0));
-  return fc.record({
+  const shapes = fc.record({
     size: fc.constant(size),
     contextParallel: divisor,
-    contextSchedule: fc.constantFrom("ring" as const, "all_gather" as const),
+    contextSchedule: fc.constantFrom("ring" as const, "all_gather" as const, "two_level" as const),
+    ranksPerNode: divisor,
     shard: fc.constantFrom<0 | 1 | 3>(0, 1, 3),
     shardSize: divisor,
   });
+  return shapes.filter(
+    ({ contextParallel: c, ranksPerNode: n }) => c % n === 0 || n % c === 0, // of two levels
+  );
 });
 const ALONE: Shape = { size: 1, contextParallel: 1, contextSchedule: "ring", shard: 0, shardSize: 1 };
 

@@ -172,6 +172,29 @@ describe("plan", () => {
     expect(candidates(request({ mesh: { contextParallel: 2, shard: 3, shardSize: 4 } }))).toHaveLength(2);
   });
 
+  it("goes in two levels where a ring's hops between nodes are longer than what hides them", async () => {
+    const [ring, levels] = candidates(
+      request({
+        nodes: 2,
+        mesh: { contextParallel: 16, shard: 3, shardSize: 16 },
+        activationCheckpointing: true,
+      }),
+    );
+    expect(ring?.mesh).toMatchObject({ contextSchedule: "ring" });
+    expect(levels?.mesh).toMatchObject({ contextSchedule: "two_level", contextNode: 8 });
+    const step = async (candidate: typeof ring) => {
+      const { mesh } = candidate as NonNullable<typeof ring>;
+      const config = { ...shape("Qwen2.5-7B"), num_hidden_layers: 4, max_position_embeddings: 65_536 };
+      const work = { config, mesh, activationCheckpointing: true, lengths: [65_536], lossShare: 0.2 };
+      return planStep(work, cluster, { ranks: 1 }); // of a group, as a search does
+    };
+    const [slow, fast] = [await step(ring), await step(levels)];
+    expect(fast.passes.last.seconds).toBeLessThan(slow.passes.last.seconds);
+    expect(fast.passes.last.bound).toBeLessThan(slow.passes.last.bound * 1.05);
+    const within = candidates(request({ mesh: { contextParallel: 4, contextSchedule: "two_level" } }));
+    expect(within[0]?.mesh.contextNode).toBe(4);
+  });
+
   it("finds a mesh for 7B on one node, whose stations add up", async () => {
     const found = await plan(request({}));
     expect(found.fault).toBeUndefined();

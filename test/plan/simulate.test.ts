@@ -97,6 +97,24 @@ describe("simulate", () => {
     expect(movedBytes(entry("reduce_scatter", "gradients", [], 80), 4)).toBe(60);
   });
 
+  it("replays two levels: gathers within nodes, exchanges between ranks of one place", () => {
+    const shape = { ...mesh(8), contextNode: 2 };
+    const of = (op: string) => membersOf(entry(op, "context"), 5, shape);
+    expect(of("exchange")).toEqual([1, 3, 5, 7]);
+    expect(of("all_gather")).toEqual([4, 5]);
+    expect(of("reduce_scatter")).toEqual([4, 5]);
+    expect(of("all_reduce")).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
+    // Two nodes of two: groups of one first rank and one size, which are not the same.
+    const schedule = [
+      entry("all_gather", "context", ["compute"], 1),
+      entry("exchange", "context", ["compute"], 3),
+      entry("all_gather", "context", [], 1),
+      entry("attention", "compute", ["context"], 2),
+    ];
+    const { ranks } = run({ ...mesh(4), contextNode: 2 }, new Array(4).fill(schedule));
+    expect(ranks.map(({ seconds }) => seconds)).toEqual([7, 7, 7, 7]);
+  });
+
   it("needs the first of many groups alone where all are alike", () => {
     const schedule = [
       entry("mlp", "compute", [], 3),

@@ -140,16 +140,20 @@ describe("a rank that ends or stops", { timeout: 240_000 }, () => {
     );
   });
 
+  const levels = { contextSchedule: "two_level", ranksPerNode: 2 } as const;
   it.each([
-    ["SIGKILL", /its process was ended by SIGKILL/],
-    ["SIGSTOP", /it was silent for 4 s/],
+    ["SIGKILL", "a ring", {}, /its process was ended by SIGKILL/],
+    ["SIGSTOP", "a ring", {}, /it was silent for 4 s/],
+    ["SIGKILL", "two levels", levels, /its process was ended by SIGKILL/],
+    ["SIGSTOP", "two levels", levels, /it was silent for 4 s/],
   ] as const)(
-    "by %s within a ring is named on every rank, and no other is kept by it",
-    async (signal, why) => {
+    "by %s within %s is named on every rank, and no other is kept by it",
+    async (signal, _, how, why) => {
       const group = await RankGroup.open({ size: 4, silence: SILENCE, timeout: 60_000 });
       const pids = group.workers.map(({ pid }) => pid);
       try {
-        await using policy = await Policy.create(TINY, { ...LIVELY, ranks: group, contextParallel: 4 });
+        const options = { ...LIVELY, ...how, ranks: group, contextParallel: 4 };
+        await using policy = await Policy.create(TINY, options);
         const step = async (of: Policy): Promise<void> => {
           await of.accumulate(batch, nll, { last: true });
           await of.optimise({ learningRate: 1e-3 });

@@ -1,6 +1,6 @@
 // Ranks and places as launchers give them.
 import { describe, expect, it } from "vitest";
-import { launchedPlace, launchedRank, launchedRanks } from "../../lib/ranks/place.ts";
+import { launchedPerNode, launchedPlace, launchedRank, launchedRanks } from "../../lib/ranks/place.ts";
 
 const secret = "0123456789abcdef";
 const torchrun = {
@@ -43,6 +43,12 @@ describe("a launcher's variables", () => {
     expect(launchedPlace(agent).port).toBe(29501);
     expect(launchedPlace({ ...agent, TOKENRING_PORT: "4000" }).port).toBe(4000);
     expect(launchedPlace({ ...torchrun, TORCHELASTIC_USE_AGENT_STORE: "False" }).port).toBe(29500);
+  });
+
+  it("say how many ranks a host has", () => {
+    expect(launchedPerNode(torchrun)).toBeNull();
+    expect(launchedPerNode({ ...torchrun, LOCAL_WORLD_SIZE: "8" })).toBe(8);
+    expect(() => launchedPerNode({ LOCAL_WORLD_SIZE: "0" })).toThrow(/LOCAL_WORLD_SIZE is "0"/);
   });
 
   it.each([

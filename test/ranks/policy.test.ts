@@ -86,6 +86,7 @@ describe("a policy", { timeout: 120_000 }, () => {
     [4, { contextParallel: 2, contextSchedule: "all_gather" }, {}],
     [4, { contextParallel: 2 }, { passTokens: 48 }],
     [4, { contextParallel: 4, contextSchedule: "all_gather" }, {}],
+    [4, { contextParallel: 4, contextSchedule: "two_level", ranksPerNode: 2 }, {}],
   ])("on %i ranks, %o, %o, learns what it learns on one", async (size, options, pass) => {
     await using policy = await Policy.create(TINY, { ...LIVELY, ...options, ranks: group(size) });
     expect(policy.ranks).toBe(size);
