@@ -92,7 +92,7 @@ struct Module {
   Kernels kernels;
 };
 // Counts the forms that Module and what its functions take have had.
-constexpr int kModuleAbi = 6;
+constexpr int kModuleAbi = 7;
 constexpr const char* kModuleFile = "tokenring_cuda.so";
 
 // Where the module is looked for: $TOKENRING_CUDA_MODULE, else beside the file that holds this code, else in
