@@ -139,7 +139,10 @@ TEST(cuda_context_ranks_learn_what_one_rank_does) {
       // As of one rank on CUDA against the CPU: see cuda_backend.cc.
       for (size_t i = 0; i < expected.logprob.size(); ++i) CHECK_NEAR(got.logprob[i], expected.logprob[i], 0.03);
       CHECK_NEAR(got.loss, expected.loss, 0.03 * std::abs(expected.loss) + 0.03);
-      CHECK_NEAR(relative_l2(got.gradient, gradient), 0.0, 0.02);
+      // No further from float32 than one rank is: what was cut apart lost nothing that bf16 had not lost.
+      const double apart = relative_l2(alone.gradient, gradient);
+      CHECK_NEAR(apart, 0.0, 0.02);
+      CHECK_NEAR(relative_l2(got.gradient, gradient), 0.0, 1.1 * apart, ranks, " ranks");
       // The same kernels on the same bf16 numbers: where all keys are gathered, forward the same bits. What is merged
       // and what is summed over ranks differs in the last bits of float32, is rounded to bf16 (4e-3), here and there to
       // its neighbour, and goes on through the layers: gradients were seen 8e-3 apart, and are within 2e-2 of float32.
