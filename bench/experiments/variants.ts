@@ -66,10 +66,16 @@ export function variantsOf({ stages, seed }: Pick<JobConfig, "stages" | "seed">)
       method: { kind: "rft", rounds: "iterations" },
     },
     dapo("symmetric-clip", "ablation: clipHigh = clipLow", { clipHigh: first.clipLow ?? 0.2 }),
-    dapo("no-filter", "ablation: groups that are all solved or all failed are kept", {
+    first.lengthPenalty
+      ? dapo("no-length-penalty", "ablation: the outcome alone is the reward", { lengthPenalty: false })
+      : dapo("length-penalty", "the paper's reward: with the length penalty in turns", {
+          lengthPenalty: true,
+        }),
+    // Without the penalty all rewards of such a group are equal, and nothing is learnt from it either way.
+    dapo("no-filter", "ablation: with the penalty, groups that are all solved or all failed are kept", {
+      lengthPenalty: true,
       filter: "final_reward",
     }),
-    dapo("no-length-penalty", "ablation: the outcome alone is the reward", { lengthPenalty: false }),
     dapo("sample-mean", "ablation: mean over trajectories instead of tokens", { aggregation: "sample_mean" }),
     dapo("step-credit", "option: advantages by the turn, from prefix rollouts", {
       stepCredit: { turns: 5, rollouts: 4 },

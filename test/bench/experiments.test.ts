@@ -44,8 +44,8 @@ describe("the variants", () => {
   it("each change one thing of the recipe", () => {
     expect(changes("dapo")).toEqual({});
     expect(changes("symmetric-clip")).toEqual({ clipHigh: 0.2 });
-    expect(changes("no-filter")).toEqual({ filter: "final_reward" });
-    expect(changes("no-length-penalty")).toEqual({ lengthPenalty: false });
+    expect(changes("no-filter")).toEqual({ lengthPenalty: true, filter: "final_reward" });
+    expect(changes("length-penalty")).toEqual({ lengthPenalty: true });
     expect(changes("sample-mean")).toEqual({ aggregation: "sample_mean" });
     expect(Object.keys(changes("step-credit"))).toEqual(["stepCredit"]);
     expect(Object.keys(changes("shaping"))).toEqual(["shaping"]);
@@ -53,6 +53,13 @@ describe("the variants", () => {
     expect(changes("stage2")).toEqual({});
     expect(changes("stage2-turns")).toEqual({ limits: config.stages[0]?.limits });
     expect(new Set(variants.map(({ name }) => name)).size).toBe(variants.length);
+  });
+
+  it("take the length penalty away where the recipe has it", () => {
+    const penalised = config.stages.map((stage) => ({ ...stage, lengthPenalty: true }));
+    const names = variantsOf({ ...config, stages: penalised }).map(({ name }) => name);
+    expect(names).toContain("no-length-penalty");
+    expect(names).not.toContain("length-penalty");
   });
 
   it("shuffle advantages within a group, and nothing else", async () => {

@@ -153,7 +153,7 @@ describe("a job's YAML", () => {
 
   it.each([
     [
-      "lengthThreshold: 10\n    pool",
+      "lengthPenalty: false\n    lengthThreshold: 10\n    pool",
       "lengthThreshold: 24\n    pool",
       "stages.1.lengthThreshold: 24 is not below",
     ],
@@ -184,9 +184,7 @@ describe("a job's YAML", () => {
   });
 
   it("takes what would contradict a key that is not used", () => {
-    expect(
-      faultsWith("lengthThreshold: 10\n    pool", "lengthThreshold: 24\n    lengthPenalty: false\n    pool"),
-    ).toBe("accepted");
+    expect(faultsWith("lengthThreshold: 10\n    pool", "lengthThreshold: 24\n    pool")).toBe("accepted");
     const expert = recipe.replace(/personas: .*/, "personas: { expert: 0, sloppy: 0, confused: 0 }");
     expect(faults(expert.replace("expertShare: 0.7", "expertShare: 1"))).toBe("accepted");
     const loaded = recipe.replace(/model:\n {2}create:\n( {4}.*\n)+/, "model: { path: qwen }\n");
