@@ -18,18 +18,26 @@ export function computeSeconds({ op, flops, bytes }: ScheduleEntry, { hardware }
 }
 
 /**
- * Seconds of a communicator's call between `members`, once all have come. Within a node the links of its GPUs carry it;
- * a group that spans nodes enters and leaves each by as many adapters as it has ranks there, and no faster than within.
+ * What prices a communicator's call between `members`: seconds, once all have come. Within a node the links of its GPUs
+ * carry it; a group that spans nodes enters and leaves each by as many adapters as it has ranks there, and no faster than
+ * within. A step has very many calls of few groups, so how a group lies on the nodes is looked up once for each list of
+ * members: the lists stay as they are.
  */
-export function communicationSeconds(
-  entry: ScheduleEntry,
-  members: readonly number[],
-  { hardware, gpusPerNode }: Cluster,
-): number {
-  const nodes = new Set(members.map((rank) => Math.floor(rank / gpusPerNode))).size;
+export function communicationPrices({
+  hardware,
+  gpusPerNode,
+}: Cluster): (entry: ScheduleEntry, members: readonly number[]) => number {
   const { nodeLink, nodeLatency, clusterLink, clusterLatency } = hardware;
-  const moved = movedBytes(entry, members.length);
-  if (nodes === 1) return moved / nodeLink.value + nodeLatency.value;
-  const adapters = entry.op === "exchange" ? 1 : Math.max(1, Math.floor(members.length / nodes));
-  return moved / Math.min(nodeLink.value, adapters * clusterLink.value) + clusterLatency.value;
+  const spanned = new Map<readonly number[], number>();
+  return (entry, members) => {
+    let nodes = spanned.get(members);
+    if (nodes === undefined) {
+      nodes = new Set(members.map((rank) => Math.floor(rank / gpusPerNode))).size;
+      spanned.set(members, nodes);
+    }
+    const moved = movedBytes(entry, members.length);
+    if (nodes === 1) return moved / nodeLink.value + nodeLatency.value;
+    const adapters = entry.op === "exchange" ? 1 : Math.max(1, Math.floor(members.length / nodes));
+    return moved / Math.min(nodeLink.value, adapters * clusterLink.value) + clusterLatency.value;
+  };
 }

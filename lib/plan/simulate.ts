@@ -53,13 +53,20 @@ interface Walk {
   /** End of the last entry of each track. */
   ends: Record<Track, number>;
   time: RankTime;
-  /** Calls made so far, by the first rank of their group and their track. */
-  calls: Map<string, number>;
+  /** With whom it makes the calls of each track, by their op. */
+  groups: Record<Track, Map<string, Group>>;
 }
 
-interface Meeting {
-  /** When each rank that has come was ready. */
+/** Ranks that make calls together. One call after the other: nobody goes on before all have come. */
+interface Group {
+  name: string;
+  members: number[];
+  /** Those of them that are simulated. */
+  there: number[];
+  /** When each rank that has come to the call was ready. */
   ready: Map<number, number>;
+  /** Calls made so far. */
+  calls: number;
 }
 
 /**
@@ -78,22 +85,20 @@ export function simulate(options: SimulationOptions): Simulation {
     });
     const ends = all(options.begins?.[rank] ?? 0);
     // A rank that is late holds up others, and has not waited itself.
-    return { at: 0, ends, time: { seconds: 0, busy: all(0), exposed: 0 }, calls: new Map() };
+    const groups = { compute: new Map(), context: new Map(), gradients: new Map() };
+    return { at: 0, ends, time: { seconds: 0, busy: all(0), exposed: 0 }, groups };
   });
-  const meetings = new Map<string, Meeting>();
-  const groups = new Map<string, { name: string; members: number[]; there: number[] }>();
+  const groups = new Map<string, Group>();
   /** Who takes part in a rank's call. */
-  const groupOf = (entry: ScheduleEntry, rank: number) => {
-    const key = `${rank}/${entry.track}/${entry.op}`;
-    const known = groups.get(key);
-    if (known) return known;
+  const groupOf = (entry: ScheduleEntry, rank: number, known: Map<string, Group>): Group => {
+    const own = known.get(entry.op);
+    if (own) return own;
     const members = membersOf(entry, rank, mesh);
-    const group = {
-      name: `${entry.track}/${members[0]}-${members.at(-1)}/${members.length}`,
-      members,
-      there: members.filter((member) => member < schedules.length),
-    };
-    groups.set(key, group);
+    const name = `${entry.track}/${members[0]}-${members.at(-1)}/${members.length}`;
+    const there = members.filter((member) => member < schedules.length);
+    const group = groups.get(name) ?? { name, members, there, ready: new Map(), calls: 0 };
+    groups.set(name, group);
+    known.set(entry.op, group);
     return group;
   };
 
@@ -117,16 +122,14 @@ export function simulate(options: SimulationOptions): Simulation {
       walk.at++;
       return true;
     }
-    const { name, members, there } = groupOf(entry, rank);
-    const number = walk.calls.get(name) ?? 0;
-    const key = `${name}/${number}`;
-    const meeting = meetings.get(key) ?? { ready: new Map() };
-    meetings.set(key, meeting);
-    if (meeting.ready.has(rank)) return false; // it waits there
-    meeting.ready.set(rank, ready);
-    if (meeting.ready.size < there.length) return false;
-    meetings.delete(key);
-    const all = there.map((member) => meeting.ready.get(member) as number);
+    const group = groupOf(entry, rank, walk.groups[entry.track]);
+    const { name, members, there } = group;
+    if (group.ready.has(rank)) return false; // it waits there
+    group.ready.set(rank, ready);
+    if (group.ready.size < there.length) return false;
+    const all = there.map((member) => group.ready.get(member) as number);
+    group.ready.clear();
+    group.calls++;
     const last = Math.max(...all);
     const n = there.length;
     for (const [i, member] of there.entries()) {
@@ -135,13 +138,12 @@ export function simulate(options: SimulationOptions): Simulation {
       if (own.op !== entry.op) {
         throw new TokenringError(
           "ERR_TOKENRING_INVALID_ARGUMENT",
-          `simulate: at call ${number} of ${name} rank ${rank} makes ${entry.op}, rank ${member} ${own.op}`,
+          `simulate: at call ${group.calls - 1} of ${name} rank ${rank} makes ${entry.op}, rank ${member} ${own.op}`,
         );
       }
       const neighbours = [all[i], all[(i + 1) % n], all[(i + n - 1) % n]] as number[];
       const begin = own.op === "exchange" ? Math.max(...neighbours) : last;
       finish(member, own, begin, begin + options.communicationSeconds(own, members));
-      of.calls.set(name, number + 1);
       of.at++;
     }
     return true;

@@ -3,7 +3,7 @@ import type { ContextSchedule, NativePlannedStep } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { loadBinding } from "../ops/native.ts";
 import type { DecoderConfig } from "../policy/types.ts";
-import { type Cluster, communicationSeconds, computeSeconds } from "./price.ts";
+import { type Cluster, communicationPrices, computeSeconds } from "./price.ts";
 import { isCommunication, type MeshShape, type ScheduleEntry } from "./schedule.ts";
 import { type Simulation, type Span, simulate } from "./simulate.ts";
 
@@ -116,7 +116,7 @@ function timeOf(
     mesh,
     schedules,
     computeSeconds: (entry) => computeSeconds(entry, cluster),
-    communicationSeconds: (entry, members) => communicationSeconds(entry, members, cluster),
+    communicationSeconds: communicationPrices(cluster),
     ...(onSpan ? { onSpan: (span: Span) => onSpan(name, span) } : {}),
   });
   const sum = (entries: readonly ScheduleEntry[], of: (entry: ScheduleEntry) => number): number =>

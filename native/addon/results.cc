@@ -1,6 +1,8 @@
 #include "addon/results.h"
 
 #include <algorithm>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace tokenring::addon {
@@ -20,21 +22,40 @@ Napi::Value array(Napi::Env env, const std::vector<int32_t>& values) {
   return array;
 }
 
+// Tracks by the bits of `after`.
+Napi::Array tracks(Napi::Env env, unsigned bits) {
+  Napi::Array array = Napi::Array::New(env);
+  for (size_t track = 0; track < kTracks; ++track)
+    if (bits >> track & 1) array.Set(array.Length(), name_of(static_cast<Track>(track)));
+  return array;
+}
+
 Napi::Value entries(Napi::Env env, const std::vector<PlannedEntry>& list) {
+  // A plan has millions of entries with few names: those are made once, and so are the lists of tracks, which entries
+  // share.
+  const auto text = [&](const char* value) { return Napi::String::New(env, value); };
+  const Napi::String op = text("op"), layer = text("layer"), track = text("track"), after = text("after"),
+                     bytes = text("bytes"), flops = text("flops");
+  std::map<std::string, Napi::String> ops;
+  for (const PlannedEntry& entry : list)
+    if (!ops.count(entry.op)) ops.emplace(entry.op, text(entry.op.c_str()));
+  std::vector<Napi::String> names;
+  for (size_t t = 0; t < kTracks; ++t) names.push_back(text(name_of(static_cast<Track>(t))));
+  std::vector<Napi::Array> behind;
+  for (unsigned bits = 0; bits < 1u << kTracks; ++bits) behind.push_back(tracks(env, bits));
   Napi::Array array = Napi::Array::New(env, list.size());
   for (uint32_t i = 0; i < list.size(); ++i) {
     const PlannedEntry& entry = list[i];
     const Napi::HandleScope scope(env);
+    unsigned bits = 0;
+    for (size_t t = 0; t < kTracks; ++t) bits |= static_cast<unsigned>(entry.after[t]) << t;
     Napi::Object object = Napi::Object::New(env);
-    object.Set("op", entry.op);
-    object.Set("layer", number(env, entry.layer));
-    object.Set("track", name_of(entry.track));
-    Napi::Array after = Napi::Array::New(env);
-    for (size_t track = 0; track < kTracks; ++track)
-      if (entry.after[track]) after.Set(after.Length(), name_of(static_cast<Track>(track)));
-    object.Set("after", after);
-    object.Set("bytes", number(env, static_cast<double>(entry.bytes)));
-    object.Set("flops", number(env, static_cast<double>(entry.flops)));
+    object.Set(op, ops.at(entry.op));
+    object.Set(layer, number(env, entry.layer));
+    object.Set(track, names[static_cast<size_t>(entry.track)]);
+    object.Set(after, behind[bits]);
+    object.Set(bytes, number(env, static_cast<double>(entry.bytes)));
+    object.Set(flops, number(env, static_cast<double>(entry.flops)));
     array.Set(i, object);
   }
   return array;

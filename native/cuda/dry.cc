@@ -134,6 +134,8 @@ DryGpu::~DryGpu() {
   gpu = nullptr;
 }
 
+bool DryGpu::here() { return gpu != nullptr; }
+
 Libraries DryGpu::libraries() const {
   static const Runtime runtime = dry_runtime();
   static const Kernels kernels = dry_kernels();

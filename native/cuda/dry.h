@@ -18,6 +18,9 @@ class DryGpu {
   ~DryGpu();  // after its device and streams
   DryGpu(const DryGpu&) = delete;
 
+  // Whether this thread works on one: tables that its kernels would read need no values.
+  static bool here();
+
   // For make_device(). One DryGpu at a time works on a thread, and on that thread alone.
   Libraries libraries() const;
 

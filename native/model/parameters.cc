@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/moment_codes.h"
+#include "cuda/dry.h"
 #include "model/gradients.h"
 #include "model/rope.h"
 #include "model/weights.h"
@@ -86,7 +87,8 @@ struct Parameters::Impl {
     const int64_t positions = config.positions(), half = config.head_dim / 2;
     const RopeFrequencies rope = rope_frequencies(config);
     std::vector<float> cos(positions * half), sin(positions * half);
-    for (int64_t i = 0; i < half; ++i) {
+    // At a hundred thousand positions it is most of what planning a rank takes, and a GPU that is not there reads none.
+    for (int64_t i = 0; i < half && !cuda::DryGpu::here(); ++i) {
       for (int64_t p = 0; p < positions; ++p) {
         const double angle = static_cast<double>(p) * rope.radians[i];
         cos[p * half + i] = static_cast<float>(rope.magnitude * std::cos(angle));

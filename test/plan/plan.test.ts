@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { H200, readHardware } from "../../lib/plan/hardware.ts";
 import { parameterCounts, planEngine } from "../../lib/plan/iteration.ts";
 import { candidates, type PlanRequest, plan } from "../../lib/plan/plan.ts";
-import { communicationSeconds, computeSeconds } from "../../lib/plan/price.ts";
+import { communicationPrices, computeSeconds } from "../../lib/plan/price.ts";
 import type { ScheduleEntry } from "../../lib/plan/schedule.ts";
 import { knownShape } from "../../lib/plan/shapes.ts";
 import { planStep } from "../../lib/plan/step.ts";
@@ -104,13 +104,24 @@ describe("prices", () => {
   it("of communication know the links within a node and between nodes", () => {
     const bytes = 350e9;
     const call = (op: string, members: number[]): number =>
-      communicationSeconds(entry(op, { bytes }), members, cluster);
+      communicationPrices(cluster)(entry(op, { bytes }), members);
     expect(call("exchange", [0, 1, 2, 3])).toBeCloseTo(1 + 10e-6, 9);
     // A hop between two nodes has one adapter; eight ranks of a node together have eight, and NVLink is slower then.
     expect(call("exchange", [7, 8])).toBeCloseTo(350 / 46 + 30e-6, 9);
     const all = Array.from({ length: 16 }, (_, i) => i);
     expect(call("all_gather", all)).toBeCloseTo(15 / 16 + 30e-6, 9);
     expect(call("all_reduce", [0, 8])).toBeCloseTo(350 / 46 + 30e-6, 9);
+  });
+
+  it("of a group are found once, and are the same to the digit for each of its calls", () => {
+    const groups = [[0, 1, 2, 3], [6, 7, 8, 9], [0, 8, 16], Array.from({ length: 128 }, (_, i) => i)];
+    const prices = communicationPrices(cluster);
+    for (const turn of [1, 2, 3])
+      for (const op of ["exchange", "all_gather", "all_reduce", "reduce_scatter"])
+        for (const members of groups) {
+          const call = entry(op, { bytes: turn * 123_456_789 });
+          expect(prices(call, members)).toBe(communicationPrices(cluster)(call, [...members]));
+        }
   });
 
   it("take constants of one's own, and refuse what is none", async () => {
