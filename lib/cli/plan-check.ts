@@ -44,8 +44,9 @@ export function describeReplays(replays: readonly Replay[]): string {
   });
   const kinds = new Map<string, Replay[]>();
   for (const one of replays) {
-    const { ranks, contextParallel, shard } = one.mesh;
-    const kind = `${one.name} on ${ranks} ranks, context parallel ${contextParallel}, ZeRO-${shard}`;
+    const { ranks, contextParallel, contextNode, shard } = one.mesh;
+    const levels = contextNode === undefined ? "" : ` in nodes of ${contextNode}`;
+    const kind = `${one.name} on ${ranks} ranks, context parallel ${contextParallel}${levels}, ZeRO-${shard}`;
     kinds.set(kind, [...(kinds.get(kind) ?? []), one]);
   }
   return [

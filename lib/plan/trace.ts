@@ -126,8 +126,9 @@ function parsed(file: string, text: string): Event {
 
 /** The policy that this is rank `rank` of: the first that it was in was the first of the others, too. */
 function lifeOf(file: string, lives: Life[], count: number, rank: number, args: Event["args"]): Life {
-  const { host = "", ranks = 1, contextParallel = 1, shard = 0, shardSize = ranks } = args;
-  const mesh = { ranks, contextParallel, shard, shardSize };
+  const { host = "", ranks = 1, contextParallel = 1, contextNode, shard = 0, shardSize = ranks } = args;
+  const levels = contextNode === undefined ? {} : { contextNode };
+  const mesh = { ranks, contextParallel, ...levels, shard, shardSize };
   lives[count] ??= { mesh, begun: new Map(), hosts: new Map(), calls: new Map() };
   const life = lives[count];
   if (JSON.stringify(life.mesh) !== JSON.stringify(mesh))
@@ -180,7 +181,8 @@ export function meetingsOf({ mesh, ranks }: TracedCall): Meeting[] {
       const { entry } = traced;
       if (!isCommunication(entry)) continue;
       const members = membersOf(entry, rank, mesh);
-      const name = `${entry.track}/${members[0]}/${members.length}`;
+      // Nodes and the places within them, shards and their replicas: first and size may be the same of both.
+      const name = `${entry.track}/${members[0]}-${members.at(-1)}/${members.length}`;
       const count = made.get(name) ?? 0;
       made.set(name, count + 1);
       const key = `${name}/${count}`;

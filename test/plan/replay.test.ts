@@ -5,7 +5,9 @@ import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
 import { pairsInOrder, replay } from "../../lib/plan/replay.ts";
 import type { Track } from "../../lib/plan/schedule.ts";
-import { readTraces, type TracedCall } from "../../lib/plan/trace.ts";
+import { meetingsOf, readTraces, type TracedCall } from "../../lib/plan/trace.ts";
+import { Policy } from "../../lib/policy/policy.ts";
+import { ids, LIVELY, TINY } from "../policy/tiny.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "tokenring-replay-"));
 afterAll(() => rmSync(directory, { recursive: true }));
@@ -236,6 +238,35 @@ describe("steps of real ranks", () => {
       }
     },
   );
+
+  /** The ranks that met in the calls of an op, in words. */
+  const groupsOf = (call: TracedCall, op: string): string[] => {
+    const met = meetingsOf(call).filter((meeting) => [...meeting.values()][0]?.entry.op === op);
+    return [...new Set(met.map((meeting) => [...meeting.keys()].join(" ")))].sort();
+  };
+
+  it("in two levels meet within their nodes, and from node to node at their places", async () => {
+    const trace = join(directory, "levels.trace");
+    const levels = { contextParallel: 4, contextSchedule: "two_level", ranksPerNode: 2 } as const;
+    const weight = new Float32Array(96).fill(1 / 95);
+    weight[0] = 0;
+    {
+      await using policy = await Policy.create(TINY, { ...LIVELY, ...levels, ranks: 4, threads: 4, trace });
+      const batch = { tokens: ids("levels", 96), lengths: Int32Array.of(96), weight };
+      await policy.accumulate(batch, { objective: "nll" }, { last: true });
+    }
+    const recorded = await read("levels-4.trace");
+    const [now] = (await readTraces([trace])).filter(({ name }) => name === "accumulate");
+    for (const call of [...recorded, now as TracedCall]) {
+      expect(call.mesh).toEqual({ ranks: 4, contextParallel: 4, contextNode: 2, shard: 0, shardSize: 4 });
+      expect(groupsOf(call, "all_gather")).toEqual(["0 1", "2 3"]);
+      expect(groupsOf(call, "reduce_scatter")).toEqual(["0 1", "2 3"]);
+      expect(groupsOf(call, "exchange")).toEqual(["0 2", "1 3"]);
+      const [one] = replay([call]);
+      expect(one?.early).toBe(0);
+      expect(one?.simulated.own).toBeLessThan(1.001 * (one?.measured ?? 0));
+    }
+  });
 
   it("of which one was stopped: the other waits for it, as long as in the trace", async () => {
     const last = replay(await read("stopped-2.trace")).at(-1);
