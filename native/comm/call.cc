@@ -1,5 +1,6 @@
 #include "comm/call.h"
 
+#include <cstring>
 #include <sstream>
 
 #include "comm/reduce.h"
@@ -31,6 +32,24 @@ void check_memory(const char* op, const char* name, const Tensor& t) {
   require(t.data || t.elements() == 0, op, ": ", name, " has no memory");
 }
 
+std::string group_of(const RankNames& names) {
+  return {names.group.data(), strnlen(names.group.data(), names.group.size())};
+}
+
+// "ranks 4 to 7"; "ranks 1 and 5"; "ranks 1, 5, ..., 29"
+std::string members_of(int size, const RankNames& names) {
+  std::ostringstream text;
+  const int last = number_of(size - 1, names);
+  text << "ranks " << names.first;
+  if (size == 2)
+    text << " and " << last;
+  else if (names.stride == 1)
+    text << " to " << last;
+  else
+    text << ", " << number_of(1, names) << (size == 3 ? ", " : ", ..., ") << last;
+  return text.str();
+}
+
 void check_reducible(const char* op, const Tensor& t) {
   require(reducible(t.dtype), op, ": ", tokenring::name_of(t.dtype), " has no arithmetic here; use f32, bf16 or i32");
 }
@@ -50,25 +69,35 @@ std::string name_of(Kind kind, uint64_t sequence) {
   return kind == Kind::join ? "join" : std::string(word_of(kind)) + " #" + std::to_string(sequence);
 }
 
-std::string text_of(const Call& call) {
+std::string text_of(const Call& call, const RankNames& names) {
   std::ostringstream text;
   const Kind kind = static_cast<Kind>(call.kind);
   text << word_of(kind);
   if (kind == Kind::all_reduce || kind == Kind::reduce_scatter) {
     text << "(" << comm::name_of(static_cast<Reduction>(call.reduction)) << ")";
   }
-  if (kind == Kind::broadcast) text << "(root " << call.root << ")";
+  if (kind == Kind::broadcast) text << "(root " << number_of(call.root, names) << ")";
   if (kind != Kind::barrier)
     text << " of " << call.count << " x " << tokenring::name_of(static_cast<DType>(call.dtype));
   return text.str();
 }
 
-std::string name_of_rank(int rank, int size) { return "rank " + std::to_string(rank) + " of " + std::to_string(size); }
+std::string name_of_rank(int rank, int size, const RankNames& names) {
+  std::ostringstream text;
+  text << "rank " << number_of(rank, names) << " of " << (names.world ? names.world : size);
+  if (names.world) text << " (rank " << rank << " of its " << group_of(names) << ", " << members_of(size, names) << ")";
+  return text.str();
+}
 
-std::string disagreement(const Call& of_lower, int lower, const Call& of_higher, int higher) {
-  return "the ranks disagree about collective #" + std::to_string(of_lower.sequence) + ": rank " +
-         std::to_string(lower) + " runs " + text_of(of_lower) + ", rank " + std::to_string(higher) + " " +
-         text_of(of_higher) + "; all ranks must make the same calls in the same order";
+std::string disagreement(const Call& of_lower, int lower, const Call& of_higher, int higher, int size,
+                         const RankNames& names) {
+  std::ostringstream text;
+  text << "the ranks ";
+  if (names.world) text << "of a " << group_of(names) << ", " << members_of(size, names) << ", ";
+  text << "disagree about collective #" << of_lower.sequence << ": rank " << number_of(lower, names) << " runs "
+       << text_of(of_lower, names) << ", rank " << number_of(higher, names) << " " << text_of(of_higher, names)
+       << "; all ranks must make the same calls in the same order";
+  return text.str();
 }
 
 void check_broadcast(const Tensor& x, int root, int size) {

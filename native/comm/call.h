@@ -25,12 +25,17 @@ Call call_of(uint64_t sequence, Kind, const Tensor&, int root = 0, Reduction = R
 // "all_reduce #2"; "join"
 std::string name_of(Kind, uint64_t sequence);
 inline std::string name_of(const Call& call) { return name_of(static_cast<Kind>(call.kind), call.sequence); }
+// A rank's number in the world: what messages call it by, so that whoever reads them knows where to look.
+inline int number_of(int rank, const RankNames& names) {
+  return names.world ? names.first + rank * names.stride : rank;
+}
 // "all_reduce(sum) of 1000 x f32"
-std::string text_of(const Call&);
-// "rank 1 of 3"
-std::string name_of_rank(int rank, int size);
+std::string text_of(const Call&, const RankNames& = {});
+// "rank 1 of 3"; of a group "rank 5 of 8 (rank 1 of its context group, ranks 4 to 7)"
+std::string name_of_rank(int rank, int size, const RankNames& = {});
 // What ranks that called different things fail with.
-std::string disagreement(const Call& of_lower, int lower, const Call& of_higher, int higher);
+std::string disagreement(const Call& of_lower, int lower, const Call& of_higher, int higher, int size,
+                         const RankNames& = {});
 
 // Failure INVALID_ARGUMENT for what cannot be, whatever the other ranks do.
 void check_broadcast(const Tensor& x, int root, int size);

@@ -66,11 +66,20 @@ class Communicator {
   virtual void abort(const std::string& why) noexcept = 0;
 };
 
+// What messages call the ranks of a communicator that holds some of a larger world: those of a mesh's groups. Its rank
+// r is rank first + r * stride of a world of so many; world = 0: its ranks have no other numbers. Travels between
+// ranks.
+struct RankNames {
+  int32_t first = 0, stride = 1, world = 0;
+  std::array<char, 20> group{};  // "context group"
+};
+
 // A rank's place in a communicator.
 struct CommunicatorOptions {
   UniqueId id;
   int rank = 0, size = 1;
   std::chrono::milliseconds timeout{600'000};  // of every wait, that for the other ranks to join included
+  RankNames names{};                           // the same on all ranks
 
   void check(int most_ranks) const;  // Failure INVALID_ARGUMENT that names the field
 };

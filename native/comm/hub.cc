@@ -138,7 +138,7 @@ class Hub {
       return say(peer, Say::refuse, *referee_->verdict());
     }
     if (hello.version != kHubVersion) return refuse("the ranks run different versions of tokenring");
-    if (!referee_) referee_.emplace(hello.size);
+    if (!referee_) referee_.emplace(hello.size, hello.names);
     if (hello.size != referee_->size())
       return refuse("a communicator of " + std::to_string(hello.size) + " ranks was asked for, but another rank said " +
                     std::to_string(referee_->size()) + "; give all the same size");

@@ -31,8 +31,9 @@ struct Hello {
   int32_t rank, size, process;
   uint64_t host;
   UniqueId nccl;  // rank 0's
+  RankNames names;
 };
-constexpr uint32_t kHubVersion = 1;
+constexpr uint32_t kHubVersion = 2;
 
 // Frames; of those with a text, the code of a Failure stands before it, up to a zero.
 enum class Say : uint32_t {

@@ -56,7 +56,8 @@ void NcclLink::join() {
 }
 
 void NcclLink::connect(Clock::time_point deadline) {
-  Hello hello{hub_.nonce, kHubVersion, options_.rank, options_.size, static_cast<int32_t>(getpid()), this_host(), {}};
+  Hello hello{hub_.nonce,  kHubVersion, options_.rank, options_.size, static_cast<int32_t>(getpid()),
+              this_host(), {},          options_.names};
   if (options_.rank == 0)
     if (const int error = library_.GetUniqueId(&hello.nccl))
       fail("COMMUNICATOR", "NCCL gave no unique id: ", library_.GetErrorString(error), ": ",

@@ -51,7 +51,7 @@ class NcclLink : public std::enable_shared_from_this<NcclLink> {
     std::optional<Clock::time_point> begun;
   };
 
-  std::string here() const { return name_of_rank(options_.rank, options_.size); }
+  std::string here() const { return name_of_rank(options_.rank, options_.size, options_.names); }
   std::string in_seconds() const;
 
   // --- from the outside

@@ -27,7 +27,7 @@ std::string in_seconds(double seconds) {
 
 }  // namespace
 
-Referee::Referee(int size) : ranks_(size) {}
+Referee::Referee(int size, const RankNames& names) : names_(names), ranks_(size) {}
 
 void Referee::decide(const char* code, std::string reason) {
   if (!verdict_) verdict_ = Verdict{code, std::move(reason)};
@@ -101,7 +101,7 @@ void Referee::late(int rank, double seconds, const std::vector<double>& silent) 
         missing.push_back({r, activity(r) + ", not heard of for " + in_seconds(silent[r])});
   std::ostringstream text;
   text << here(rank) << " waited in " << activity(rank, true) << " for " << in_seconds(seconds) << "; missing:";
-  for (const auto& [r, what] : missing) text << " rank " << r << " (" << what << ")";
+  for (const auto& [r, what] : missing) text << " " << name(r) << " (" << what << ")";
   if (missing.empty())
     text << " nobody: all ranks are in it and NCCL does not go on; look at the network, and at what NCCL_DEBUG=INFO "
             "says";
@@ -190,8 +190,8 @@ void Referee::meet(int from, int to) {
     receives.pop_front();
     if (sent.message.count != received.message.count || sent.message.dtype != received.message.dtype) {
       std::ostringstream text;
-      text << "rank " << from << " sent " << sent.message.count << " x "
-           << tokenring::name_of(static_cast<DType>(sent.message.dtype)) << " in " << sent.call << ", but rank " << to
+      text << name(from) << " sent " << sent.message.count << " x "
+           << tokenring::name_of(static_cast<DType>(sent.message.dtype)) << " in " << sent.call << ", but " << name(to)
            << " receives " << received.message.count << " x "
            << tokenring::name_of(static_cast<DType>(received.message.dtype)) << " from it in " << received.call
            << "; both must name the same count and dtype";
@@ -213,7 +213,7 @@ bool Referee::pass_collective() {
     if (first < 0) first = r;
     const Operation* of_first = next(first);
     if (of_first->call == operation->call) continue;
-    decide("COMMUNICATOR", disagreement(of_first->call, first, operation->call, r));
+    decide("COMMUNICATOR", disagreement(of_first->call, first, operation->call, r, size(), names_));
     return false;
   }
   if (there < ranks_.size()) return false;
@@ -265,7 +265,7 @@ void Referee::look_for_ends() {
 }
 
 void Referee::in_vain(int rank, const std::string& operation, int other) {
-  decide("COMMUNICATOR", here(rank) + " waits in " + operation + " for rank " + std::to_string(other) + end_of(other));
+  decide("COMMUNICATOR", here(rank) + " waits in " + operation + " for " + name(other) + end_of(other));
 }
 
 bool Referee::look_for_circle(int rank, std::vector<int>& path, std::vector<char>& seen) {
@@ -276,8 +276,8 @@ bool Referee::look_for_circle(int rank, std::vector<int>& path, std::vector<char
     std::ostringstream text;
     text << here(path[0]) << " waits in " << comm::name_of(next(path[0])->call);
     for (size_t i = 1; i < path.size(); ++i)
-      text << " for rank " << path[i] << ", which waits in " << comm::name_of(next(path[i])->call);
-    text << " for rank " << path[0]
+      text << " for " << name(path[i]) << ", which waits in " << comm::name_of(next(path[i])->call);
+    text << " for " << name(path[0])
          << "; all ranks must make the same calls in the same order, and sends that answer "
             "each other belong into one group";
     decide("COMMUNICATOR", text.str());

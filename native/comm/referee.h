@@ -41,7 +41,7 @@ struct Verdict {
 class Referee {
  public:
   using Time = std::chrono::steady_clock::time_point;
-  explicit Referee(int size);
+  explicit Referee(int size, const RankNames& = {});
 
   // What ranks do. Operations of a rank count from 1; 0 is joining. After a verdict nothing changes any more.
   void joined(int rank, const std::string& process);
@@ -101,10 +101,12 @@ class Referee {
   // Ranks that take part in a rank's oldest unfinished operation but have not come to it on their GPU.
   std::vector<int> behind(int rank);
   std::string activity(int rank, bool of_itself = false) const;
-  std::string here(int rank) const { return name_of_rank(rank, size()); }
+  std::string here(int rank) const { return name_of_rank(rank, size(), names_); }
+  std::string name(int rank) const { return "rank " + std::to_string(number_of(rank, names_)); }
   std::string end_of(int rank) const;
   void decide(const char* code, std::string reason);
 
+  const RankNames names_;
   std::vector<Rank> ranks_;
   std::map<std::pair<int, int>, std::pair<Lane, Lane>> lanes_;  // sends, receives
   std::vector<int> changed_;                                    // ranks to look at

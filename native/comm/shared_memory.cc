@@ -42,6 +42,7 @@ SharedMemory::SharedMemory(const CommunicatorOptions& options)
       rank_(options.rank),
       size_(options.size),
       timeout_(options.timeout),
+      names_(options.names),
       region_(options.id, options.size),
       me_(region_.rank(options.rank)) {
   Presence absent = Presence::absent;
@@ -102,8 +103,8 @@ void SharedMemory::finish_step(const Call& say) {
     const Call& other = region_.rank(r).say[step_ % 2];
     if (other == say) continue;
     const bool below = r < rank_;
-    break_all("COMMUNICATOR",
-              disagreement(below ? other : say, std::min(r, rank_), below ? say : other, std::max(r, rank_)));
+    break_all("COMMUNICATOR", disagreement(below ? other : say, std::min(r, rank_), below ? say : other,
+                                           std::max(r, rank_), size_, names_));
   }
 }
 
@@ -262,10 +263,10 @@ void SharedMemory::exchange_now(const std::vector<Transfer>& group) {
     } else {
       if (slot.count != message.elements() || slot.dtype != static_cast<uint8_t>(message.dtype)) {
         std::ostringstream text;
-        text << "rank " << lane.peer << " sent " << slot.count << " x "
-             << tokenring::name_of(static_cast<DType>(slot.dtype)) << " in " << activity(lane.peer) << ", but rank "
-             << rank_ << " receives " << message.elements() << " x " << tokenring::name_of(message.dtype)
-             << " from it in " << activity(rank_) << "; both must name the same count and dtype";
+        text << name(lane.peer) << " sent " << slot.count << " x " << tokenring::name_of(static_cast<DType>(slot.dtype))
+             << " in " << activity(lane.peer) << ", but " << name(rank_) << " receives " << message.elements() << " x "
+             << tokenring::name_of(message.dtype) << " from it in " << activity(rank_)
+             << "; both must name the same count and dtype";
         break_all("COMMUNICATOR", text.str());
       }
       if (n > 0) std::memcpy(data, region_.slot(lane.peer, rank_, number), n);
@@ -319,14 +320,14 @@ void SharedMemory::wait_for(const std::function<Ranks()>& missing) {
       const std::string why = lost(r, look);
       // What the rank did before it was lost may have been enough.
       if (!why.empty() && (missing() >> r & 1)) {
-        break_all("COMMUNICATOR", here() + " waits in " + activity(rank_) + " for rank " + std::to_string(r) + why);
+        break_all("COMMUNICATOR", here() + " waits in " + activity(rank_) + " for " + name(r) + why);
       }
     }
     if (now >= deadline) {
       std::ostringstream text;
       text << here() << " waited in " << activity(rank_) << " for " << timeout_.count() / 1000.0 << " s; missing:";
       for (int r = 0; r < size_; ++r)
-        if (lacking >> r & 1) text << " rank " << r << " (" << activity(r) << ")";
+        if (lacking >> r & 1) text << " " << name(r) << " (" << activity(r) << ")";
       text << "; look at those ranks, or give a longer timeout";
       break_all("TIMEOUT", text.str());
     }

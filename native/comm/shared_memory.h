@@ -54,7 +54,9 @@ class SharedMemory final : public Communicator {
 
   // What a rank was last seen doing, for messages.
   std::string activity(int r) const;
-  std::string here() const { return name_of_rank(rank_, size_); }
+  std::string here() const { return name_of_rank(rank_, size_, names_); }
+  // "rank 5": by its number in the world.
+  std::string name(int r) const { return "rank " + std::to_string(number_of(r, names_)); }
 
   // Makes the communicator useless for all ranks; the first cause stays.
   void mark_broken(const char* code, const std::string& reason) noexcept;
@@ -65,6 +67,7 @@ class SharedMemory final : public Communicator {
   const UniqueId id_;
   const int rank_, size_;
   const std::chrono::milliseconds timeout_;
+  const RankNames names_;
   Region region_;
   RankState& me_;
   std::mutex running_;

@@ -36,8 +36,8 @@ Mesh::Mesh(Device& device, const Transport& transport, MeshOptions options)
   world_ = make(options_.id, options_.rank, options_.size);
 }
 
-std::unique_ptr<Communicator> Mesh::make(const UniqueId& id, int rank, int size) {
-  auto communicator = transport_.make({id, rank, size, options_.timeout});
+std::unique_ptr<Communicator> Mesh::make(const UniqueId& id, int rank, int size, const RankNames& names) {
+  auto communicator = transport_.make({id, rank, size, options_.timeout, names});
   std::lock_guard lock(mutex_);
   alive_.push_back(communicator.get());
   if (aborted_) communicator->abort(why_);
@@ -68,12 +68,14 @@ void Mesh::join_groups() {
   const int node = options_.context_node(), shards = options_.shard ? options_.shard_size : 1;
   struct Group {
     std::unique_ptr<Communicator>& communicator;
-    int leader, index, size;
+    RankNames names;  // `first` leads it
+    int index, size;
   };
-  const Group groups[] = {{context_, rank / context * context, rank % context, context},
-                          {node_, rank / node * node, rank % node, node},
-                          {shard_, rank / shards * shards, rank % shards, shards},
-                          {replica_, rank % shards, rank / shards, options_.shard ? size / shards : 1}};
+  const Group groups[] = {
+      {context_, {rank / context * context, 1, size, {"context group"}}, rank % context, context},
+      {node_, {rank / node * node, 1, size, {"node"}}, rank % node, node},
+      {shard_, {rank / shards * shards, 1, size, {"shard group"}}, rank % shards, shards},
+      {replica_, {rank % shards, shards, size, {"replica group"}}, rank / shards, options_.shard ? size / shards : 1}};
   constexpr size_t kGroups = std::size(groups);
   shard_is_world_ = shards > 1 && shards == size;
   node_is_context_ = node > 1 && node == context;
@@ -85,7 +87,7 @@ void Mesh::join_groups() {
   bool any = false;
   for (size_t g = 0; g < kGroups; ++g) {
     any = any || wanted(groups[g]);
-    if (wanted(groups[g]) && groups[g].leader == rank) own[g] = transport_.make_id();
+    if (wanted(groups[g]) && groups[g].names.first == rank) own[g] = transport_.make_id();
   }
   if (!any) return;  // as on every other rank
   const std::vector<std::byte> all = gather(*world_, own, sizeof(own));
@@ -93,8 +95,8 @@ void Mesh::join_groups() {
     const Group& group = groups[g];
     if (!wanted(group)) continue;
     UniqueId id;
-    std::memcpy(&id, all.data() + group.leader * sizeof(own) + g * sizeof(id), sizeof(id));
-    group.communicator = make(id, group.index, group.size);
+    std::memcpy(&id, all.data() + group.names.first * sizeof(own) + g * sizeof(id), sizeof(id));
+    group.communicator = make(id, group.index, group.size, group.names);
     group.communicator->join();
   }
 }

@@ -124,7 +124,7 @@ class Mesh {
     InCall(const InCall&) = delete;
     Mesh& mesh;
   };
-  std::unique_ptr<Communicator> make(const UniqueId&, int rank, int size);
+  std::unique_ptr<Communicator> make(const UniqueId&, int rank, int size, const RankNames& = {});
   void join_groups();
 
   Device& device_;

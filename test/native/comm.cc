@@ -327,6 +327,49 @@ TEST(comm_leaving_and_aborting_end_the_others) {
   });
 }
 
+// Of a group of a larger world: whoever reads of a rank is to find it.
+TEST(comm_names_the_ranks_of_a_group_as_the_world_does) {
+  on_each_wrongly([](const Way& way) {
+    const RankNames names{5, 3, 16, {"replica group"}}, pair{6, 1, 8, {"context group"}};
+    const auto run_group = [&](int size, const std::function<void(Rank&)>& body) {
+      return run(way, size, body, milliseconds(2000), size == 2 ? pair : names);
+    };
+    const auto roots = run_group(3, [](Rank& k) { k.comm().broadcast(k.stream, k.zeros(10), k.r ? 1 : 0); });
+    CHECK(all(roots, "COMMUNICATOR",
+              {"the ranks of a replica group, ranks 5, 8, 11, disagree about collective #1: rank 5 runs broadcast(root "
+               "5) of 10 x f32, rank ",
+               " broadcast(root 8)"}));
+    const auto counts = run_group(2, [](Rank& k) {
+      k.comm().exchange(k.stream,
+                        {{k.r ? Transfer::Way::send : Transfer::Way::receive, 1 - k.r, k.zeros(k.r ? 1'000'000 : 10)}});
+    });
+    CHECK(all(counts, "COMMUNICATOR", {"rank 7 sent 1000000 x f32", "but rank 6 receives 10 x f32"}));
+    const auto left = run_group(4, [](Rank& k) {
+      if (k.r != 1) k.comm().barrier(k.stream);
+    });
+    CHECK(left[1].empty());
+    CHECK(all({left[0], left[2], left[3]}, "COMMUNICATOR",
+              {" of its replica group, ranks 5, 8, ..., 14) waits in barrier #1 for rank 8, which has left"}));
+    const auto aborted = run_group(2, [](Rank& k) {
+      if (k.r == 1) k.comm().abort("enough");
+      k.comm().barrier(k.stream);
+    });
+    CHECK(all({aborted[0]}, "COMMUNICATOR", {"rank 7 of 8 (rank 1 of its context group, ranks 6 and 7) aborted it"}));
+    CHECK(all({aborted[1]}, "ABORTED", {"rank 7 of 8 (rank 1 of its context group, ranks 6 and 7) aborted the"}));
+    const UniqueId id = way.transport.make_id();
+    const auto comm = way.transport.make({id, 0, 2, milliseconds(50), pair});
+    std::string never;
+    try {
+      comm->join();
+    } catch (const Failure& failure) {
+      never = failure.code() + " " + failure.what();
+    }
+    CHECK(all({never}, "TIMEOUT",
+              {"rank 6 of 8 (rank 0 of its context group, ranks 6 and 7) waited in join for 0.05 s; missing: rank 7 "
+               "(never joined)"}));
+  });
+}
+
 // The first failure is that of every later operation.
 TEST(comm_stays_broken) {
   on_each_wrongly([](const Way& way) {

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <map>
 
+#include "comm/call.h"
 #include "comm_rig.h"
 #include "cpu/device.h"
 
@@ -90,7 +91,7 @@ enum class Fate { killed, killed_inside, stopped, stopped_inside, slow };
 
 // What a rank does: one call that all make, then the one that rank 1 does not come to, or not out of, or late.
 std::string live(const Way& way, const UniqueId& id, int rank, int size, const std::string& kind, Fate fate,
-                 milliseconds timeout) {
+                 milliseconds timeout, const RankNames& names = {}) {
   try {
     // The threads of devices that the parent has made are not here.
     const auto cpu = make_cpu_device(1);
@@ -99,7 +100,7 @@ std::string live(const Way& way, const UniqueId& id, int rank, int size, const s
     const auto stream = device.stream();
     Rank k(device, *stream, rank, size);
     const Drain drain{*stream};
-    k.communicator = way.transport.make({id, rank, size, timeout});
+    k.communicator = way.transport.make({id, rank, size, timeout, names});
     k.communicator->join();
     k.comm().barrier(*stream);
     stream->synchronize();
@@ -129,8 +130,12 @@ std::string live(const Way& way, const UniqueId& id, int rank, int size, const s
   }
 }
 
-void check_fates(const Way& way, const std::vector<Fate>& fates) {
-  constexpr int kSize = 3;
+constexpr int kSize = 3;
+
+// `names`: of a group of a larger world, whose ranks messages call by their numbers there. `of`: how they go on.
+void check_fates(const Way& way, const std::vector<Fate>& fates, const RankNames& names = {},
+                 const std::string& of = "of 3") {
+  const std::string missing = "rank " + std::to_string(comm::number_of(1, names));
   for (const Fate fate : fates) {
     const bool stops = fate == Fate::stopped || fate == Fate::stopped_inside;
     const milliseconds timeout(stops ? 5000 : 30'000);
@@ -140,7 +145,7 @@ void check_fates(const Way& way, const std::vector<Fate>& fates) {
       const UniqueId id = way.transport.make_id();
       for (int r = 0; r < kSize; ++r)
         ranks[kind].push_back(
-            std::make_unique<Process>([&, r] { return live(way, id, r, kSize, kind, fate, timeout); }));
+            std::make_unique<Process>([&, r] { return live(way, id, r, kSize, kind, fate, timeout, names); }));
     }
     for (const auto& [kind, processes] : ranks) {
       const std::string call = kind + (kind == "exchange" ? " #1" : " #2");
@@ -155,10 +160,11 @@ void check_fates(const Way& way, const std::vector<Fate>& fates) {
           has("through");
         } else if (stops) {
           has("TIMEOUT");
-          has("waited in " + call + " for 5 s; missing: rank 1 (");
+          has(of + " waited in " + call + " for 5 s; missing: " + missing + " (");
         } else {
           has("COMMUNICATOR");
-          has("waits in " + call + " for rank 1, whose process " + std::to_string(processes[1]->id()) + " has died");
+          has(of + " waits in " + call + " for " + missing + ", whose process " + std::to_string(processes[1]->id()) +
+              " has died");
         }
       }
     }
@@ -173,6 +179,13 @@ TEST(comm_processes_shared_memory_misses_who_is_killed_stopped_or_slow) {
 
 TEST(comm_processes_nccl_misses_who_is_killed_stopped_or_slow) {
   check_fates(ways()[1], {Fate::killed, Fate::killed_inside, Fate::stopped, Fate::stopped_inside, Fate::slow});
+}
+
+// Of a context group: by their numbers among all ranks, at which a person can look them up.
+TEST(comm_processes_miss_ranks_of_a_group_by_their_numbers_in_the_world) {
+  const RankNames names{4, 1, 8, {"context group"}};
+  for (const Way& way : ways())
+    check_fates(way, {Fate::killed, Fate::stopped}, names, "of its context group, ranks 4 to 6)");
 }
 
 // Who keeps the list of the ranks dies.

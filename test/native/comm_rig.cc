@@ -55,7 +55,8 @@ Tensor Rank::make(DType dtype, const void* values, size_t count) {
   return tensor(buffers_.back().data(), dtype, {static_cast<int64_t>(count)});
 }
 
-std::vector<std::string> run(const Way& way, int size, const std::function<void(Rank&)>& body, milliseconds timeout) {
+std::vector<std::string> run(const Way& way, int size, const std::function<void(Rank&)>& body, milliseconds timeout,
+                             const RankNames& names) {
   fixture::device();  // made by one thread
   const UniqueId id = way.transport.make_id();
   std::vector<std::string> failures(static_cast<size_t>(size));
@@ -67,7 +68,7 @@ std::vector<std::string> run(const Way& way, int size, const std::function<void(
         const auto stream = place.device().stream();
         Rank rank(place.device(), *stream, r, size);
         const Drain drain{*stream};
-        rank.communicator = way.transport.make({id, r, size, timeout});
+        rank.communicator = way.transport.make({id, r, size, timeout, names});
         rank.communicator->join();
         body(rank);
         stream->synchronize();

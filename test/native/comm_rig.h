@@ -80,7 +80,7 @@ class Rank {
 
 // Runs `body` on every rank of a new communicator; what each of them failed with, "" for those that did not.
 std::vector<std::string> run(const Way& way, int size, const std::function<void(Rank&)>& body,
-                             milliseconds timeout = milliseconds(60'000));
+                             milliseconds timeout = milliseconds(60'000), const RankNames& names = {});
 
 bool none(const std::vector<std::string>& failures);
 // Every rank failed, with this code and these words.

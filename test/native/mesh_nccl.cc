@@ -1,5 +1,5 @@
 // A mesh of emulated GPUs over NCCL's double: the decoder learns what one GPU does, with data in parallel, and with
-// documents that lie on two ranks.
+// documents that lie on two ranks. And what its groups call their ranks, over NCCL and over shared memory.
 #include <cmath>
 #include <mutex>
 
@@ -174,5 +174,57 @@ TEST(mesh_nccl_of_sharded_ranks_learns_what_one_gpu_does) {
       const Step shared = step_on(config, {first, second}, mesh);
       CHECK_NEAR(shared.loss, alone.loss, 0.01 * std::abs(alone.loss), "ZeRO-", stage, ", contexts of two");
       CHECK_NEAR(difference(shared, alone), 0.0, 0.03, "ZeRO-", stage, ", contexts of two");
+    }
+}
+
+// A rank that is missed in one of its groups is named by its number in the mesh, which a person can look up.
+TEST(mesh_groups_name_their_ranks_by_their_numbers_in_the_mesh) {
+  struct Missed {
+    const char* group;
+    Communicator* (*of)(Mesh&);
+    int waits;
+    const char* words;
+  };
+  const Missed cases[] = {
+      {"context", [](Mesh& mesh) { return mesh.context(); }, 6,
+       "rank 6 of 8 (rank 2 of its context group, ranks 4 to 7)"},
+      {"node", [](Mesh& mesh) { return mesh.node(); }, 4, "rank 4 of 8 (rank 0 of its node, ranks 4 and 5)"},
+      {"shard", [](Mesh& mesh) { return mesh.shard(); }, 4, "rank 4 of 8 (rank 0 of its shard group, ranks 4 and 5)"},
+      {"replica", [](Mesh& mesh) { return mesh.replica(); }, 7,
+       "rank 7 of 8 (rank 3 of its replica group, ranks 1, 3, ..., 7)"},
+  };
+  for (const comm_rig::Way& way : comm_rig::ways())
+    for (const Missed& one : cases) {
+      MeshOptions options = mesh_of(8, 4, ContextSchedule::two_level, 2);
+      options.shard = 1;
+      options.shard_size = 2;
+      options.id = way.transport.make_id();
+      std::vector<std::string> failures(8);
+      std::vector<std::thread> threads;
+      for (int r = 0; r < 8; ++r)
+        threads.emplace_back([&, r] {
+          MeshOptions own = options;
+          own.rank = r;
+          failures[r] = failure_of([&] {
+            comm_rig::Place place(way.gpu, static_cast<uint64_t>(r) + 1);
+            Mesh mesh(place.device(), way.transport, own);
+            mesh.join();
+            if (r != one.waits) return;  // rank 5 among them
+            one.of(mesh)->barrier(mesh.context_stream());
+            mesh.context_stream().synchronize();
+          });
+        });
+      for (std::thread& thread : threads) thread.join();
+      for (int r = 0; r < 8; ++r) CHECK(failures[r].empty() == (r != one.waits));
+      // Which of those that have left it has missed first is for timing to say.
+      const std::string& said = failures[one.waits];
+      CHECK(contains(said, "COMMUNICATOR") &&
+            contains(said, std::string(one.words) + " waits in barrier #1 for rank "));
+      const size_t at = said.find("for rank ");
+      const int named = at == std::string::npos ? -1 : std::stoi(said.substr(at + 9));
+      const std::string group = one.group;
+      CHECK(named != one.waits && named >= (group == "replica" ? 1 : 4) && named <= 7);
+      CHECK(group != "replica" || named % 2 == 1);
+      CHECK((group != "node" && group != "shard") || named == 5);
     }
 }
