@@ -16,18 +16,20 @@
 #include <mutex>
 #include <vector>
 
+#include "comm/host.h"
 #include "core/failure.h"
 
 namespace tokenring::comm {
 namespace {
 
-constexpr uint64_t kMagic = 0x31676E69726B6F74;  // "tokring1"
+constexpr uint64_t kMagic = 0x32676E69726B6F74;  // "tokring2"
 
 // What the bytes of a unique id hold.
 struct Id {
   uint64_t magic;
   uint8_t nonce[16];
   int32_t process, descriptor;
+  uint64_t host;  // where that is the process's number
 };
 
 Id read_id(const UniqueId& id) {
@@ -117,7 +119,7 @@ UniqueId open_region() {
     close(fd);
     throw;
   }
-  Id content{kMagic, {}, static_cast<int32_t>(getpid()), fd};
+  Id content{kMagic, {}, static_cast<int32_t>(getpid()), fd, host_key("pid")};
   if (getrandom(content.nonce, sizeof(content.nonce), 0) != sizeof(content.nonce)) {
     munmap(head, sizeof(Head));
     close(fd);
@@ -138,6 +140,11 @@ void close_region(const UniqueId& id) {
 
 Region::Region(const UniqueId& id, int size) : size_(size) {
   const Id from = read_id(id);
+  if (from.host != host_key("pid"))
+    fail("COMMUNICATOR", "process ", from.process,
+         ", which made the unique id, runs on another host or in another container; ranks on the CPU meet in the "
+         "memory of one: start all of them there, or give each a GPU (device \"cuda\"), for those meet over the "
+         "network");
   const std::string path = "/proc/" + std::to_string(from.process) + "/fd/" + std::to_string(from.descriptor);
   const Descriptor fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
   const auto gone = [&](const std::string& why) {

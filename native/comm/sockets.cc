@@ -6,15 +6,14 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <vector>
 
+#include "comm/host.h"
 #include "core/failure.h"
 
 namespace tokenring::comm {
@@ -110,19 +109,7 @@ int try_address(const Address& address, Clock::time_point deadline, const std::f
 }  // namespace
 
 uint64_t this_host() {
-  // FNV-1a of the boot id, and the network stack that the process sees.
-  static const uint64_t key = [] {
-    char text[64] = {};
-    if (std::FILE* file = std::fopen("/proc/sys/kernel/random/boot_id", "re")) {
-      if (!std::fgets(text, sizeof(text), file)) text[0] = 0;
-      std::fclose(file);
-    }
-    uint64_t hash = 0xcbf29ce484222325;
-    for (const char* c = text; *c; ++c) hash = (hash ^ static_cast<uint8_t>(*c)) * 0x100000001b3;
-    struct stat info {};
-    if (stat("/proc/self/ns/net", &info) == 0) hash = (hash ^ info.st_ino) * 0x100000001b3;
-    return hash;
-  }();
+  static const uint64_t key = host_key("net");
   return key;
 }
 

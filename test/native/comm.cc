@@ -1,5 +1,7 @@
 // The rules of the communicator, over whatever it goes (see comm_rig.h): what the collectives give, and that nobody
 // hangs. Sums are of whole numbers in floats, exact in any order, as NCCL has an order of its own.
+#include <unistd.h>
+
 #include <cmath>
 #include <filesystem>
 #include <mutex>
@@ -390,6 +392,20 @@ TEST(comm_stays_broken) {
       }
     })));
   });
+}
+
+// Whatever this host has under the number of the process that made the id.
+TEST(comm_over_shared_memory_refuses_another_host) {
+  UniqueId id = shared_memory().make_id();
+  id.bytes[32] ^= 1;  // of the host's number
+  try {
+    shared_memory().make({id, 0, 2});
+    CHECK(false);
+  } catch (const Failure& failure) {
+    CHECK(all({failure.code() + " " + failure.what()}, "COMMUNICATOR",
+              {"process " + std::to_string(getpid()), "runs on another host or in another container",
+               "start all of them there, or give each a GPU (device \"cuda\")"}));
+  }
 }
 
 TEST(comm_refuses_what_cannot_be) {

@@ -1,5 +1,5 @@
 // `tokenring` on many ranks as processes: started by itself, and as a launcher starts it, on every rank.
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
@@ -42,8 +42,14 @@ interface Process {
   ended: Promise<number | string>;
 }
 
-function start(args: string[], env: Record<string, string> = {}): Process {
-  const child = spawn(process.execPath, [main, ...args], {
+/** What puts a process into a container of its own, as far as process numbers go. */
+const CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"];
+const canContain = spawnSync(CONTAINER[0] as string, [...CONTAINER.slice(1), "true"]).status === 0;
+
+/** `within`: a command that starts the command. */
+function start(args: string[], env: Record<string, string> = {}, within: string[] = []): Process {
+  const [program, ...rest] = [...within, process.execPath, main, ...args] as [string, ...string[]];
+  const child = spawn(program, rest, {
     stdio: ["ignore", "ignore", "pipe"],
     env: { ...process.env, ...env },
     timeout: 580_000,
@@ -76,20 +82,23 @@ async function freePort(): Promise<string> {
   }
 }
 
-/** The same command on every rank, as torchrun --no-python starts it. */
-async function launch(size: number, args: string[]): Promise<Process[]> {
+/** The same command on every rank, as torchrun --no-python starts it; `within` by rank. */
+async function launch(size: number, args: string[], within: string[][] = []): Promise<Process[]> {
   const port = await freePort();
   return Array.from({ length: size }, (_, rank) =>
-    start(args, {
-      RANK: `${rank}`,
-      WORLD_SIZE: `${size}`,
-      LOCAL_RANK: `${rank}`,
-      MASTER_ADDR: "127.0.0.1",
-      MASTER_PORT: port,
-      TOKENRING_SECRET: "a secret of the tests",
-    }),
+    start(args, variables(rank, size, port), within[rank] ?? []),
   );
 }
+
+const variables = (rank: number, size: number, port: string): Record<string, string> => ({
+  RANK: `${rank}`,
+  WORLD_SIZE: `${size}`,
+  LOCAL_RANK: `${rank}`,
+  LOCAL_WORLD_SIZE: `${size}`,
+  MASTER_ADDR: "127.0.0.1",
+  MASTER_PORT: port,
+  TOKENRING_SECRET: "a secret of the tests",
+});
 
 /** Waits until the run has taken a step. */
 async function learns(run: string): Promise<void> {
@@ -154,6 +163,41 @@ describe("tokenring on many ranks", { timeout: 600_000 }, () => {
     expect(ranks.map(({ said }) => said()).slice(1)).toEqual(["", ""]);
     expect(existsSync(path.join(run, "report.html"))).toBe(true);
   });
+
+  test("started beside a torchrun that has MASTER_PORT for itself takes the port after it", async () => {
+    const run = path.join(root, "agent");
+    const port = await freePort();
+    // The agent's store: whoever speaks to it in place of rank 0 hears nothing.
+    const store = createServer().listen(Number(port), "127.0.0.1");
+    await once(store, "listening");
+    const ranks = [0, 1].map((rank) =>
+      start(["train", job(3), "--out", run], {
+        ...variables(rank, 2, port),
+        TORCHELASTIC_USE_AGENT_STORE: "True",
+      }),
+    );
+    const codes = await Promise.all(ranks.map(({ ended }) => ended));
+    store.close();
+    expect(codes, ranks.map(({ said }) => said()).join("\n")).toEqual([0, 0]);
+  });
+
+  test.runIf(canContain)(
+    "on the CPU of two hosts, or two containers of one, is refused with what to do instead",
+    async () => {
+      const run = path.join(root, "apart");
+      const ranks = await launch(2, ["train", job(3), "--out", run], [[], CONTAINER]);
+      const [leader, worker] = ranks as [Process, Process];
+      expect(await leader.ended, leader.said()).toBe(1);
+      expect(leader.said()).toMatch(
+        new RegExp(
+          `create \\(command #1\\): rank 1 \\(process \\d+ on .*\\).*: process ${leader.child.pid}, which made the ` +
+            "unique id, runs on another host or in another container; ranks on the CPU meet in the memory of one: " +
+            'start all of them there, or give each a GPU \\(device "cuda"\\)',
+        ),
+      );
+      expect(await worker.ended).toBe(1);
+    },
+  );
 
   test("whose rank 0 is killed leaves no rank behind, and each says what it was in", async () => {
     const run = path.join(root, "headless");
