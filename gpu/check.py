@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import check_attention
+import check_context
 import check_ops
 import check_policy
 from library import Device, Fault, Library, find_library
@@ -101,7 +102,8 @@ def main():
     only = (options.only or "ops,attention,policy,sanitizer").split(",")
     run = Run(Path(options.out) / f"check-{dev.kind}.json", dev, options.budget)
     print(f"check: {dev.name}, {library.path}")
-    groups = {"ops": check_ops.CHECKS, "attention": check_attention.CHECKS, "policy": check_policy.CHECKS}
+    attention = check_attention.CHECKS + check_context.CHECKS
+    groups = {"ops": check_ops.CHECKS, "attention": attention, "policy": check_policy.CHECKS}
     for group, checks in groups.items():
         for check in checks if group in only else ():
             run.case(f"{group}: {check.__name__}", lambda run, check=check: check(run, dev, size), 30)

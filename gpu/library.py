@@ -73,6 +73,12 @@ class Array:
         shape = self.shape if len(self.shape) <= 4 else None
         return TensorArgument(self.pointer, DTYPES[self.dtype], len(shape), (ctypes.c_int64 * 4)(*shape))
 
+    def columns(self, first):
+        """The same rows from element `first` of each on, as an argument: heads within rows that hold more."""
+        argument = self.argument()
+        argument.data = self.pointer + first * self.dtype.itemsize
+        return argument
+
     def get(self):
         """A copy in host memory."""
         if self.own is None:
