@@ -10,6 +10,7 @@ import { nativeLoss } from "../ops/policy-loss.ts";
 import { openRank } from "../ops/rank.ts";
 import { RankGroup } from "../ranks/group.ts";
 import { type MeshOptions, MeshRank, meshOf } from "../ranks/mesh-rank.ts";
+import { launchedRanks } from "../ranks/place.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
 import { contextLength, parseConfig, readConfigFile, writeConfig } from "./config.ts";
 import { findModel, type ModelSourceOptions } from "./model-source.ts";
@@ -29,8 +30,9 @@ import {
 /** Where and how a policy runs; of many ranks, how they train together (docs/ranks.md). */
 export interface RankOptions extends MeshOptions {
   /**
-   * Ranks that train and sample together (default 1): their number, for which the policy starts workers on this machine
-   * or waits for those that a launcher started, and ends them when it is disposed; or a group that is open already.
+   * Ranks that train and sample together (default: as many as a launcher started, else 1): their number, for which the
+   * policy starts workers on this machine or waits for those that a launcher started, and ends them when it is disposed;
+   * or a group that is open already. 1: this process alone, under a launcher too.
    */
   ranks?: number | RankGroup;
   /**
@@ -133,7 +135,7 @@ export class Policy implements PolicyShape {
       maxPages: options.maxPages ?? 0,
       ...(options.trace !== undefined && { trace: resolve(options.trace) }),
     };
-    const { ranks = 1 } = options;
+    const { ranks = launchedRanks() } = options;
     meshOf(typeof ranks === "number" ? ranks : ranks.size, options);
     const own = typeof ranks === "number" && ranks !== 1 ? await RankGroup.open({ size: ranks }) : null;
     const group = typeof ranks === "number" ? own : ranks;

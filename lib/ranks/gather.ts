@@ -121,7 +121,10 @@ export class Gathering {
     await new Promise<void>((resolve, reject) => {
       this.#server.once("error", (cause: NodeJS.ErrnoException) => {
         const taken = cause.code === "EADDRINUSE";
-        const why = taken ? "it is taken: another rank 0 or another program listens there" : cause.message;
+        const why = taken
+          ? "it is taken: another rank 0 or another program listens there, or a RankGroup of this one, which all its " +
+            "policies can be given"
+          : cause.message;
         const message = `rank 0 cannot listen at port ${place?.port}: ${why}; end that, or give all ranks another MASTER_PORT or TOKENRING_PORT`;
         reject(new TokenringError("ERR_TOKENRING_COMMUNICATOR", message, { cause }));
       });

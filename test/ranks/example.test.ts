@@ -1,5 +1,8 @@
-// The script of ten lines learns, and on three ranks as on one.
-import { spawnSync } from "node:child_process";
+// The script of ten lines learns, and on three ranks as on one, whoever starts them.
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { text } from "node:stream/consumers";
 import { expect, it } from "vitest";
 
 function train(ranks: number): number[][] {
@@ -27,4 +30,39 @@ it("a script trains on three ranks by one number, as on one", () => {
   expect(three.slice(0, 10)).toEqual(
     one.slice(0, 10).map((row) => row.map((value) => expect.closeTo(value, 3))),
   );
+}, 110_000);
+
+it("the script for launchers trains on the ranks that one has started, without their number", async () => {
+  // The system's own ports begin at 32768: below them nobody else is given this one meanwhile.
+  const port = 10_000 + (process.pid % 20_000);
+  const server = createServer().listen(port, "127.0.0.1");
+  await once(server, "listening");
+  server.close();
+  await once(server, "close");
+  const ranks = [0, 1, 2].map((rank) => {
+    const child = spawn(process.execPath, ["examples/many-ranks/launched.mjs"], {
+      timeout: 50_000,
+      env: {
+        ...process.env,
+        RANK: `${rank}`,
+        WORLD_SIZE: "3",
+        LOCAL_RANK: `${rank}`,
+        LOCAL_WORLD_SIZE: "3",
+        MASTER_ADDR: "127.0.0.1",
+        MASTER_PORT: `${port}`,
+        TOKENRING_SECRET: "a secret of the tests",
+      },
+    });
+    return Promise.all([once(child, "close"), text(child.stdout), text(child.stderr)]);
+  });
+  const ended = await Promise.all(ranks);
+  expect(ended.map(([[code], , said]) => [code, said])).toEqual([
+    [0, ""],
+    [0, ""],
+    [0, ""],
+  ]);
+  const [[, said], ...workers] = ended as [(typeof ended)[0], ...typeof ended];
+  // As many ranks give the same bits.
+  expect(said.trimEnd().split("\n")).toEqual(train(3).map((row) => row.join(" ")));
+  for (const [, words] of workers) expect(words).toBe("");
 }, 110_000);
