@@ -9,6 +9,8 @@
 //   {"task": "time", "tokens": n, "rounds": n, "optimise": true or false}
 //       forward and backward of one document of random tokens (and the optimiser's step): {"ready": true} when the
 //       weights are there, then a line a round: {seconds}
+//   {"task": "memory", "lengths": […], "sessions": […]}
+//       {told, held}: what `Policy.memory` says of these documents and sessions, and what the policy has held after them
 import { embeddedEngine, Policy, Random } from "../dist/index.js";
 
 const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
@@ -65,7 +67,23 @@ async function time(policy, { tokens: count, rounds, optimise }) {
   }
 }
 
-const tasks = { steps, sample, time };
+async function memory(policy, { lengths, sessions, device, options }) {
+  const random = Random.of(1, "gpu/tokens");
+  const ids = (length) => Array.from({ length }, () => random.below(policy.config.vocab_size));
+  for (const length of sessions) {
+    const session = embeddedEngine(policy).open();
+    session.extend(ids(length - 1));
+    await session.sample({ maxTokens: 1, stop: [], temperature: 1, seed: 7n });
+  }
+  const batch = packed(lengths.map(ids));
+  await policy.accumulate(batch, { objective: "nll" });
+  await policy.optimise({ learningRate: 1e-5 });
+  await policy.score(batch);
+  const told = await Policy.memory(policy.config, lengths, { ...options, device, sessions });
+  say({ told, held: await policy.heldMemory() });
+}
+
+const tasks = { steps, sample, time, memory };
 
 async function main() {
   let text = "";

@@ -45,7 +45,13 @@ export { sft } from "./learn/sft.ts";
 export type { LogprobMismatch, StepMetrics } from "./learn/types.ts";
 export { demonstrationDocument } from "./learn/weights.ts";
 export { findModel, type ModelSourceOptions } from "./policy/model-source.ts";
-export { Policy } from "./policy/policy.ts";
+export {
+  type HeldMemory,
+  type MemoryOptions,
+  type MemoryUse,
+  Policy,
+  type PolicyMemory,
+} from "./policy/policy.ts";
 export type {
   AdamWOptions,
   DecoderConfig,

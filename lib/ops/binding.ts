@@ -3,7 +3,7 @@
 import type { ErrorCode } from "../errors.ts";
 
 /** Raised with every incompatible change of this file; the addon exports its own number as `abi`. */
-export const EXPECTED_ABI = 4;
+export const EXPECTED_ABI = 5;
 
 /** Field names as in Hugging Face's config.json. */
 export interface NativeDecoderConfig {
@@ -205,6 +205,8 @@ export interface NativeRank {
   version(): NativeJob<number>;
   /** Wall time that the engine thread has spent on jobs and on the sampler's ticks. */
   busySeconds(): NativeJob<number>;
+  /** What the device's memory was held for when all together was most. */
+  memory(): NativeJob<{ memory: NativeHeldMemory[] }>;
 
   /** Session calls are synchronous bookkeeping on the queue; ids are given out at once. */
   openSession(): number;
@@ -345,9 +347,24 @@ export interface NativeScheduleEntry {
   flops: number;
 }
 
+/** Bytes of a device's memory, by what they are for. */
+export interface NativeHeldMemory {
+  purpose: string;
+  bytes: number;
+}
+
+/** See native/model/plan.h; every value is given. */
+export interface NativeStepPlanOptions extends Omit<NativeRankOptions, "mesh" | "trace"> {
+  mesh: Omit<NativeMesh, "id" | "timeout">;
+  lengths: Int32Array;
+  weight: Float32Array;
+  training: boolean;
+  sessions: Int32Array;
+}
+
 /** See native/model/plan.h. */
 export interface NativePlannedStep {
-  memory: { purpose: string; bytes: number }[];
+  memory: NativeHeldMemory[];
   passes: Record<"score" | "accumulate" | "last" | "optimise", NativeScheduleEntry[]>;
 }
 
@@ -386,15 +403,8 @@ export interface Binding {
     options: NativeAdamW & { step: number; gradientNorm?: number },
   ): NativeJob<number>;
   gradientNorm(gradients: NativeTensor[]): NativeJob<number>;
-  /** What a training step on one rank of a mesh of GPUs would queue and hold; needs none of them. */
-  planStep(options: {
-    config: NativeDecoderConfig;
-    activationCheckpointing: boolean;
-    optimiserBits?: 8 | 32;
-    mesh: Omit<NativeMesh, "id" | "timeout">;
-    lengths: Int32Array;
-    weight: Float32Array;
-  }): NativeJob<NativePlannedStep>;
+  /** What a policy on one rank of a mesh would queue and hold; needs neither its device nor the other ranks. */
+  planStep(options: NativeStepPlanOptions): NativeJob<NativePlannedStep>;
   /** Called once by the loader with the class that native failures are thrown as. */
   setErrorClass(errorClass: new (code: ErrorCode, message: string) => Error): void;
   /** The path of the CPU backend's bf16 products, "amx" or as `isa`; why AMX cannot be used, null where it can. */

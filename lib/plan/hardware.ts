@@ -2,6 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { z } from "zod";
 import { TokenringError } from "../errors.ts";
+import { RESERVED_BYTES } from "../policy/memory.ts";
 
 /** How far a number can be trusted: read off our own benchmarks, computed from other people's, or simply taken. */
 export type Origin = "measured" | "modelled" | "assumed";
@@ -30,7 +31,12 @@ export const H200 = {
   peak: constant(989.5e12, "FLOP/s", "modelled", "132 SMs x 1.83 GHz x 4096 FLOPs a clock"),
   memory: constant(141e9, "bytes", "modelled", "the GPU's data sheet"),
   /** What CUDA, NCCL and the allocator's rounding take beside what tokenring asks for. */
-  reserved: constant(4e9, "bytes", "assumed", "context, NCCL's buffers, fragmentation; not measured"),
+  reserved: constant(
+    RESERVED_BYTES,
+    "bytes",
+    "assumed",
+    "context, NCCL's buffers, fragmentation; not measured",
+  ),
   bandwidth: constant(4.0e12, "bytes/s", "modelled", "a copy at 83 % of the data sheet's 4.8 TB/s"),
   products: constant(
     680e12,

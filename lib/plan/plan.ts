@@ -1,6 +1,7 @@
 // What a job would need on a cluster: memory, time of an iteration, and the mesh that is best for it.
 import { TokenringError } from "../errors.ts";
 import type { ContextSchedule } from "../ops/binding.ts";
+import type { HeldMemory } from "../policy/memory.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import {
   type EnginePlan,
@@ -14,7 +15,7 @@ import {
 } from "./iteration.ts";
 import type { Cluster } from "./price.ts";
 import type { Span } from "./simulate.ts";
-import { type PlannedStep, planStep, type StepShape, total } from "./step.ts";
+import { type PlannedStep, planStep, type StepShape } from "./step.ts";
 
 export interface PlanRequest {
   config: DecoderConfig;
@@ -37,7 +38,7 @@ export interface Plan {
   mesh: StepShape["mesh"];
   activationCheckpointing: boolean;
   /** Of the rank that needs most, in a pass over one document of the limit's length. */
-  memory: { items: PlannedStep["memory"]; bytes: number; limit: number; fits: boolean };
+  memory: { items: HeldMemory[]; bytes: number; limit: number; fits: boolean };
   /** Where it does not fit: the largest item, and the change that costs least time. */
   fault?: { item: string; bytes: number; cure: string };
   engine: EnginePlan;
@@ -144,7 +145,6 @@ export async function planOn(request: PlanRequest, candidate: Candidate, ranks?:
           ...(onSpan ? { onSpan: (pass, span) => pass === "last" && onSpan(span) } : {}),
         });
 
-  const bytes = total(longest.memory);
   const limit = hardware.memory.value - hardware.reserved.value;
   const groups = mesh.ranks / mesh.contextParallel;
   const kept = Math.max(1, Math.round(workload.trajectories * workload.kept));
@@ -168,7 +168,7 @@ export async function planOn(request: PlanRequest, candidate: Candidate, ranks?:
   const modelFlops = optimiserSteps * passesPerStep * 3 * score.flops;
   return {
     ...candidate,
-    memory: { items: longest.memory, bytes, limit, fits: bytes <= limit },
+    memory: { ...longest.memory, limit, fits: longest.memory.bytes <= limit },
     engine,
     stations,
     seconds,

@@ -1,7 +1,7 @@
 // The passes of a training step on one mesh, as the native code would queue them, and their time.
-import type { ContextSchedule, NativePlannedStep } from "../ops/binding.ts";
-import { withSignal } from "../ops/jobs.ts";
-import { loadBinding } from "../ops/native.ts";
+import type { ContextSchedule } from "../ops/binding.ts";
+import { heaviest, lossWeights, type MemoryUse, planRanks } from "../policy/memory.ts";
+import { nativeRankOptions } from "../policy/rank-options.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import { type Cluster, communicationPrices, computeSeconds } from "./price.ts";
 import { isCommunication, type MeshShape, type ScheduleEntry } from "./schedule.ts";
@@ -28,28 +28,14 @@ export interface PassTime extends Simulation {
 }
 
 export interface PlannedStep {
-  /** Bytes at the peak of the rank that needs most, by what holds them; the largest first. */
-  memory: { purpose: string; bytes: number }[];
+  /** Of the rank that needs most. */
+  memory: MemoryUse;
   /** Forward only; forward and backward; the same as the last of a step; AdamW. */
   passes: Record<PassName, PassTime>;
 }
 
 const PASSES = ["score", "accumulate", "last", "optimise"] as const;
 type PassName = (typeof PASSES)[number];
-
-/** Which tokens carry loss: evenly spread, so that ranks and chunks get their share. */
-function weights(lengths: readonly number[], share: number): Float32Array {
-  const total = lengths.reduce((sum, length) => sum + length, 0);
-  const weight = Float32Array.from({ length: total }, (_, i) =>
-    Math.floor((i + 1) * share) > Math.floor(i * share) ? 1 : 0,
-  );
-  let at = 0;
-  for (const length of lengths) {
-    weight[at] = 0; // a document's first token has no prediction
-    at += length;
-  }
-  return weight;
-}
 
 /**
  * What the step does and holds. The schedules are those of the first context group, of which each rank's is built by the
@@ -61,27 +47,19 @@ export async function planStep(
   cluster: Cluster,
   options: { signal?: AbortSignal; onSpan?: (pass: PassName, span: Span) => void; ranks?: number } = {},
 ): Promise<PlannedStep> {
-  const { config, mesh, activationCheckpointing, optimiserBits = 32, lengths, lossShare } = shape;
-  const weight = weights(lengths, lossShare);
-  const planned: NativePlannedStep[] = [];
+  const { config, mesh, lengths, lossShare, activationCheckpointing, optimiserBits = 32 } = shape;
+  const { ranks: size, contextNode, ...groups } = mesh;
   // A search looks at one rank of a group alone: zigzag gives all as much to do.
-  for (let rank = 0; rank < Math.min(mesh.contextParallel, options.ranks ?? mesh.contextParallel); rank++) {
-    const native = {
-      config,
-      activationCheckpointing,
-      optimiserBits,
-      mesh: {
-        ...mesh,
-        size: mesh.ranks,
-        rank,
-        ...(mesh.contextNode ? { ranksPerNode: mesh.contextNode } : {}),
-      },
+  const planned = await planRanks(
+    {
+      ...nativeRankOptions(config, { device: "cuda", activationCheckpointing, optimiserBits }),
       lengths: Int32Array.from(lengths),
-      weight,
-    };
-    planned.push(await withSignal(() => loadBinding().planStep(native), options.signal));
-  }
-  const heaviest = planned.reduce((most, one) => (total(one.memory) > total(most.memory) ? one : most));
+      weight: lossWeights(lengths, lossShare),
+      training: true,
+    },
+    { ...groups, size, ...(contextNode ? { ranksPerNode: contextNode } : {}) },
+    options,
+  );
   const passes = Object.fromEntries(
     PASSES.map((name) => [
       name,
@@ -94,11 +72,8 @@ export async function planStep(
       ),
     ]),
   ) as PlannedStep["passes"];
-  return { memory: [...heaviest.memory].sort((a, b) => b.bytes - a.bytes), passes };
+  return { memory: heaviest(planned), passes };
 }
-
-export const total = (memory: readonly { bytes: number }[]): number =>
-  memory.reduce((sum, { bytes }) => sum + bytes, 0);
 
 function timeOf(
   name: PassName,

@@ -2,18 +2,20 @@
 // a handle.
 import { randomUUID } from "node:crypto";
 import { mkdirSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { isTokenringError, TokenringError } from "../errors.ts";
-import type { NativeAdamW, NativeBatch, NativeRank, NativeRankOptions, NativeSave } from "../ops/binding.ts";
+import type { NativeAdamW, NativeBatch, NativeRank, NativeSave } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { nativeLoss } from "../ops/policy-loss.ts";
 import { openRank } from "../ops/rank.ts";
 import { RankGroup } from "../ranks/group.ts";
-import { type MeshOptions, MeshRank, meshOf } from "../ranks/mesh-rank.ts";
+import { MeshRank, meshOf } from "../ranks/mesh-rank.ts";
 import { launchedRanks } from "../ranks/place.ts";
 import { type CarriedFiles, readCarriedFiles, writeCarriedFiles } from "./carried-files.ts";
 import { contextLength, parseConfig, readConfigFile, writeConfig } from "./config.ts";
+import { type MemoryOptions, type MemoryUse, memoryUse, type PolicyMemory, policyMemory } from "./memory.ts";
 import { findModel, type ModelSourceOptions } from "./model-source.ts";
+import { nativeRankOptions, type RankOptions } from "./rank-options.ts";
 import {
   type AdamWOptions,
   type DecoderConfig,
@@ -27,53 +29,8 @@ import {
   type SaveOptions,
 } from "./types.ts";
 
-/** Where and how a policy runs; of many ranks, how they train together (docs/ranks.md). */
-export interface RankOptions extends MeshOptions {
-  /**
-   * Ranks that train and sample together (default: as many as a launcher started, else 1): their number, for which the
-   * policy starts workers on this machine or waits for those that a launcher started, and ends them when it is disposed;
-   * or a group that is open already. 1: this process alone, under a launcher too.
-   */
-  ranks?: number | RankGroup;
-  /**
-   * Default "cpu". "cuda": the first Hopper GPU that CUDA shows, always with bf16 activations and weights beside float32
-   * masters; refused, with what is missing, where it cannot be used (docs/kernels.md).
-   */
-  device?: "cpu" | "cuda";
-  /**
-   * false: on CUDA, gradients of queries are added in any order, which is faster; their last bits then differ from run
-   * to run (default true). The CPU backend always gives the same bits.
-   */
-  deterministic?: boolean;
-  /** Threads of the CPU backend, shared by the ranks of a machine; 0 = all cores (default). Results do not depend on it. */
-  threads?: number;
-  /**
-   * "bf16" rounds the operands of linear layers (weights, their inputs, the gradients of their outputs) to bf16, for
-   * training and sampling alike; accumulation, attention, statistics, master weights and optimiser stay float32.
-   * Default "float32".
-   */
-  precision?: "float32" | "bf16";
-  /**
-   * Keep of each layer only its input and what its attention gave, and compute the rest again in the backward pass:
-   * a fraction of the memory, about a quarter more matrix products, the same bits (default false).
-   */
-  activationCheckpointing?: boolean;
-  /**
-   * What AdamW keeps its two moments in: float32, or 8 bits in blocks of 256 with a scale each, which is a quarter of
-   * the memory (docs/ops.md has the formula). Checkpoints hold float32 either way, and go from one to the other (default 32).
-   */
-  optimiserBits?: 8 | 32;
-  /** Tokens that one forward pass of the embedded sampler packs (default 512). */
-  maxBatchTokens?: number;
-  /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
-  maxPages?: number;
-  /**
-   * A Chrome trace (for Perfetto or chrome://tracing) that every pass and optimiser step is added to: each op with its
-   * times, bytes and FLOPs, one lane a rank and stream. Timing takes the CPU's ops apart, so steps are slower; no bit
-   * changes.
-   */
-  trace?: string;
-}
+export type { HeldMemory, MemoryOptions, MemoryUse, PolicyMemory } from "./memory.ts";
+export type { RankOptions } from "./rank-options.ts";
 
 export interface CreateOptions extends RankOptions {
   /** Decides every initial weight (default 0). */
@@ -123,18 +80,7 @@ export class Policy implements PolicyShape {
   /** A policy whose weights are not there yet. */
   static async #open(shape: DecoderConfig, options: RankOptions): Promise<Policy> {
     const config = Object.freeze({ ...shape });
-    const native: NativeRankOptions = {
-      config,
-      device: options.device ?? "cpu",
-      deterministic: options.deterministic ?? true,
-      threads: options.threads ?? 0,
-      precision: options.precision ?? "float32",
-      activationCheckpointing: options.activationCheckpointing ?? false,
-      optimiserBits: options.optimiserBits ?? 32,
-      maxBatchTokens: options.maxBatchTokens ?? 512,
-      maxPages: options.maxPages ?? 0,
-      ...(options.trace !== undefined && { trace: resolve(options.trace) }),
-    };
+    const native = nativeRankOptions(config, options);
     const { ranks = launchedRanks() } = options;
     meshOf(typeof ranks === "number" ? ranks : ranks.size, options);
     const own = typeof ranks === "number" && ranks !== 1 ? await RankGroup.open({ size: ranks }) : null;
@@ -189,6 +135,23 @@ export class Policy implements PolicyShape {
     const policy = await ofFile(join(directory, "config.json"), () => Policy.#open(shape, options));
     policy.#source = { config: config as Record<string, unknown>, files };
     return policy.#begin(() => policy.load(directory, { optimiser: options.optimiser ?? false }));
+  }
+
+  /**
+   * The memory that a policy of this shape and these options would hold, by what holds it, before there is one. The code
+   * that would run is run on a device that is not there, which counts what is asked of it: what `heldMemory` then
+   * measures is the same. Neither the device nor the other ranks are needed, nor is any weight.
+   * @param lengths Tokens of each document of one pass of a context group (`accumulate` and `optimise`, or with
+   *   `training: false` only `score`); empty for a policy that only samples `options.sessions`.
+   * @throws ERR_TOKENRING_INVALID_ARGUMENT for a shape or options that no policy takes, and for documents or sessions of
+   *   more tokens than the model's context.
+   */
+  static memory(
+    config: DecoderConfig,
+    lengths: readonly number[],
+    options: MemoryOptions = {},
+  ): Promise<PolicyMemory> {
+    return policyMemory(config, lengths, options);
   }
 
   /** Gives the rank back if the first steps fail. */
@@ -266,6 +229,14 @@ export class Policy implements PolicyShape {
   /** Seconds of wall time that the engine thread has worked: on calls of this policy and on its sessions' tokens. */
   async busySeconds(): Promise<number> {
     return withSignal(() => this.rank.busySeconds());
+  }
+
+  /**
+   * What this process's rank has held of its device's memory when all together was most. On the CPU without the scratch of
+   * its threads, on a GPU without what CUDA and NCCL take themselves.
+   */
+  async heldMemory(): Promise<MemoryUse> {
+    return memoryUse(await withSignal(() => this.rank.memory()));
   }
 
   /** Forgets what `accumulate` has added since the last step. */

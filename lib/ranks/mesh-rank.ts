@@ -5,6 +5,7 @@ import type {
   ContextSchedule,
   NativeAdamW,
   NativeBatch,
+  NativeHeldMemory,
   NativeJob,
   NativeLoss,
   NativeLossResult,
@@ -227,6 +228,11 @@ export class MeshRank implements NativeRank {
   /** Of this rank, whose share is as large as the others'. */
   busySeconds(): NativeJob<number> {
     return this.#live().busySeconds();
+  }
+
+  /** Of this rank. */
+  memory(): NativeJob<{ memory: NativeHeldMemory[] }> {
+    return this.#live().memory();
   }
 
   openSession(): number {

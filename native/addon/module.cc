@@ -18,7 +18,7 @@
 namespace tokenring::addon {
 namespace {
 
-constexpr int kAbi = 4;  // EXPECTED_ABI of lib/ops/binding.ts
+constexpr int kAbi = 5;  // EXPECTED_ABI of lib/ops/binding.ts
 
 Napi::Value set_error_class(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {

@@ -13,12 +13,12 @@ Napi::Value plan_step(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Arguments from(info[0], "options");
     StepPlanOptions options;
-    options.config = read_config(from.object("config"));
-    options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
-    options.moments = read_moments(from);
-    options.mesh = read_mesh_shape(from.object("mesh"), kMostRanks);
+    options.rank = read_rank_options(from);
+    options.rank.mesh = read_mesh_shape(from.object("mesh"), kMostRanks);
     options.lengths = from.integers("lengths");
     options.weight = from.reals("weight");
+    options.training = from.boolean("training");
+    options.sessions = from.integers("sessions");
     return Engine::of(info.Env())
         .submit<StepPlan>(info.Env(), std::make_shared<Held>(),
                           [options = std::move(options)](Compute&, const std::atomic<bool>& aborted) {

@@ -46,8 +46,6 @@ RopeScaling read_rope_scaling(const Arguments& from) {
   return rope;
 }
 
-}  // namespace
-
 DecoderConfig read_config(const Arguments& from) {
   DecoderConfig config;
   config.vocab_size = from.integer("vocab_size", 1, kMost);
@@ -73,6 +71,8 @@ MomentForm read_moments(const Arguments& from) {
   require(bits == 8 || bits == 32, "options.optimiserBits must be 8 or 32, got ", bits);
   return bits == 8 ? MomentForm::eight_bit : MomentForm::float32;
 }
+
+}  // namespace
 
 MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks) {
   MeshOptions mesh;
@@ -102,6 +102,8 @@ MeshOptions read_mesh(const Arguments& from, bool gpu) {
   return mesh;
 }
 
+}  // namespace
+
 RankOptions read_rank_options(const Arguments& from) {
   RankOptions options;
   options.config = read_config(from.object("config"));
@@ -117,9 +119,10 @@ RankOptions read_rank_options(const Arguments& from) {
   if (from.has("trace")) options.trainer.trace = from.text("trace");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);
-  if (from.has("mesh")) options.mesh = read_mesh(from.object("mesh"), options.device != "cpu");
   return options;
 }
+
+namespace {
 
 PackedBatch read_batch(const Arguments& from) {
   PackedBatch batch;
@@ -164,6 +167,7 @@ Napi::Function RankObject::define(Napi::Env env) {
                          InstanceMethod<&RankObject::guard<&RankObject::load>>("load"),
                          InstanceMethod<&RankObject::guard<&RankObject::version>>("version"),
                          InstanceMethod<&RankObject::guard<&RankObject::busy_seconds>>("busySeconds"),
+                         InstanceMethod<&RankObject::guard<&RankObject::memory>>("memory"),
                          InstanceMethod<&RankObject::guard<&RankObject::open_session>>("openSession"),
                          InstanceMethod<&RankObject::guard<&RankObject::fork_session>>("forkSession"),
                          InstanceMethod<&RankObject::guard<&RankObject::extend_session>>("extendSession"),
@@ -185,7 +189,9 @@ Napi::Value RankObject::guard(const Napi::CallbackInfo& info) {
 RankObject::RankObject(const Napi::CallbackInfo& info)
     : Napi::ObjectWrap<RankObject>(info), channel_(state_of(info.Env()).channel) {
   guarded(info.Env(), [&] {
-    options_ = read_rank_options(Arguments(info[0], "options"));
+    const Arguments from(info[0], "options");
+    options_ = read_rank_options(from);
+    if (from.has("mesh")) options_.mesh = read_mesh(from.object("mesh"), options_.device != "cpu");
     options_.config.check();
   });
   info.This().As<Napi::Object>().TypeTag(&kRankTag);
@@ -448,6 +454,11 @@ Napi::Value RankObject::sample_session(const Napi::CallbackInfo& info) {
     rank_->post([rank = rank_.get(), id, table = table_] { rank->sampler().cancel(table->at(id)); });
   };
   return job_handle(info.Env(), call, cancel);
+}
+
+Napi::Value RankObject::memory(const Napi::CallbackInfo& info) {
+  return submit<MostHeld>(info.Env(),
+                          [](Rank& rank, const std::atomic<bool>&) { return MostHeld{rank.device().most_held()}; });
 }
 
 Napi::Value RankObject::usage(const Napi::CallbackInfo& info) {

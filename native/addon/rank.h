@@ -21,10 +21,9 @@ namespace tokenring::addon {
 
 class Arguments;
 
-// A model's shape; fields as in Hugging Face's config.json.
-DecoderConfig read_config(const Arguments& from);
+// All but the mesh.
+RankOptions read_rank_options(const Arguments& from);
 // A rank's place among at most so many, without id and timeout.
-MomentForm read_moments(const Arguments& from);
 MeshOptions read_mesh_shape(const Arguments& from, int32_t most_ranks);
 
 // JavaScript's ids of sessions -> the sampler's. Engine thread only.
@@ -60,6 +59,7 @@ class RankObject : public Napi::ObjectWrap<RankObject>, public Closable {
   Napi::Value load(const Napi::CallbackInfo&);
   Napi::Value version(const Napi::CallbackInfo&);
   Napi::Value busy_seconds(const Napi::CallbackInfo&);
+  Napi::Value memory(const Napi::CallbackInfo&);
   Napi::Value open_session(const Napi::CallbackInfo&);
   Napi::Value fork_session(const Napi::CallbackInfo&);
   Napi::Value extend_session(const Napi::CallbackInfo&);

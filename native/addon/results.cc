@@ -30,6 +30,17 @@ Napi::Array tracks(Napi::Env env, unsigned bits) {
   return array;
 }
 
+Napi::Value memory_list(Napi::Env env, const std::vector<HeldMemory>& memory) {
+  Napi::Array array = Napi::Array::New(env, memory.size());
+  for (uint32_t i = 0; i < memory.size(); ++i) {
+    Napi::Object held = Napi::Object::New(env);
+    held.Set("purpose", memory[i].purpose);
+    held.Set("bytes", number(env, static_cast<double>(memory[i].bytes)));
+    array.Set(i, held);
+  }
+  return array;
+}
+
 Napi::Value entries(Napi::Env env, const std::vector<PlannedEntry>& list) {
   // A plan has millions of entries with few names: those are made once, and so are the lists of tracks, which entries
   // share.
@@ -63,16 +74,15 @@ Napi::Value entries(Napi::Env env, const std::vector<PlannedEntry>& list) {
 
 }  // namespace
 
+Napi::Value to_js(Napi::Env env, const MostHeld& held) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("memory", memory_list(env, held.device));
+  return object;
+}
+
 Napi::Value to_js(Napi::Env env, const StepPlan& plan) {
   Napi::Object object = Napi::Object::New(env), passes = Napi::Object::New(env);
-  Napi::Array memory = Napi::Array::New(env, plan.memory.size());
-  for (uint32_t i = 0; i < plan.memory.size(); ++i) {
-    Napi::Object held = Napi::Object::New(env);
-    held.Set("purpose", plan.memory[i].purpose);
-    held.Set("bytes", number(env, static_cast<double>(plan.memory[i].bytes)));
-    memory.Set(i, held);
-  }
-  object.Set("memory", memory);
+  object.Set("memory", memory_list(env, plan.memory));
   passes.Set("score", entries(env, plan.score));
   passes.Set("accumulate", entries(env, plan.accumulate));
   passes.Set("last", entries(env, plan.last));

@@ -3,6 +3,8 @@
 
 #include <napi.h>
 
+#include <vector>
+
 #include "model/plan.h"
 #include "model/sampler.h"
 #include "model/trainer.h"
@@ -10,6 +12,11 @@
 namespace tokenring::addon {
 
 struct Nothing {};
+
+// When it was most.
+struct MostHeld {
+  std::vector<HeldMemory> device;
+};
 
 struct Version {
   int64_t version = 0;
@@ -22,6 +29,7 @@ Napi::Value to_js(Napi::Env, const Version&);
 Napi::Value to_js(Napi::Env, const LossResult&);
 Napi::Value to_js(Napi::Env, const OptimiserResult&);
 Napi::Value to_js(Napi::Env, const SampleResult&);
+Napi::Value to_js(Napi::Env, const MostHeld&);
 Napi::Value to_js(Napi::Env, const StepPlan&);
 Napi::Value to_js(Napi::Env, const Sampler::Usage&);
 

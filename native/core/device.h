@@ -119,7 +119,7 @@ class Device {
   // Memory of the host that this device copies to and from while it computes (pinned). 256-byte aligned, as above.
   virtual void* allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
   virtual void free_host(void* data) noexcept { free(data); }
-  // By purpose, when all together was most; empty where nobody counts.
+  // By purpose, when all together was most. Empty where nobody counts.
   virtual std::vector<HeldMemory> most_held() const { return {}; }
 
   // Told of each schedule before an executor queues it. Set before there are executors, or on their thread.

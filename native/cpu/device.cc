@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "core/failure.h"
+#include "core/memory_count.h"
 #include "cpu/kernels.h"
 #include "cpu/ops.h"
 #include "cpu/pool.h"
@@ -24,7 +25,7 @@ int usable_cores() {
 
 constexpr size_t kHugePage = size_t{2} << 20, kLarge = 2 * kHugePage;
 
-class CpuDevice final : public Device {
+class CpuDevice : public Device {
  public:
   CpuDevice(int threads, Precision precision) : pool_(threads ? threads : usable_cores()) {
     const cpu::Kernels& kernels = cpu::choose_kernels();
@@ -40,7 +41,7 @@ class CpuDevice final : public Device {
 
   std::string name() const override { return "cpu (" + isa_ + ", " + std::to_string(pool_.threads()) + " threads)"; }
   std::unique_ptr<Stream> stream() override { return std::make_unique<cpu::CpuStream>(); }
-  std::unique_ptr<Stream> lane() override { return std::make_unique<cpu::CpuStream>(true); }
+  std::unique_ptr<Stream> lane() override { return std::make_unique<cpu::CpuStream>(cpu::CpuStream::Runs::alone); }
   int lanes() const override { return pool_.threads(); }
   const Ops& ops() const override { return *ops_; }
 
@@ -53,9 +54,17 @@ class CpuDevice final : public Device {
       fail("OUT_OF_MEMORY", "the CPU backend could not allocate ", bytes, " bytes for ", purpose,
            "; make the model, the batch or the cache smaller");
     if (bytes >= kLarge) madvise(data, rounded, MADV_HUGEPAGE);  // a wish: without it all works too
+    held_.add(data, purpose, bytes);
     return data;
   }
-  void free(void* data) noexcept override { std::free(data); }
+  void free(void* data) noexcept override {
+    held_.remove(data);
+    std::free(data);
+  }
+  std::vector<HeldMemory> most_held() const override { return held_.most(); }
+
+ protected:
+  MemoryCount held_;
 
  private:
   std::string isa_;
@@ -63,11 +72,37 @@ class CpuDevice final : public Device {
   std::unique_ptr<cpu::CpuOps> ops_;
 };
 
+// Of its memory only the addresses are.
+class DryCpuDevice final : public CpuDevice {
+ public:
+  using CpuDevice::CpuDevice;
+
+  std::unique_ptr<Stream> stream() override { return std::make_unique<cpu::CpuStream>(cpu::CpuStream::Runs::never); }
+  std::unique_ptr<Stream> lane() override { return stream(); }
+  void* allocate(size_t bytes, const char* purpose) override {
+    void* data = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED)
+      fail("OUT_OF_MEMORY", "there are no addresses for ", bytes, " bytes of ", purpose, "; plan for less");
+    held_.add(data, purpose, bytes);
+    return data;
+  }
+  void free(void* data) noexcept override { munmap(data, held_.remove(data)); }
+};
+
+void check_threads(int threads) {
+  require(threads >= 0 && threads <= 1024, "threads is ", threads, "; it must be 0 (all cores) to 1024");
+}
+
 }  // namespace
 
 std::unique_ptr<Device> make_cpu_device(int threads, Precision precision) {
-  require(threads >= 0 && threads <= 1024, "threads is ", threads, "; it must be 0 (all cores) to 1024");
+  check_threads(threads);
   return std::make_unique<CpuDevice>(threads, precision);
+}
+
+std::unique_ptr<Device> make_dry_cpu_device(int threads, Precision precision) {
+  check_threads(threads);
+  return std::make_unique<DryCpuDevice>(threads, precision);
 }
 
 }  // namespace tokenring

@@ -15,4 +15,8 @@ enum class Precision { float32, bf16 };
 // overrides the choice of instructions. Failure INVALID_ARGUMENT if threads < 0 or the CPU lacks what is asked for.
 std::unique_ptr<Device> make_cpu_device(int threads, Precision precision = Precision::float32);
 
+// The same, but that its memory is counted and not there, and nothing is computed or copied: what a step takes is
+// known from the code that would run it. Host memory that is copied to stays as it was.
+std::unique_ptr<Device> make_dry_cpu_device(int threads, Precision precision = Precision::float32);
+
 }  // namespace tokenring

@@ -40,13 +40,16 @@ Region write_rows(const Tensor& t) { return region_of(t, true, true); }
 Region read_all(const Tensor& t) { return region_of(t, false, false); }
 Region write_all(const Tensor& t) { return region_of(t, false, true); }
 
-CpuStream::CpuStream(bool alone)
-    : thread_([this, alone] {
-        if (alone) ThreadPool::keep_to_this_thread();
-        loop();
-      }) {}
+CpuStream::CpuStream(Runs runs) : never_(runs == Runs::never) {
+  if (never_) return;
+  thread_ = std::thread([this, alone = runs == Runs::alone] {
+    if (alone) ThreadPool::keep_to_this_thread();
+    loop();
+  });
+}
 
 CpuStream::~CpuStream() {
+  if (never_) return;
   {
     std::lock_guard lock(mutex_);
     closing_ = true;
@@ -56,6 +59,11 @@ CpuStream::~CpuStream() {
 }
 
 void CpuStream::push(Job job) {
+  if (never_) {
+    if (aborted_ && aborted_->load(std::memory_order_relaxed) && !job.always)
+      fail("ABORTED", "the computation was aborted by its caller");
+    return;
+  }
   bool idle;
   {
     std::lock_guard lock(mutex_);

@@ -42,8 +42,9 @@ struct RowJob {
 // failed one fails with it, because what it would read was never written.
 class CpuStream final : public Stream {
  public:
-  // alone: its loops keep to its own thread.
-  explicit CpuStream(bool alone = false);
+  // alone: its loops keep to its own thread. never: what is queued is dropped, and so has ended at once.
+  enum class Runs { on_all, alone, never };
+  explicit CpuStream(Runs runs = Runs::on_all);
   ~CpuStream() override;  // runs what is queued
 
   void synchronize() override;
@@ -82,6 +83,7 @@ class CpuStream final : public Stream {
   std::mutex mutex_;
   std::condition_variable arrived_, drained_;
   std::deque<Job> queue_;
+  const bool never_;
   bool running_ = false, closing_ = false;
   const std::atomic<bool>* aborted_ = nullptr;
   std::shared_ptr<Turn> mine_, before_;  // of the caller's thread

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <map>
-#include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "core/memory_count.h"
 #include "cuda/ops.h"
 #include "cuda/probe.h"
 #include "cuda/stream.h"
@@ -43,14 +41,8 @@ class CudaDevice final : public Device {
       fail("OUT_OF_MEMORY", "the GPU has no ", in_mib(bytes), " for ", purpose, ": ", breakdown());
     }
     check_runtime(runtime_, code, "an allocation");
-    std::lock_guard lock(mutex_);
     ++memory_changes_;
-    held_[data] = {purpose, bytes};
-    all_ += bytes;
-    if (all_ > most_) {
-      most_ = all_;
-      at_most_ = sums();
-    }
+    held_.add(data, purpose, bytes);
     return data;
   }
   void* allocate_host(size_t bytes, const char* purpose) override {
@@ -66,31 +58,14 @@ class CudaDevice final : public Device {
   }
   void free_host(void* data) noexcept override { runtime_.free_host(data); }
   void free(void* data) noexcept override {
-    {
-      std::lock_guard lock(mutex_);
-      ++memory_changes_;
-      if (const auto at = held_.find(data); at != held_.end()) {
-        all_ -= at->second.second;
-        held_.erase(at);
-      }
-    }
+    ++memory_changes_;
+    held_.remove(data);
     runtime_.free(data);
   }
 
-  std::vector<HeldMemory> most_held() const override {
-    std::lock_guard lock(mutex_);
-    std::vector<HeldMemory> parts;
-    for (const auto& [purpose, bytes] : at_most_) parts.push_back({purpose, bytes});
-    return parts;
-  }
+  std::vector<HeldMemory> most_held() const override { return held_.most(); }
 
  private:
-  std::map<std::string, size_t> sums() const {
-    std::map<std::string, size_t> sums;
-    for (const auto& [data, block] : held_) sums[block.first] += block.second;
-    return sums;
-  }
-
   static DeviceFacts open(const Runtime& runtime, int ordinal) {
     DeviceFacts facts{};
     check_runtime(runtime, runtime.open(ordinal, &facts), "opening the GPU");
@@ -101,18 +76,12 @@ class CudaDevice final : public Device {
 
   // What holds its memory, the largest first.
   std::string breakdown() {
-    size_t all = 0, free = 0, total = 0;
-    std::vector<std::pair<std::string, size_t>> parts;
-    {
-      std::lock_guard lock(mutex_);
-      const std::map<std::string, size_t> of = sums();
-      parts.assign(of.begin(), of.end());
-      all = all_;
-    }
-    std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-    std::string text = "this policy holds " + in_mib(all);
+    size_t free = 0, total = 0;
+    std::vector<HeldMemory> parts = held_.now();
+    std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+    std::string text = "this policy holds " + in_mib(held_.all());
     for (size_t i = 0; i < parts.size(); ++i)
-      text += (i ? ", " : " (") + parts[i].first + " " + in_mib(parts[i].second) + (i + 1 == parts.size() ? ")" : "");
+      text += (i ? ", " : " (") + parts[i].purpose + " " + in_mib(parts[i].bytes) + (i + 1 == parts.size() ? ")" : "");
     if (runtime_.memory(&free, &total) == 0)
       text += ", " + in_mib(free) + " of " + in_mib(total) + " are free, the rest is CUDA's own or other processes'";
     return text + "; make the model, the batch or the cache smaller, or turn activation checkpointing on";
@@ -122,11 +91,8 @@ class CudaDevice final : public Device {
   DeviceFacts facts_;
   Gemm gemm_;
   CudaOps ops_;
-  mutable std::mutex mutex_;
-  std::map<void*, std::pair<const char*, size_t>> held_;
-  size_t all_ = 0, most_ = 0;
+  MemoryCount held_;
   std::atomic<uint64_t> memory_changes_ = 0;
-  std::map<std::string, size_t> at_most_;
 };
 
 }  // namespace

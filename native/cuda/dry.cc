@@ -68,7 +68,7 @@ struct Nothing<R (*)(A...)> {
 };
 
 // What the kernels say of their tiles and workspaces, in cuda/; a test holds these against them.
-constexpr int kBackwardKeys = 128;
+constexpr int kBackwardKeys = 128, kSplitKeys = 1024;
 int backward_queries(int head_dim) { return head_dim == 64 ? 128 : 64; }
 // At most 128 parts, of at least so many rows but for the last.
 size_t parts_of(int64_t rows, int64_t least) {
@@ -90,6 +90,11 @@ Kernels dry_kernels() {
   k.attention_backward_queries = backward_queries;
   k.attention_backward_keys = [] { return kBackwardKeys; };
   k.attention_dq_rows = [] { return 128; };
+  k.attention_decode_workspace = [](int row_count, int heads, int head_dim, int most_keys) {
+    if (most_keys <= kSplitKeys) return size_t{0};
+    const auto splits = static_cast<size_t>((most_keys + kSplitKeys - 1) / kSplitKeys);
+    return size_t{4} * row_count * heads * splits * static_cast<size_t>(head_dim + 2);
+  };
   k.attention_backward_workspace = [](int query_count, int heads, int head_dim, bool deterministic) {
     const size_t part = size_t{4} * query_count * heads * backward_queries(head_dim);
     return deterministic ? 2 * part : (2 + static_cast<size_t>(head_dim)) * part;

@@ -1,5 +1,5 @@
-// What a training step would queue and hold on one rank of a mesh of GPUs, known without any of them: parameters,
-// trainer and mesh are built as always, on a GPU and between ranks that are not there.
+// What a policy would queue and hold on one rank, known without its device and without the other ranks: parameters,
+// trainer, sampler and mesh are built as always, on a device and between ranks that are not there.
 #pragma once
 
 #include <array>
@@ -9,20 +9,19 @@
 #include <vector>
 
 #include "core/schedule.h"
-#include "model/config.h"
-#include "model/trainer.h"
-#include "parallel/mesh.h"
+#include "model/rank.h"
 
 namespace tokenring {
 
 struct StepPlanOptions {
-  DecoderConfig config;
-  MomentForm moments = MomentForm::float32;
-  TrainerOptions trainer;
-  MeshOptions mesh;  // its id is not used
-  // Of one pass of the rank's context group: tokens of each document, and the weight of each token's loss.
+  RankOptions rank;  // device: "cpu" or "cuda"; the mesh's id is not used, nor is the trace
+  // Of one pass of the rank's context group: tokens of each document, and the weight of each token's loss. Empty: there
+  // is no pass.
   std::vector<int32_t> lengths;
   std::vector<float> weight;
+  bool training = true;  // false: the pass is scored alone
+  // Of the sampler's sessions that this rank has at once: tokens of each, the last of them sampled.
+  std::vector<int32_t> sessions;
 };
 
 // An Entry without what runs it.
@@ -36,7 +35,7 @@ struct PlannedEntry {
 
 struct StepPlan {
   std::vector<HeldMemory> memory;  // when it was most, over all of the step
-  // Forward alone; forward and backward; the same as the last of a step; AdamW.
+  // Forward alone; forward and backward; the same as the last of a step; AdamW. Empty where they are not made.
   std::vector<PlannedEntry> score, accumulate, last, optimise;
 };
 

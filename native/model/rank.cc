@@ -37,16 +37,11 @@ const Transport& transport_of(const RankOptions& options) {
 struct Engine {
   explicit Engine(const RankOptions& options)
       : device(make_device(options)),
-        mesh(options.mesh ? std::make_shared<Mesh>(*device, transport_of(options), needed(*options.mesh)) : nullptr),
+        mesh(options.mesh ? std::make_shared<Mesh>(*device, transport_of(options), options.mesh->with_real_shares())
+                          : nullptr),
         parameters(*device, options.config, mesh.get(), options.moments),
         trainer(*device, parameters, options.trainer, mesh.get()),
         sampler(*device, parameters, options.sampler) {}
-  // Shares that are the whole are none.
-  static MeshOptions needed(MeshOptions mesh) {
-    const int shards = mesh.shard_size == 0 ? mesh.size : mesh.shard_size;
-    if (shards == 1) mesh.shard = 0;
-    return mesh;
-  }
   // Others may hold the mesh for longer, to abort it.
   ~Engine() {
     if (mesh) mesh->leave();

@@ -21,6 +21,12 @@ void MeshOptions::check() const {
   require(timeout.count() > 0, "mesh: timeout is ", timeout.count(), " ms; it must be positive");
 }
 
+MeshOptions MeshOptions::with_real_shares() const {
+  MeshOptions mesh = *this;
+  if ((shard_size == 0 ? size : shard_size) == 1) mesh.shard = 0;
+  return mesh;
+}
+
 int MeshOptions::context_node() const {
   if (context_schedule == ContextSchedule::ring) return 1;
   if (context_schedule == ContextSchedule::all_gather || ranks_per_node == 0) return context_parallel;

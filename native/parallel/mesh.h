@@ -46,6 +46,8 @@ struct MeshOptions {
   std::chrono::milliseconds timeout{600'000};
 
   void check() const;  // Failure INVALID_ARGUMENT that names the field
+  // The same without shares that are the whole.
+  MeshOptions with_real_shares() const;
   // Consecutive ranks of a context group that gather keys and values among themselves.
   int context_node() const;
 };

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, expect, test } from "vitest";
+import type { MemoryUse } from "../../lib/policy/memory.ts";
 
 const library = path.resolve("build/Release/tokenring_emulated.so");
 const folder = mkdtempSync(path.join(tmpdir(), "tokenring-emulated-"));
@@ -85,6 +86,18 @@ test("what it samples has the logprobs that it scores", () => {
   expect(turn?.logprobs).toHaveLength(3);
   expect(far(turn?.logprobs ?? [], turn?.scored ?? [])).toBeLessThan(0.03);
 });
+
+test.each([{}, { activationCheckpointing: true, optimiserBits: 8 }, { deterministic: false }])(
+  "a policy holds what Policy.memory tells of it, with %j",
+  (options) => {
+    const request = { task: "memory", device: "cuda", model, lengths: [70, 31], sessions: [50], options };
+    const [{ told, held }] = ask(request) as unknown as [{ told: MemoryUse; held: MemoryUse }];
+    expect(Math.abs(told.bytes / held.bytes - 1)).toBeLessThan(0.05);
+    expect(told.items.map(({ purpose }) => purpose).sort()).toEqual(
+      held.items.map(({ purpose }) => purpose).sort(),
+    );
+  },
+);
 
 test("the functions of tokenring/ops take tensors in its memory, and say which they do not take", () => {
   const on = (device: string) => {

@@ -72,6 +72,8 @@ TEST(cuda_dry_has_the_kernels_sizes) {
     for (const bool deterministic : {false, true})
       CHECK(k.attention_backward_workspace(7, 5, d, deterministic) ==
             cuda::attention_backward_workspace(7, 5, d, deterministic));
+    for (const int keys : {1, 1024, 1025, 4096})
+      CHECK(k.attention_decode_workspace(7, 5, d, keys) == cuda::attention_decode_workspace(7, 5, d, keys));
   }
 }
 
@@ -92,18 +94,20 @@ TEST(cuda_dry_has_small_blocks_and_zeros_in_large_ones) {
 
 TEST(cuda_dry_plans_each_pass_of_a_step) {
   StepPlanOptions options;
-  options.config = hopper_config();
+  options.rank.config = hopper_config();
+  options.rank.device = "cuda";
   options.lengths = {12, 20};
   options.weight.assign(32, 1.0f);
   options.weight[0] = options.weight[12] = 0;
-  options.mesh.size = 4;
-  options.mesh.rank = 2;
+  options.rank.mesh.emplace();
+  options.rank.mesh->size = 4;
+  options.rank.mesh->rank = 2;
   const std::atomic<bool> never{false};
   const StepPlan plan = plan_step(options, never);
   const auto count = [](const std::vector<PlannedEntry>& entries, const std::string& op) {
     return std::count_if(entries.begin(), entries.end(), [&](const PlannedEntry& e) { return e.op == op; });
   };
-  const int layers = options.config.num_hidden_layers;
+  const int layers = options.rank.config.num_hidden_layers;
   CHECK(count(plan.score, "attention_forward") == layers && count(plan.score, "attention_backward") == 0);
   CHECK(count(plan.accumulate, "attention_backward") == layers && count(plan.accumulate, "all_reduce") == 0);
   // A bucket of each layer, the head and the embedding, behind what computes them.
@@ -113,7 +117,12 @@ TEST(cuda_dry_plans_each_pass_of_a_step) {
   CHECK(count(plan.optimise, "adamw") == 1);
   CHECK(!plan.memory.empty());
   const std::atomic<bool> aborted{true};
-  CHECK_FAILS("ABORTED", plan_step(options, aborted));
+  for (const char* device : {"cuda", "cpu"}) {
+    options.rank.device = device;
+    CHECK_FAILS("ABORTED", plan_step(options, aborted));
+    options.sessions = {7};
+    CHECK_FAILS("ABORTED", plan_step(options, aborted));
+  }
 }
 
 }  // namespace

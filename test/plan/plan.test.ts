@@ -46,7 +46,7 @@ describe("a planned step", () => {
     expect(step.passes.accumulate.flops / both).toBeGreaterThan(0.995);
     expect(step.passes.accumulate.flops / both).toBeLessThan(1.01);
 
-    const held = Object.fromEntries(step.memory.map(({ purpose, bytes }) => [purpose, bytes]));
+    const held = Object.fromEntries(step.memory.items.map(({ purpose, bytes }) => [purpose, bytes]));
     const near = (bytes: number | undefined, expected: number): void => {
       expect((bytes ?? 0) / expected).toBeGreaterThan(0.999);
       expect((bytes ?? 0) / expected).toBeLessThan(1.01);
@@ -65,7 +65,7 @@ describe("a planned step", () => {
       },
       cluster,
     );
-    const moments = coded.memory.find(({ purpose }) => purpose === "moments");
+    const moments = coded.memory.items.find(({ purpose }) => purpose === "moments");
     near(moments?.bytes, 2 * (1 + 4 / 256) * all);
   });
 
@@ -78,7 +78,7 @@ describe("a planned step", () => {
       ),
     );
     const activations = (step: typeof kept): number =>
-      step?.memory.find(({ purpose }) => purpose === "activations")?.bytes ?? 0;
+      step?.memory.items.find(({ purpose }) => purpose === "activations")?.bytes ?? 0;
     expect(activations(recomputed)).toBeLessThan(activations(kept) / 3);
     const { products } = parameterCounts(config);
     const layers = 2 * (products - config.vocab_size * config.hidden_size) * 8192;
