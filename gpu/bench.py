@@ -340,11 +340,12 @@ class Bench:
             peer = hidden = head = None
             torch.cuda.empty_cache()
 
-    def longest(self, name, model, lengths):
-        """The longest single document whose forward and backward fit."""
+    def longest(self, name, model, lengths, offload):
+        """The longest single document whose forward and backward fit, with what `offload` leaves to the host's memory."""
         device, reached = "cpu" if self.dev.kind == "cpu" else "cuda", None
+        name += "" if offload == "none" else f", offload {offload}"
         for tokens in lengths:
-            options = {"activationCheckpointing": True, "deterministic": False}
+            options = {"activationCheckpointing": True, "deterministic": False, "offload": offload}
             request = {"task": "time", "device": device, "model": {**model, "max_position_embeddings": tokens}, "options": options}
             try:
                 lines = ask({**request, "tokens": tokens, "rounds": 1, "optimise": False}, max(60, min(self.run.left, 550)))
@@ -374,6 +375,7 @@ def main():
     parse = argparse.ArgumentParser(prog="run.sh bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--device", choices=["cuda", "cpu", "emulated"], default="cuda")
     parse.add_argument("--only", help="some of attention,loss,memory,paged,step,longest (default: all)")
+    parse.add_argument("--offload", choices=["none", "checkpoints", "optimiser", "all"], default="none", help="what the longest document leaves to the host's memory")
     parse.add_argument("--budget", type=float, help="seconds; what does not fit is done by the next run with the same --out")
     parse.add_argument("--out", default="results", help="folder of the results")
     options = parse.parse_args()
@@ -403,7 +405,8 @@ def main():
     for name, model in size["models"].items() if "step" in only else ():
         run.case(f"step, {name}", lambda _, n=name, m=model: bench.step(n, m, n != "Qwen2.5-1.5B"), 120)
     for name, lengths in size["longest"].items() if "longest" in only else ():
-        run.case(f"longest, {name}", lambda _, n=name, l=lengths: bench.longest(n, size["models"][n], l), 240)
+        title = f"longest, {name}" + ("" if options.offload == "none" else f", offload {options.offload}")
+        run.case(title, lambda _, n=name, l=lengths: bench.longest(n, size["models"][n], l, options.offload), 240)
     dev.close()
     sys.exit(run.end())
 

@@ -98,6 +98,20 @@ def beside_cpu(run, dev, size):
         run.limit(f"step {step} beside the CPU backend: norm", abs(mine["norm"] / cpu["norm"] - 1), 2 * GRADIENT[dev.kind])
 
 
+def offloading(run, dev, size):
+    """Checkpoints and the optimiser's state in the host's memory change no bit of three steps."""
+    if dev.kind == "cpu":
+        return
+    for family, config in (("qwen2", QWEN2), ("qwen3", QWEN3)):
+        documents = [integers((n,), n, config["vocab_size"]).tolist() for n in size["documents"]]
+        for bits in (32, 8):
+            options = {"seed": 5, "std": 0.1, "activationCheckpointing": True, "optimiserBits": bits}
+            request = {"task": "steps", "device": device_of(dev), "model": config, "documents": documents, "steps": 3, "save": None}
+            here, away = (ask({**request, "options": {**options, "offload": what}}, size["deadline"]) for what in ("none", "all"))
+            apart = sum(mine != theirs for mine, theirs in zip(here, away, strict=True))
+            run.limit(f"{family}, moments of {bits} bits: steps that offloading changes", apart, 0)
+
+
 def turns(run, dev, size):
     """What the sampler says of its tokens is what the trainer says of them, and PyTorch."""
     for family, config in (("qwen2", QWEN2), ("qwen3", QWEN3)):
@@ -121,4 +135,4 @@ def device_of(dev):
     return "cpu" if dev.kind == "cpu" else "cuda"
 
 
-CHECKS = (training, beside_cpu, turns)
+CHECKS = (training, beside_cpu, offloading, turns)

@@ -83,6 +83,7 @@ async function planJob(file: string | undefined, options: PlanOptions): Promise<
     microBatchTokens: job.microBatchTokens,
     activationCheckpointing: job.activationCheckpointing || undefined,
     optimiserBits: job.optimiserBits,
+    offload: job.offload === "none" ? undefined : job.offload,
     mesh: {
       ...(options.contextParallel ? { contextParallel: options.contextParallel } : {}),
       ...(options.contextSchedule ? { contextSchedule: options.contextSchedule } : {}),
@@ -114,9 +115,14 @@ async function planJob(file: string | undefined, options: PlanOptions): Promise<
   if (!options.quiet) process.stdout.write(describe(result, stage.name, workload, hardware, options));
   if (result.fault) {
     const { item, bytes, cure } = result.fault;
+    const { memory } = result;
+    const [who, needed, has] =
+      memory.bytes > memory.limit
+        ? ["a GPU", memory.bytes, memory.limit]
+        : ["a GPU's share of the host", memory.hostBytes, memory.hostLimit];
     throw new TokenringError(
       "ERR_TOKENRING_OUT_OF_MEMORY",
-      `${file}: a GPU would need ${gb(result.memory.bytes)} and has ${gb(result.memory.limit)}; the largest item is ` +
+      `${file}: ${who} would need ${gb(needed)} and has ${gb(has)}; the largest item is ` +
         `${item} with ${gb(bytes)}. What would help: ${cure}`,
       { details: { item, bytes, cure } },
     );
@@ -214,11 +220,15 @@ function describe(
   const lines = [
     `${stage} on ${options.nodes} x ${options.gpusPerNode} GPUs: context parallel ${mesh.contextParallel}${schedule}, ` +
       `data parallel ${mesh.ranks / mesh.contextParallel}, ZeRO-${mesh.shard} over ${mesh.shard ? mesh.shardSize : 1}, ` +
-      `activation checkpointing ${result.activationCheckpointing ? "on" : "off"}`,
+      `activation checkpointing ${result.activationCheckpointing ? "on" : "off"}` +
+      (result.offload === "none" ? "" : `, offload ${result.offload}`),
     "",
     `memory of a GPU, one trajectory of ${workload.maxTokens} tokens (modelled)`,
     ...memory.items.map(({ purpose, bytes }) => row(purpose, gb(bytes))),
     row("all", gb(memory.bytes), `of ${gb(memory.limit)}${memory.fits ? "" : ": does not fit"}`),
+    ...(memory.hostBytes > 0
+      ? [row("on the host", gb(memory.hostBytes), `of ${gb(memory.hostLimit)}, pinned, for each GPU`)]
+      : []),
     "",
     "an iteration (modelled)",
     row(

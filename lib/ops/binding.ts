@@ -46,6 +46,9 @@ export type NativeRopeScaling =
       high_freq_factor: number;
     };
 
+/** What lies in the host's memory while the device has no use for it. */
+export type OffloadChoice = "none" | "checkpoints" | "optimiser" | "all";
+
 /** See RankOptions of `tokenring`; every value is given. */
 export interface NativeRankOptions {
   config: NativeDecoderConfig;
@@ -57,6 +60,8 @@ export interface NativeRankOptions {
   activationCheckpointing: boolean;
   /** Of AdamW's moments; absent: 32. */
   optimiserBits?: 8 | 32;
+  /** Absent: "none". */
+  offload?: OffloadChoice;
   maxBatchTokens: number;
   maxPages: number;
   /**
@@ -205,8 +210,8 @@ export interface NativeRank {
   version(): NativeJob<number>;
   /** Wall time that the engine thread has spent on jobs and on the sampler's ticks. */
   busySeconds(): NativeJob<number>;
-  /** What the device's memory was held for when all together was most. */
-  memory(): NativeJob<{ memory: NativeHeldMemory[] }>;
+  /** What the device's memory, and the host's that is pinned for it, was held for when all together was most. */
+  memory(): NativeJob<{ memory: NativeHeldMemory[]; host: NativeHeldMemory[] }>;
 
   /** Session calls are synchronous bookkeeping on the queue; ids are given out at once. */
   openSession(): number;
@@ -341,7 +346,7 @@ export interface NativeCommunicator {
 export interface NativeScheduleEntry {
   op: string;
   layer: number;
-  track: "compute" | "context" | "gradients";
+  track: "compute" | "context" | "gradients" | "host";
   after: NativeScheduleEntry["track"][];
   bytes: number;
   flops: number;
@@ -365,6 +370,7 @@ export interface NativeStepPlanOptions extends Omit<NativeRankOptions, "mesh" | 
 /** See native/model/plan.h. */
 export interface NativePlannedStep {
   memory: NativeHeldMemory[];
+  host: NativeHeldMemory[];
   passes: Record<"score" | "accumulate" | "last" | "optimise", NativeScheduleEntry[]>;
 }
 

@@ -52,6 +52,14 @@ export const H200 = {
   nodeLatency: constant(10e-6, "s", "assumed", "one NCCL call within a node"),
   clusterLink: constant(46e9, "bytes/s", "modelled", "one 400 Gb/s adapter a GPU, as NCCL uses it"),
   clusterLatency: constant(30e-6, "s", "assumed", "one NCCL call between nodes"),
+  hostLink: constant(
+    50e9,
+    "bytes/s",
+    "modelled",
+    "PCIe 5.0 x16, 64 GB/s in one direction by its specification, at 80 %; a GH200's NVLink-C2C has 450",
+  ),
+  /** Of the host's, what one GPU may have pinned. */
+  hostMemory: constant(200e9, "bytes", "assumed", "an eighth of a node's 2 TB, less what else runs there"),
   /** Of what reading the weights and keys of a decode step would take at `bandwidth`. */
   decodeEfficiency: constant(
     0.6,

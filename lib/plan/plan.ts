@@ -1,7 +1,8 @@
 // What a job would need on a cluster: memory, time of an iteration, and the mesh that is best for it.
 import { TokenringError } from "../errors.ts";
 import type { ContextSchedule } from "../ops/binding.ts";
-import type { HeldMemory } from "../policy/memory.ts";
+import type { MemoryUse } from "../policy/memory.ts";
+import type { OffloadChoice } from "../policy/rank-options.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import {
   type EnginePlan,
@@ -29,6 +30,8 @@ export interface PlanRequest {
   activationCheckpointing: boolean | undefined;
   /** Of each of AdamW's moments (default 32). */
   optimiserBits?: 8 | 32;
+  /** What is given stays; else "none", or where nothing fits so, whatever does. */
+  offload?: OffloadChoice | undefined;
   signal?: AbortSignal;
   onCandidate?: (done: number, of: number) => void;
   onSpan?: (span: Span) => void;
@@ -37,8 +40,9 @@ export interface PlanRequest {
 export interface Plan {
   mesh: StepShape["mesh"];
   activationCheckpointing: boolean;
+  offload: OffloadChoice;
   /** Of the rank that needs most, in a pass over one document of the limit's length. */
-  memory: { items: HeldMemory[]; bytes: number; limit: number; fits: boolean };
+  memory: MemoryUse & { limit: number; hostLimit: number; fits: boolean };
   /** Where it does not fit: the largest item, and the change that costs least time. */
   fault?: { item: string; bytes: number; cure: string };
   engine: EnginePlan;
@@ -58,7 +62,7 @@ export interface Plan {
   gpuHours: number;
 }
 
-type Candidate = Pick<Plan, "mesh" | "activationCheckpointing">;
+type Candidate = Pick<Plan, "mesh" | "activationCheckpointing" | "offload">;
 
 const powersUpTo = (most: number): number[] => {
   const powers: number[] = [];
@@ -68,9 +72,9 @@ const powersUpTo = (most: number): number[] => {
 
 /** Meshes of so many ranks, and whether layers are recomputed, that agree with what the request gives. */
 export function candidates(
-  request: Pick<PlanRequest, "cluster" | "nodes" | "mesh" | "activationCheckpointing">,
+  request: Pick<PlanRequest, "cluster" | "nodes" | "mesh" | "activationCheckpointing" | "offload">,
 ): Candidate[] {
-  const { cluster, nodes, mesh, activationCheckpointing } = request;
+  const { cluster, nodes, mesh, activationCheckpointing, offload = "none" } = request;
   const ranks = nodes * cluster.gpusPerNode;
   const contexts = mesh.contextParallel
     ? [mesh.contextParallel]
@@ -92,6 +96,7 @@ export function candidates(
             all.push({
               mesh: withContext({ ranks, contextParallel, shard, shardSize, contextSchedule }, cluster),
               activationCheckpointing: checkpointing,
+              offload,
             });
         }
       }
@@ -146,6 +151,7 @@ export async function planOn(request: PlanRequest, candidate: Candidate, ranks?:
         });
 
   const limit = hardware.memory.value - hardware.reserved.value;
+  const hostLimit = hardware.hostMemory.value;
   const groups = mesh.ranks / mesh.contextParallel;
   const kept = Math.max(1, Math.round(workload.trajectories * workload.kept));
   const optimiserSteps = Math.max(1, Math.ceil(kept / workload.batchSize));
@@ -168,7 +174,12 @@ export async function planOn(request: PlanRequest, candidate: Candidate, ranks?:
   const modelFlops = optimiserSteps * passesPerStep * 3 * score.flops;
   return {
     ...candidate,
-    memory: { ...longest.memory, limit, fits: longest.memory.bytes <= limit },
+    memory: {
+      ...longest.memory,
+      limit,
+      hostLimit,
+      fits: longest.memory.bytes <= limit && longest.memory.hostBytes <= hostLimit,
+    },
     engine,
     stations,
     seconds,
@@ -200,13 +211,14 @@ export async function plan(request: PlanRequest): Promise<Plan> {
       `plan: contextParallel ${contextParallel ?? "(any)"} and shardSize ${shardSize ?? "(any)"} must divide the ${ranks} ranks`,
     );
   }
-  const { onSpan: _, ...quick } = request;
-  let best: Plan | null = null;
-  for (const [i, candidate] of list.entries()) {
-    request.onCandidate?.(i, list.length);
-    if (list.length > 1 && !worthTrying(request, candidate)) continue;
-    const one = await planOn(quick, candidate, 1);
-    if (best === null || better(one, best)) best = one;
+  let best = await search(
+    request,
+    list.filter((candidate) => list.length === 1 || worthTrying(request, candidate)),
+  );
+  if (!best?.memory.fits && request.offload === undefined) {
+    const away = list.flatMap(offloading).filter((candidate) => worthTrying(request, candidate));
+    const found = await search(request, away);
+    if (found?.memory.fits) best = found;
   }
   // Nothing was worth trying: the one that needs least is shown.
   const chosen: Candidate = best ?? (list.at(-1) as Candidate);
@@ -215,47 +227,69 @@ export async function plan(request: PlanRequest): Promise<Plan> {
   return { ...whole, fault: await diagnose(request, whole) };
 }
 
+async function search(request: PlanRequest, list: readonly Candidate[]): Promise<Plan | null> {
+  const { onSpan: _, onCandidate, ...quick } = request;
+  let best: Plan | null = null;
+  for (const [i, candidate] of list.entries()) {
+    onCandidate?.(i, list.length);
+    const one = await planOn(quick, candidate, 1);
+    if (best === null || better(one, best)) best = one;
+  }
+  return best;
+}
+
+/** The same with what may lie in the host's memory there; checkpoints are there only where they are kept. */
+const offloading = (candidate: Candidate): Candidate[] =>
+  (candidate.activationCheckpointing
+    ? (["checkpoints", "optimiser", "all"] as const)
+    : (["optimiser"] as const)
+  ).map((offload) => ({ ...candidate, offload }));
+
 const better = (a: Plan, b: Plan): boolean => {
   if (a.memory.fits !== b.memory.fits) return a.memory.fits;
   return a.memory.fits ? a.seconds < b.seconds : a.memory.bytes < b.memory.bytes;
 };
 
-/** Weights in bf16, and float32 masters and gradients, and moments: what no schedule can do without. */
-function worthTrying({ config, cluster, optimiserBits = 32 }: PlanRequest, { mesh }: Candidate): boolean {
+/** Weights in bf16 and float32 gradients, and masters and moments: what no schedule can do without. */
+function worthTrying(
+  { config, cluster, optimiserBits = 32 }: PlanRequest,
+  { mesh, offload }: Candidate,
+): boolean {
   const { all } = parameterCounts(config);
-  const moments = (2 * optimiserBits) / 8;
-  const state =
-    mesh.shard === 3
-      ? ((10 + moments) * all) / mesh.shardSize
-      : mesh.shard === 1
-        ? 6 * all + (moments * all) / mesh.shardSize
-        : (10 + moments) * all;
+  const away = offload === "optimiser" || offload === "all";
+  const own = away ? 0 : 4 + (2 * optimiserBits) / 8;
+  const { shard, shardSize } = mesh;
+  const state = shard === 3 ? ((6 + own) * all) / shardSize : 6 * all + (own * all) / (shard ? shardSize : 1);
   return state <= cluster.hardware.memory.value;
 }
 
 async function diagnose(request: PlanRequest, plan: Plan): Promise<NonNullable<Plan["fault"]>> {
-  const largest = plan.memory.items[0] ?? { purpose: "nothing", bytes: 0 };
-  const { mesh, activationCheckpointing } = plan;
-  const changes: { cure: string; candidate: Candidate; nodes?: number }[] = [];
+  const { items, host, bytes, limit } = plan.memory;
+  const [item] =
+    bytes > limit ? items : host.map((one) => ({ ...one, purpose: `${one.purpose} on the host` }));
+  const largest = item ?? { purpose: "nothing", bytes: 0 };
+  const { mesh, activationCheckpointing, offload } = plan;
+  const now: Candidate = { mesh, activationCheckpointing, offload };
+  const changes: { cure: string; candidate: Candidate }[] = [];
   if (!activationCheckpointing)
     changes.push({
       cure: "activationCheckpointing: true",
-      candidate: { mesh, activationCheckpointing: true },
+      candidate: { ...now, activationCheckpointing: true },
     });
-  if (mesh.shard < 3)
-    changes.push({ cure: "shard: 3", candidate: { mesh: { ...mesh, shard: 3 }, activationCheckpointing } });
-  if (mesh.shardSize < mesh.ranks) {
-    const wider = { ...mesh, shardSize: mesh.ranks };
-    changes.push({ cure: `shardSize: ${mesh.ranks}`, candidate: { mesh: wider, activationCheckpointing } });
-  }
+  if (mesh.shard < 3) changes.push({ cure: "shard: 3", candidate: { ...now, mesh: { ...mesh, shard: 3 } } });
+  if (mesh.shardSize < mesh.ranks)
+    changes.push({
+      cure: `shardSize: ${mesh.ranks}`,
+      candidate: { ...now, mesh: { ...mesh, shardSize: mesh.ranks } },
+    });
   for (let c = 2 * mesh.contextParallel; c <= mesh.ranks && mesh.ranks % c === 0; c *= 2)
     changes.push({
       cure: `contextParallel: ${c}`,
-      candidate: {
-        mesh: withContext({ ...mesh, contextParallel: c }, request.cluster),
-        activationCheckpointing,
-      },
+      candidate: { ...now, mesh: withContext({ ...mesh, contextParallel: c }, request.cluster) },
     });
+  if (offload !== "all")
+    for (const candidate of offloading(now))
+      if (worthTrying(request, candidate)) changes.push({ cure: `offload: ${candidate.offload}`, candidate });
   const { onSpan: _, ...quick } = request;
   let cure: Plan | null = null;
   let words = "";

@@ -8,10 +8,14 @@ export interface Cluster {
   gpusPerNode: number;
 }
 
-/** Seconds of an entry that computes: bound by its products or by its memory traffic, and by being launched. */
-export function computeSeconds({ op, flops, bytes }: ScheduleEntry, { hardware }: Cluster): number {
+/**
+ * Seconds of an entry that no other rank takes part in. One that computes is bound by its products or by its memory traffic,
+ * and by being launched; a copy to the host or back, by their link.
+ */
+export function computeSeconds({ op, track, flops, bytes }: ScheduleEntry, { hardware }: Cluster): number {
   if (flops === 0 && bytes === 0) return 0; // it only waits
-  const { attentionForward, attentionBackward, products, bandwidth, launch } = hardware;
+  const { attentionForward, attentionBackward, products, bandwidth, hostLink, launch } = hardware;
+  if (track === "host") return bytes / hostLink.value + launch.value;
   const attends = op.startsWith("attention");
   const rate = !attends ? products : op.includes("backward") ? attentionBackward : attentionForward;
   return Math.max(flops / rate.value, bytes / bandwidth.value) + launch.value;

@@ -1,7 +1,10 @@
 // A rank's schedule as data: what native/core/schedule.h queues, in its order.
 
-/** The streams of a rank: compute, and those on which ranks exchange keys and values, or gradients and parameters. */
-export const TRACKS = ["compute", "context", "gradients"] as const;
+/**
+ * The streams of a rank: compute, those on which ranks exchange keys and values, or gradients and parameters, and that of
+ * copies to the host's memory and back.
+ */
+export const TRACKS = ["compute", "context", "gradients", "host"] as const;
 export type Track = (typeof TRACKS)[number];
 
 export interface ScheduleEntry {

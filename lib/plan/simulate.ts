@@ -82,10 +82,11 @@ export function simulate(options: SimulationOptions): Simulation {
       compute: value,
       context: value,
       gradients: value,
+      host: value,
     });
     const ends = all(options.begins?.[rank] ?? 0);
     // A rank that is late holds up others, and has not waited itself.
-    const groups = { compute: new Map(), context: new Map(), gradients: new Map() };
+    const groups = { compute: new Map(), context: new Map(), gradients: new Map(), host: new Map() };
     return { at: 0, ends, time: { seconds: 0, busy: all(0), exposed: 0 }, groups };
   });
   const groups = new Map<string, Group>();

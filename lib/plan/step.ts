@@ -1,7 +1,7 @@
 // The passes of a training step on one mesh, as the native code would queue them, and their time.
 import type { ContextSchedule } from "../ops/binding.ts";
 import { heaviest, lossWeights, type MemoryUse, planRanks } from "../policy/memory.ts";
-import { nativeRankOptions } from "../policy/rank-options.ts";
+import { nativeRankOptions, type OffloadChoice } from "../policy/rank-options.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import { type Cluster, communicationPrices, computeSeconds } from "./price.ts";
 import { isCommunication, type MeshShape, type ScheduleEntry } from "./schedule.ts";
@@ -13,6 +13,8 @@ export interface StepShape {
   activationCheckpointing: boolean;
   /** Of each of AdamW's moments (default 32). */
   optimiserBits?: 8 | 32;
+  /** Default "none". */
+  offload?: OffloadChoice;
   /** Tokens of each document of one pass of a context group. */
   lengths: readonly number[];
   /** Share of the tokens that carry loss. */
@@ -21,7 +23,7 @@ export interface StepShape {
 
 /** Of a pass over all ranks. */
 export interface PassTime extends Simulation {
-  /** Seconds of the rank that computes longest, if no communication took any time. */
+  /** Seconds of the rank that computes longest, if no communication and no copy to the host took any time. */
   bound: number;
   /** FLOPs of all ranks. */
   flops: number;
@@ -47,12 +49,13 @@ export async function planStep(
   cluster: Cluster,
   options: { signal?: AbortSignal; onSpan?: (pass: PassName, span: Span) => void; ranks?: number } = {},
 ): Promise<PlannedStep> {
-  const { config, mesh, lengths, lossShare, activationCheckpointing, optimiserBits = 32 } = shape;
+  const { config, mesh, lengths, lossShare, activationCheckpointing } = shape;
+  const { optimiserBits = 32, offload = "none" } = shape;
   const { ranks: size, contextNode, ...groups } = mesh;
   // A search looks at one rank of a group alone: zigzag gives all as much to do.
   const planned = await planRanks(
     {
-      ...nativeRankOptions(config, { device: "cuda", activationCheckpointing, optimiserBits }),
+      ...nativeRankOptions(config, { device: "cuda", activationCheckpointing, optimiserBits, offload }),
       lengths: Int32Array.from(lengths),
       weight: lossWeights(lengths, lossShare),
       training: true,
@@ -98,7 +101,9 @@ function timeOf(
     entries.reduce((all, entry) => all + of(entry), 0);
   const bound = Math.max(
     ...group.map((entries) =>
-      sum(entries, (entry) => (isCommunication(entry) ? 0 : computeSeconds(entry, cluster))),
+      sum(entries, (entry) =>
+        isCommunication(entry) || entry.track === "host" ? 0 : computeSeconds(entry, cluster),
+      ),
     ),
   );
   const flops = schedules.reduce((all, entries) => all + sum(entries, (entry) => entry.flops), 0);

@@ -35,12 +35,16 @@ export interface MemoryOptions extends Omit<RankOptions, "ranks" | "trace">, Cal
   available?: number;
 }
 
-/** What a policy holds of its device's memory when all together is most. */
+/** What a policy holds of its device's memory when all together is most; and of the host's, for what it offloads. */
 export interface MemoryUse {
   /** By what it is for; the largest first. */
   items: HeldMemory[];
   /** Their sum. */
   bytes: number;
+  /** Pinned for the device by `offload`, by what it is for; the largest first. */
+  host: HeldMemory[];
+  /** Their sum. */
+  hostBytes: number;
 }
 
 /** What `Policy.memory` says, of the rank that needs most. */
@@ -51,9 +55,16 @@ export interface PolicyMemory extends MemoryUse {
   fits: boolean | null;
 }
 
-export const memoryUse = ({ memory }: { memory: readonly HeldMemory[] }): MemoryUse => ({
-  items: [...memory].sort((a, b) => b.bytes - a.bytes),
-  bytes: memory.reduce((sum, { bytes }) => sum + bytes, 0),
+type Held = Pick<NativePlannedStep, "memory" | "host">;
+
+const sorted = (held: readonly HeldMemory[]): HeldMemory[] => [...held].sort((a, b) => b.bytes - a.bytes);
+const total = (held: readonly HeldMemory[]): number => held.reduce((sum, { bytes }) => sum + bytes, 0);
+
+export const memoryUse = ({ memory, host }: Held): MemoryUse => ({
+  items: sorted(memory),
+  bytes: total(memory),
+  host: sorted(host),
+  hostBytes: total(host),
 });
 
 /** That of the rank that needs most. */

@@ -30,7 +30,7 @@ import {
 } from "./types.ts";
 
 export type { HeldMemory, MemoryOptions, MemoryUse, PolicyMemory } from "./memory.ts";
-export type { RankOptions } from "./rank-options.ts";
+export type { OffloadChoice, RankOptions } from "./rank-options.ts";
 
 export interface CreateOptions extends RankOptions {
   /** Decides every initial weight (default 0). */

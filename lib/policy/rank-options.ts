@@ -1,9 +1,11 @@
 // Where and how a policy runs, and what of it the native rank is told.
 import { resolve } from "node:path";
-import type { NativeRankOptions } from "../ops/binding.ts";
+import type { NativeRankOptions, OffloadChoice } from "../ops/binding.ts";
 import type { RankGroup } from "../ranks/group.ts";
 import type { MeshOptions } from "../ranks/mesh-rank.ts";
 import type { DecoderConfig } from "./types.ts";
+
+export type { OffloadChoice };
 
 /** Where and how a policy runs; of many ranks, how they train together (docs/ranks.md). */
 export interface RankOptions extends MeshOptions {
@@ -41,6 +43,13 @@ export interface RankOptions extends MeshOptions {
    * the memory (docs/ops.md has the formula). Checkpoints hold float32 either way, and go from one to the other (default 32).
    */
   optimiserBits?: 8 | 32;
+  /**
+   * What of a GPU's memory lies in the host's (pinned) while it is not needed, copied while the GPU computes; the bits stay
+   * the same. "checkpoints": what activation checkpointing keeps, but for two layers at a time. "optimiser": float32
+   * masters and AdamW's moments, but for the parts that a step is at. Default "none", the only choice of device "cpu"
+   * (docs/kernels.md).
+   */
+  offload?: OffloadChoice;
   /** Tokens that one forward pass of the embedded sampler packs (default 512). */
   maxBatchTokens?: number;
   /** Pages of 64 tokens that the sampler's sessions may hold at once; 0 = as many as fit (default). */
@@ -63,6 +72,7 @@ export function nativeRankOptions(config: DecoderConfig, options: RankOptions): 
     precision: options.precision ?? "float32",
     activationCheckpointing: options.activationCheckpointing ?? false,
     optimiserBits: options.optimiserBits ?? 32,
+    offload: options.offload ?? "none",
     maxBatchTokens: options.maxBatchTokens ?? 512,
     maxPages: options.maxPages ?? 0,
     ...(options.trace !== undefined && { trace: resolve(options.trace) }),

@@ -5,7 +5,6 @@ import type {
   ContextSchedule,
   NativeAdamW,
   NativeBatch,
-  NativeHeldMemory,
   NativeJob,
   NativeLoss,
   NativeLossResult,
@@ -231,7 +230,7 @@ export class MeshRank implements NativeRank {
   }
 
   /** Of this rank. */
-  memory(): NativeJob<{ memory: NativeHeldMemory[] }> {
+  memory(): ReturnType<NativeRank["memory"]> {
     return this.#live().memory();
   }
 

@@ -226,6 +226,8 @@ const job = z.strictObject({
   activationCheckpointing: z.boolean().default(false),
   /** What AdamW keeps its moments in: 8 bits are a quarter of the memory. */
   optimiserBits: z.union([z.literal(32), z.literal(8)]).default(32),
+  /** What of a GPU's memory lies in the host's while it is not needed: the same bits in less of it. */
+  offload: z.enum(["none", "checkpoints", "optimiser", "all"]).default("none"),
   model: z.union(
     [
       z.strictObject({ path: z.string().min(1), ...loadedModel }),

@@ -200,13 +200,14 @@ function checkFit(config: JobConfig, policy: Policy, tokenizer: Tokenizer): void
 
 /** Where and how the job's policies run. */
 function how(config: JobConfig, ranks: RankGroup | null): RankOptions {
-  const { device, threads, precision, activationCheckpointing, optimiserBits } = config;
+  const { device, threads, precision, activationCheckpointing, optimiserBits, offload } = config;
   return {
     device,
     threads,
     precision,
     activationCheckpointing,
     optimiserBits,
+    offload,
     ...rankOptions(config, ranks),
   };
 }

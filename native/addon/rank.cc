@@ -116,6 +116,13 @@ RankOptions read_rank_options(const Arguments& from) {
   if (from.has("deterministic")) options.deterministic = from.boolean("deterministic");
   options.trainer.activation_checkpointing = from.boolean("activationCheckpointing");
   options.moments = read_moments(from);
+  if (from.has("offload")) {
+    const std::string what = from.text("offload");
+    require(what == "none" || what == "checkpoints" || what == "optimiser" || what == "all",
+            "options.offload must be \"none\", \"checkpoints\", \"optimiser\" or \"all\", got \"", what, "\"");
+    options.trainer.offload_checkpoints = what == "checkpoints" || what == "all";
+    options.offload_optimiser = what == "optimiser" || what == "all";
+  }
   if (from.has("trace")) options.trainer.trace = from.text("trace");
   options.sampler.max_batch_tokens = from.integer("maxBatchTokens", 1, kMost);
   options.sampler.max_pages = from.integer("maxPages", 0, kMost);
@@ -192,7 +199,7 @@ RankObject::RankObject(const Napi::CallbackInfo& info)
     const Arguments from(info[0], "options");
     options_ = read_rank_options(from);
     if (from.has("mesh")) options_.mesh = read_mesh(from.object("mesh"), options_.device != "cpu");
-    options_.config.check();
+    options_.check();
   });
   info.This().As<Napi::Object>().TypeTag(&kRankTag);
   channel_->add(this);
@@ -457,8 +464,9 @@ Napi::Value RankObject::sample_session(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value RankObject::memory(const Napi::CallbackInfo& info) {
-  return submit<MostHeld>(info.Env(),
-                          [](Rank& rank, const std::atomic<bool>&) { return MostHeld{rank.device().most_held()}; });
+  return submit<MostHeld>(info.Env(), [](Rank& rank, const std::atomic<bool>&) {
+    return MostHeld{rank.device().most_held(), rank.device().most_held_of_host()};
+  });
 }
 
 Napi::Value RankObject::usage(const Napi::CallbackInfo& info) {

@@ -77,12 +77,14 @@ Napi::Value entries(Napi::Env env, const std::vector<PlannedEntry>& list) {
 Napi::Value to_js(Napi::Env env, const MostHeld& held) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("memory", memory_list(env, held.device));
+  object.Set("host", memory_list(env, held.host));
   return object;
 }
 
 Napi::Value to_js(Napi::Env env, const StepPlan& plan) {
   Napi::Object object = Napi::Object::New(env), passes = Napi::Object::New(env);
   object.Set("memory", memory_list(env, plan.memory));
+  object.Set("host", memory_list(env, plan.host));
   passes.Set("score", entries(env, plan.score));
   passes.Set("accumulate", entries(env, plan.accumulate));
   passes.Set("last", entries(env, plan.last));

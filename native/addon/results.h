@@ -13,13 +13,13 @@ namespace tokenring::addon {
 
 struct Nothing {};
 
-// When it was most.
-struct MostHeld {
-  std::vector<HeldMemory> device;
-};
-
 struct Version {
   int64_t version = 0;
+};
+
+// When each was most.
+struct MostHeld {
+  std::vector<HeldMemory> device, host;
 };
 
 Napi::Value to_js(Napi::Env, const Nothing&);  // undefined

@@ -116,31 +116,38 @@ class Device {
   // by which a device may tell what holds its memory. Never called in the steady state.
   virtual void* allocate(size_t bytes, const char* purpose) = 0;
   virtual void free(void* data) noexcept = 0;
-  // Memory of the host that this device copies to and from while it computes (pinned). 256-byte aligned, as above.
+  // Memory of the host that this device copies to and from while it computes (pinned), and that its ops reach too, at
+  // the speed of the link. 256-byte aligned, as above.
   virtual void* allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
   virtual void free_host(void* data) noexcept { free(data); }
-  // By purpose, when all together was most. Empty where nobody counts.
+  // By purpose, when all together was most; the same of allocate_host(). Empty where nobody counts.
   virtual std::vector<HeldMemory> most_held() const { return {}; }
+  virtual std::vector<HeldMemory> most_held_of_host() const { return {}; }
 
   // Told of each schedule before an executor queues it. Set before there are executors, or on their thread.
   std::function<void(const Schedule&)> on_schedule;
 };
 
-// Device memory with an owner.
+// Memory with an owner: the device's, or the host's that it copies to and from.
 class Buffer {
  public:
+  enum class Of { device, host };
   Buffer() = default;
-  Buffer(Device& device, size_t bytes, const char* purpose = "buffers")
-      : device_(&device), bytes_(bytes), data_(bytes ? device.allocate(bytes, purpose) : nullptr) {}
+  Buffer(Device& device, size_t bytes, const char* purpose = "buffers", Of of = Of::device)
+      : device_(&device), bytes_(bytes), of_(of) {
+    if (bytes) data_ = of == Of::host ? device.allocate_host(bytes, purpose) : device.allocate(bytes, purpose);
+  }
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(bytes_, other.bytes_);
+    std::swap(of_, other.of_);
     std::swap(data_, other.data_);
     return *this;
   }
   ~Buffer() {
-    if (data_) device_->free(data_);
+    if (!data_) return;
+    of_ == Of::host ? device_->free_host(data_) : device_->free(data_);
   }
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
@@ -148,6 +155,7 @@ class Buffer {
  private:
   Device* device_ = nullptr;
   size_t bytes_ = 0;
+  Of of_ = Of::device;
   void* data_ = nullptr;
 };
 

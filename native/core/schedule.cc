@@ -72,7 +72,8 @@ void Schedule::release(const Slot& slot) {
 }
 
 const char* name_of(Track track) {
-  return track == Track::compute ? "compute" : track == Track::context ? "context" : "gradients";
+  constexpr const char* kNames[kTracks] = {"compute", "context", "gradients", "host"};
+  return kNames[static_cast<size_t>(track)];
 }
 
 void Schedule::add(const char* op, int layer, int64_t bytes, int64_t flops, std::function<void(const Frame&)> run) {

@@ -35,10 +35,10 @@ struct Slot {
 };
 Slot outside(const Tensor&);
 
-// What an entry runs on: the compute stream, or one of those on which ranks exchange keys and values, or gradients and
-// parameters, while it goes on.
-enum class Track : uint8_t { compute, context, gradients };
-constexpr size_t kTracks = 3;
+// What an entry runs on: the compute stream, or one of those on which, while it goes on, ranks exchange keys and
+// values, or gradients and parameters, or slots are copied to the host's memory and back.
+enum class Track : uint8_t { compute, context, gradients, host };
+constexpr size_t kTracks = 4;
 const char* name_of(Track);
 
 // Streams by track; null where there is none.

@@ -45,7 +45,7 @@ Trace::Trace(const std::string& path, int rank) : path_(path), rank_(rank) {
   };
   name("process_name", 0, "rank " + std::to_string(rank_));
   name("thread_name", 0, "compute");
-  for (const Track track : {Track::context, Track::gradients})
+  for (const Track track : {Track::context, Track::gradients, Track::host})
     name("thread_name", kWires + static_cast<int>(track), name_of(track));
   write(text.str());
 }

@@ -54,9 +54,13 @@ class CudaDevice final : public Device {
            "; give the machine more memory, or this process a larger limit of locked memory");
     }
     check_runtime(runtime_, code, "an allocation of pinned memory");
+    pinned_.add(data, purpose, bytes);
     return data;
   }
-  void free_host(void* data) noexcept override { runtime_.free_host(data); }
+  void free_host(void* data) noexcept override {
+    pinned_.remove(data);
+    runtime_.free_host(data);
+  }
   void free(void* data) noexcept override {
     ++memory_changes_;
     held_.remove(data);
@@ -64,6 +68,7 @@ class CudaDevice final : public Device {
   }
 
   std::vector<HeldMemory> most_held() const override { return held_.most(); }
+  std::vector<HeldMemory> most_held_of_host() const override { return pinned_.most(); }
 
  private:
   static DeviceFacts open(const Runtime& runtime, int ordinal) {
@@ -84,14 +89,14 @@ class CudaDevice final : public Device {
       text += (i ? ", " : " (") + parts[i].purpose + " " + in_mib(parts[i].bytes) + (i + 1 == parts.size() ? ")" : "");
     if (runtime_.memory(&free, &total) == 0)
       text += ", " + in_mib(free) + " of " + in_mib(total) + " are free, the rest is CUDA's own or other processes'";
-    return text + "; make the model, the batch or the cache smaller, or turn activation checkpointing on";
+    return text + "; make the model, the batch or the cache smaller, turn activation checkpointing on, or offload";
   }
 
   const Runtime& runtime_;
   DeviceFacts facts_;
   Gemm gemm_;
   CudaOps ops_;
-  MemoryCount held_;
+  MemoryCount held_, pinned_;
   std::atomic<uint64_t> memory_changes_ = 0;
 };
 

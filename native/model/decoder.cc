@@ -134,7 +134,7 @@ void Decoder::in_parts(int64_t m, const Work& work) const {
 }
 
 DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& attend, Slot tokens, Slot positions,
-                             Keep keep) const {
+                             Keep keep, Offload* offload) const {
   const DecoderConfig& c = config_;
   const int64_t m = tokens.shape[0], h = c.hidden_size;
   Builder build{schedule, ops_, c};
@@ -147,6 +147,7 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
   pass.tokens = tokens;
   pass.positions = positions;
   const Tensor table = params.acquire_embedding(schedule);
+  if (offload) offload->begin(c.num_hidden_layers);
 
   Slot x = build.rows(m, h);  // residual stream
   Slot r;                     // what is still to be added to it
@@ -181,6 +182,7 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
     drop_below(Keep::checkpoints, {at.out, at.lse});
 
     add_norm(layer, w.post_norm, keep >= Keep::checkpoints, at.s2, at.rstd2, at.y2);
+    if (offload) offload->put(schedule, layer, {at.s1, at.out, at.lse});
     if (keep == Keep::everything) {
       const Builder::Mlp mlp = build.gated_mlp(layer, w, at.y2);
       at.gate_up = mlp.gate_up;
@@ -209,7 +211,7 @@ DecoderPass Decoder::forward(Schedule& schedule, ParamSource& params, Attend& at
 }
 
 void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, Attend& attend, const DecoderPass& pass,
-                       Slot dhidden) const {
+                       Slot dhidden, Offload* offload) const {
   const DecoderConfig& c = config_;
   if (static_cast<int>(pass.layers.size()) != c.num_hidden_layers) {
     fail("INTERNAL", "backward needs a pass that kept what it takes");
@@ -229,6 +231,12 @@ void Decoder::backward(Schedule& schedule, ParamSource& params, GradSink& sink, 
     DecoderPass::Layer at = pass.layers[layer];
     const LayerWeights w = params.acquire(schedule, layer);
     const LayerGradients d = sink.layer(schedule, layer);
+    if (offload) {
+      const auto [s1, out, lse] = offload->get(schedule, layer);
+      at.s1 = s1;
+      at.out = out;
+      at.lse = lse;
+    }
 
     if (pass.keep == Keep::checkpoints) {
       const Slot r = build.rows(m, h);

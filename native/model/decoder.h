@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "core/offload.h"
 #include "core/ops.h"
 #include "core/schedule.h"
 #include "core/seams.h"
@@ -47,12 +48,16 @@ class Decoder {
   const DecoderConfig& config() const { return config_; }
   const Ops& ops() const { return ops_; }
 
-  // Forward over m packed rows. tokens and positions: i32 [m]; positions index the rope table.
-  DecoderPass forward(Schedule&, ParamSource&, Attend&, Slot tokens, Slot positions, Keep keep) const;
+  // Forward over m packed rows. tokens and positions: i32 [m]; positions index the rope table. `offload`: where the
+  // checkpoints of a pass that keeps no more are put; null: nowhere.
+  DecoderPass forward(Schedule&, ParamSource&, Attend&, Slot tokens, Slot positions, Keep keep,
+                      Offload* offload = nullptr) const;
 
   // Backward of a pass that kept something. dhidden [m,h]: gradient of pass.hidden; it is consumed (overwritten and
   // released), and so is everything that the pass kept, pass.hidden included. Gradients are added to the sink's.
-  void backward(Schedule&, ParamSource&, GradSink&, Attend&, const DecoderPass&, Slot dhidden) const;
+  // `offload` as in forward().
+  void backward(Schedule&, ParamSource&, GradSink&, Attend&, const DecoderPass&, Slot dhidden,
+                Offload* offload = nullptr) const;
 
   // What forward() and, with a sink, backward() ask of the seams, and nothing else: for a rank without tokens among
   // ranks that gather parameters and sum gradients on the way.

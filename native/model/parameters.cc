@@ -22,13 +22,14 @@ struct Parameters::Impl {
   Layout layout;
   Share share;
   MomentForm form;
+  Buffer::Of place;  // of masters and moments
   Buffer master, first_moment, second_moment, first_scale, second_scale, rope_cos, rope_sin;
   Weights weights;
   Gradients gradients;
   int64_t version = 0, step = 0;
   bool summed = false;
 
-  Impl(Device& device, const DecoderConfig& given, Mesh* mesh, MomentForm form)
+  Impl(Device& device, const DecoderConfig& given, Mesh* mesh, MomentForm form, bool on_host)
       : device(device),
         ops(device.ops()),
         config(checked(ops, given)),
@@ -37,8 +38,9 @@ struct Parameters::Impl {
         layout(config, stage > 0 ? mesh->options().shard_size : 1, form == MomentForm::eight_bit ? kMomentBlock : 64),
         share(layout, stage > 0 ? mesh->rank() % layout.parts : 0),
         form(form),
-        master(device, flat_bytes(), "weights"),
-        weights(device, config, layout, share, flat(master), stage, mesh),
+        place(on_host ? Buffer::Of::host : Buffer::Of::device),
+        master(device, flat_bytes(), "weights", place),
+        weights(device, config, layout, share, flat(master), stage, mesh, on_host),
         gradients(device, config, layout, share, stage, mesh) {
     const std::unique_ptr<Stream> stream = device.stream();
     ops.zero(*stream, flat(master));
@@ -60,9 +62,9 @@ struct Parameters::Impl {
     const std::unique_ptr<Stream> stream = device.stream();
     const bool coded = form == MomentForm::eight_bit;
     const size_t bytes = coded ? static_cast<size_t>(share.elements) : flat_bytes();
-    Buffer first(device, bytes, "moments"), second(device, bytes, "moments");
+    Buffer first(device, bytes, "moments", place), second(device, bytes, "moments", place);
     for (Buffer* buffer : {&first_scale, &second_scale})
-      *buffer = Buffer(device, coded ? moment_blocks(share.elements) * sizeof(float) : 0, "moments");
+      *buffer = Buffer(device, coded ? moment_blocks(share.elements) * sizeof(float) : 0, "moments", place);
     zero_moments(*stream, first, second);
     stream->synchronize();
     first_moment = std::move(first);
@@ -117,12 +119,13 @@ struct Parameters::Impl {
   Tensor flat(const Buffer& buffer) const { return tensor(buffer.data(), DType::f32, {share.elements}); }
 };
 
-Parameters::Parameters(Device& device, DecoderConfig config, Mesh* mesh, MomentForm moments)
-    : impl_(std::make_unique<Impl>(device, config, mesh, moments)) {}
+Parameters::Parameters(Device& device, DecoderConfig config, Mesh* mesh, MomentForm moments, bool on_host)
+    : impl_(std::make_unique<Impl>(device, config, mesh, moments, on_host)) {}
 Parameters::~Parameters() = default;
 
 const DecoderConfig& Parameters::config() const { return impl_->config; }
 int Parameters::stage() const { return impl_->stage; }
+bool Parameters::on_host() const { return impl_->place == Buffer::Of::host; }
 const std::vector<NamedSlice>& Parameters::slices() const { return impl_->layout.slices; }
 const std::vector<Fragment>& Parameters::fragments() const { return impl_->share.fragments; }
 int Parameters::holders() const { return impl_->mesh ? impl_->mesh->size() / impl_->layout.parts : 1; }
@@ -224,9 +227,13 @@ int64_t Parameters::of_first(int64_t mine) const {
   return mine;
 }
 
-void Parameters::publish(Stream& stream) {
-  impl_->weights.publish(stream);
+void Parameters::publish(Stream& stream, bool rounded) {
+  impl_->weights.publish(stream, rounded);
   ++impl_->version;
+}
+
+void Parameters::round(Stream& stream, int64_t offset, Tensor weights) {
+  impl_->weights.round(stream, offset, weights);
 }
 
 RopeTable Parameters::rope() const {

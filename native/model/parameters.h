@@ -4,6 +4,9 @@
 //  stage 1: masters and AdamW state are this rank's share; copies and gradients are whole. Gradients are summed over
 //           the ranks into the share, and what the step has made of the masters is gathered into the copies.
 //  stage 3: copies and gradients are whole for two layers at a time (model/weights.h, model/gradients.h).
+//
+// Masters and AdamW state may lie in the host's memory (pinned), of all of them or of the share: ops then reach them at
+// the speed of the link, and an optimiser's step takes them through the device in parts (optim/streamed.h).
 #pragma once
 
 #include <cstdint>
@@ -25,12 +28,15 @@ class Mesh;  // parallel/mesh.h
 class Parameters : public ParamSource, public GradSink {
  public:
   // `mesh` has joined before anything is published or summed; null: one rank alone. Moments in eight bits have the same
-  // codes however they are shared: no share cuts one of their blocks.
-  Parameters(Device&, DecoderConfig, Mesh* mesh = nullptr, MomentForm moments = MomentForm::float32);
+  // codes however they are shared: no share cuts one of their blocks. `on_host`: where masters and moments lie. Failure
+  // INVALID_ARGUMENT on a device that computes with the masters themselves.
+  Parameters(Device&, DecoderConfig, Mesh* mesh = nullptr, MomentForm moments = MomentForm::float32,
+             bool on_host = false);
   ~Parameters() override;
 
   const DecoderConfig& config() const;
-  int stage() const;  // 0: not sharded
+  int stage() const;     // 0: not sharded
+  bool on_host() const;  // masters and moments
   const std::vector<NamedSlice>& slices() const;
   // What this rank has of them in its flat buffers: each slice as a whole, at its offset, unless they are sharded.
   const std::vector<Fragment>& fragments() const;
@@ -82,7 +88,10 @@ class Parameters : public ParamSource, public GradSink {
   int64_t of_first(int64_t mine) const;
 
   // Makes the compute copies from the masters and raises the version. Call after every change. Collective at stage 1.
-  void publish(Stream&);
+  // `rounded`: all of them went through round() since.
+  void publish(Stream&, bool rounded = false);
+  // With on_host(): takes new masters from number `offset` on, which lie on the device.
+  void round(Stream&, int64_t offset, Tensor weights);
   RopeTable rope() const;
 
   Tensor acquire_embedding(Schedule&) override;

@@ -56,13 +56,13 @@ void sample(Sampler& sampler, const DecoderConfig& config, const std::vector<int
 
 StepPlan plan_step(const StepPlanOptions& options, const std::atomic<bool>& aborted) {
   const RankOptions& rank = options.rank;
-  rank.config.check();
+  rank.check();
   const DryDevice dry(rank);
   Device& device = *dry.device;
   std::optional<Mesh> among;
   if (rank.mesh && rank.mesh->size > 1) among.emplace(device, dry_transport(), rank.mesh->with_real_shares()).join();
   Mesh* mesh = among ? &*among : nullptr;
-  Parameters parameters(device, rank.config, mesh, rank.moments);
+  Parameters parameters(device, rank.config, mesh, rank.moments, rank.offload_optimiser);
   Trainer trainer(device, parameters, rank.trainer, mesh);
   Sampler sampler(device, parameters, rank.sampler);
 
@@ -91,8 +91,13 @@ StepPlan plan_step(const StepPlanOptions& options, const std::atomic<bool>& abor
     // AdamW is no entry of a schedule: it reads four float32 buffers of the rank's share and writes them (in eight
     // bits, two of them are a byte an element), then makes the copies in bf16, which at stage 1 every rank has of the
     // whole model.
-    const int64_t bytes = rank.moments == MomentForm::eight_bit ? 26 : 38;
+    const bool coded = rank.moments == MomentForm::eight_bit;
+    const int64_t bytes = coded ? 26 : 38;
+    // What lies on the host goes there and back at once: a master and its moments each way.
+    if (parameters.on_host())
+      plan.optimise.push_back({"copy_to_device", -1, Track::host, {}, (coded ? 6 : 12) * parameters.elements(), 0});
     plan.optimise.push_back({"adamw", -1, Track::compute, {}, bytes * parameters.elements(), 0});
+    if (parameters.on_host()) plan.optimise.push_back({"wait", -1, Track::compute, {false, false, false, true}, 0, 0});
     if (parameters.stage() == 1) {
       const int64_t whole = Layout(rank.config).elements;
       plan.optimise.push_back({"all_gather", -1, Track::gradients, {true, false, false}, 2 * whole, 0});
@@ -103,6 +108,7 @@ StepPlan plan_step(const StepPlanOptions& options, const std::atomic<bool>& abor
     trainer.score(batch, 1.0f, aborted);
   }
   plan.memory = device.most_held();
+  plan.host = device.most_held_of_host();
   device.on_schedule = nullptr;
   return plan;
 }

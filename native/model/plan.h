@@ -34,7 +34,8 @@ struct PlannedEntry {
 };
 
 struct StepPlan {
-  std::vector<HeldMemory> memory;  // when it was most, over all of the step
+  // When it was most, over all of it: the device's, and the host's for what is offloaded.
+  std::vector<HeldMemory> memory, host;
   // Forward alone; forward and backward; the same as the last of a step; AdamW. Empty where they are not made.
   std::vector<PlannedEntry> score, accumulate, last, optimise;
 };

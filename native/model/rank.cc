@@ -16,6 +16,18 @@
 #include "model/parameters.h"
 
 namespace tokenring {
+
+void RankOptions::check() const {
+  config.check();
+  const bool checkpoints = trainer.offload_checkpoints;
+  require(
+      device != "cpu" || !(checkpoints || offload_optimiser),
+      "offload leaves to the host's memory what a GPU has no room for; device \"cpu\" has all of it there already, so "
+      "offload must be \"none\"");
+  require(!checkpoints || trainer.activation_checkpointing,
+          "offload of checkpoints needs activationCheckpointing: without it there are no checkpoints");
+}
+
 namespace {
 
 std::unique_ptr<Device> make_device(const RankOptions& options) {
@@ -39,7 +51,7 @@ struct Engine {
       : device(make_device(options)),
         mesh(options.mesh ? std::make_shared<Mesh>(*device, transport_of(options), options.mesh->with_real_shares())
                           : nullptr),
-        parameters(*device, options.config, mesh.get(), options.moments),
+        parameters(*device, options.config, mesh.get(), options.moments, options.offload_optimiser),
         trainer(*device, parameters, options.trainer, mesh.get()),
         sampler(*device, parameters, options.sampler) {}
   // Others may hold the mesh for longer, to abort it.
@@ -112,7 +124,7 @@ struct Rank::Impl {
 };
 
 Rank::Rank(RankOptions options) : impl_(std::make_unique<Impl>()) {
-  options.config.check();
+  options.check();
   std::promise<void> built;
   impl_->thread = std::thread([&built, options, impl = impl_.get()] {
     try {

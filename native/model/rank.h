@@ -23,10 +23,14 @@ struct RankOptions {
   Precision precision = Precision::float32;
   bool deterministic = true;  // of CUDA (cuda/device.h); the CPU backend is always
   MomentForm moments = MomentForm::float32;
+  bool offload_optimiser = false;  // masters and moments lie in the host's memory; checkpoints: see TrainerOptions
   TrainerOptions trainer;
   SamplerOptions sampler;
   // One rank among others; absent: alone.
   std::optional<MeshOptions> mesh;
+
+  // Failure INVALID_ARGUMENT that names the field, of the config or of what is offloaded.
+  void check() const;
 };
 
 class Rank {

@@ -11,6 +11,7 @@
 #include "model/decoder.h"
 #include "model/parameters.h"
 #include "model/rows.h"
+#include "optim/streamed.h"
 #include "parallel/context_attend.h"
 #include "parallel/gradient_sum.h"
 #include "parallel/mesh.h"
@@ -41,9 +42,12 @@ struct Trainer::Impl {
   Device& device;
   Parameters& parameters;
   std::unique_ptr<Stream> stream;
+  std::unique_ptr<Stream> host_stream;  // of copies of checkpoints, if there are any
   Executor executor;
   Decoder decoder;
   AdamWOptimiser optimiser;
+  std::optional<StreamedAdamW> streamed;  // where its state is the host's
+  std::optional<Offload> offload;
   TrainerOptions options;
   Mesh* mesh;
   std::unique_ptr<Trace> trace;
@@ -56,7 +60,8 @@ struct Trainer::Impl {
       : device(device),
         parameters(parameters),
         stream(device.stream()),
-        executor(device, streams_with(*stream, mesh)),
+        host_stream(options.offload_checkpoints ? device.stream() : nullptr),
+        executor(device, streams_with(*stream, mesh, host_stream.get())),
         decoder(parameters.config(), device.ops(), parameters.rope(), device.ops().mlp_rows()),
         optimiser(device, segments_of(parameters), parameters.elements()),
         options(options),
@@ -65,11 +70,17 @@ struct Trainer::Impl {
       if (mesh->size() > 1 || parameters.stage() > 0)
         sum.emplace(parameters, parameters.config().num_hidden_layers, *mesh);
     }
+    if (host_stream) offload.emplace(device, *host_stream);
+    if (parameters.on_host()) streamed.emplace(device, optimiser, parameters.elements(), options.optimiser_part);
     if (!options.trace.empty()) trace = std::make_unique<Trace>(options.trace, mesh ? mesh->rank() : 0);
     executor.trace(trace.get(), 0);
   }
 
-  static Streams streams_with(Stream& compute, Mesh* mesh) { return mesh ? mesh->streams(compute) : Streams{&compute}; }
+  static Streams streams_with(Stream& compute, Mesh* mesh, Stream* host) {
+    Streams streams = mesh ? mesh->streams(compute) : Streams{&compute};
+    streams[static_cast<size_t>(Track::host)] = host;
+    return streams;
+  }
 
   // Whether other ranks take part in every pass, one for each call.
   bool gathers() const { return parameters.stage() == 3; }
@@ -179,7 +190,8 @@ struct Trainer::Impl {
 
   // Streams with an arena each, for parts of a batch side by side.
   struct Lane {
-    Lane(Device& device, Mesh* mesh) : stream(device.lane()), executor(device, streams_with(*stream, mesh)) {}
+    explicit Lane(const Impl& of)
+        : stream(of.device.lane()), executor(of.device, streams_with(*stream, of.mesh, of.host_stream.get())) {}
     std::unique_ptr<Stream> stream;
     Executor executor;
   };
@@ -190,11 +202,12 @@ struct Trainer::Impl {
     Schedule schedule;
     const Inputs in = upload(schedule, of.rows);
     const Keep keep = options.activation_checkpointing ? Keep::checkpoints : Keep::everything;
-    const DecoderPass pass = decoder.forward(schedule, parameters, *of.attend, in.tokens, in.positions, keep);
+    Offload* const away = offload ? &*offload : nullptr;
+    const DecoderPass pass = decoder.forward(schedule, parameters, *of.attend, in.tokens, in.positions, keep, away);
     const PolicyHead head{device.ops(), parameters.acquire_head(schedule).weight, sink.head(schedule).weight};
     const Slot dhidden = policy_loss(schedule, head, loss, pass.hidden, of.rows.loss, of.lanes, of.ratios.get());
     parameters.release_head(schedule);
-    decoder.backward(schedule, parameters, sink, *of.attend, pass, dhidden);
+    decoder.backward(schedule, parameters, sink, *of.attend, pass, dhidden, away);
     int64_t common = 0, of_head = 0;
     for (const Entry& entry : schedule.entries()) {
       if (sums_tokens(entry)) ++(entry.layer < 0 && common == 0 ? of_head : common);
@@ -214,6 +227,7 @@ struct Trainer::Impl {
     std::list<Watch> watches;
     std::vector<Stream*> wires;
     if (mesh) wires = {&mesh->context_stream(), &mesh->gradient_stream()};
+    if (host_stream) wires.push_back(host_stream.get());
     for (Stream* wire : wires) drains.emplace_back(*wire);
     for (Executor* each : on) {
       drains.emplace_back(each->stream());
@@ -237,7 +251,7 @@ struct Trainer::Impl {
     std::vector<Executor*> on{&executor};
     if (count > 1 && passes.size() >= 2 * count) {
       while (lanes.size() < count) {
-        lanes.emplace_back(device, mesh);
+        lanes.emplace_back(*this);
         lanes.back().executor.trace(trace.get(), static_cast<int>(lanes.size()));
       }
       on.clear();
@@ -395,10 +409,18 @@ OptimiserResult Trainer::Impl::step(const AdamW& how) {
          "; all gradients were dropped and the weights are as before");
   }
   const int64_t begun = Trace::now();
-  optimiser.step(*stream, how, step, norm, p.optimiser_state());
+  if (streamed) {
+    const double squares = streamed->step(*stream, how, step, norm, p.optimiser_state(),
+                                          [&](int64_t offset, Tensor weights) { p.round(*stream, offset, weights); });
+    // Before publish(), whose gathers go over the same communicator from another stream.
+    weights_norm = AdamWOptimiser::norm_of(p.sum_over_shares(squares));
+  } else {
+    optimiser.step(*stream, how, step, norm, p.optimiser_state());
+  }
   p.finish_step(*stream);
   p.set_optimiser_step(step);
-  p.publish(*stream);
+  p.publish(*stream, streamed.has_value());
+  if (streamed) weights_version = p.version();
   // Finite gradients can still make weights that are not: a learning rate that overflows, an epsilon of 0.
   if (!std::isfinite(norm_of_weights())) {
     const std::string bad = p.first_non_finite(*stream, p.master(), true);

@@ -36,6 +36,11 @@ struct TrainerOptions {
   // Keep the inputs of the layers and what attention gave, and compute the rest again in the backward pass: less
   // memory a token, about a quarter more products, the same bits.
   bool activation_checkpointing = false;
+  // Put those in memory of the host between the forward and the backward pass of their layer: the device then holds
+  // them for two layers at a time. The same bits.
+  bool offload_checkpoints = false;
+  // Elements of a part of the optimiser's state, where that lies in the host's memory (Parameters::on_host()).
+  int64_t optimiser_part = int64_t{1} << 22;
   // A Chrome trace to add every call's entries to (core/trace.h); empty: none.
   std::string trace = {};
 };

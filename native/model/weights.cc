@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tokenring {
 
@@ -12,7 +13,7 @@ size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 }  // namespace
 
 Weights::Weights(Device& device, const DecoderConfig& config, const Layout& layout, const Share& share, Tensor master,
-                 int stage, Mesh* mesh)
+                 int stage, Mesh* mesh, bool on_host)
     : device_(device),
       ops_(device.ops()),
       config_(config),
@@ -21,7 +22,10 @@ Weights::Weights(Device& device, const DecoderConfig& config, const Layout& layo
       master_(master),
       stage_(stage),
       mesh_(mesh),
-      plain_(stage > 0 && device.ops().plain_weights()) {
+      on_host_(on_host),
+      apart_(stage > 0 || on_host),
+      plain_(apart_ && device.ops().plain_weights()) {
+  require(plain_ || !on_host, "this device computes with float32 masters, which it cannot leave to the host");
   const int64_t h = config.hidden_size, ff = config.intermediate_size;
   const int64_t q = int64_t{config.num_attention_heads} * config.head_dim;
   const int64_t kv = int64_t{config.num_key_value_heads} * config.head_dim;
@@ -43,7 +47,7 @@ Weights::Weights(Device& device, const DecoderConfig& config, const Layout& layo
     reserve(room.down, h, ff);
   }
   reserve(head_, config.vocab_size, h);
-  if (!plain_) copies_ = Buffer(device, bytes, "weights");
+  if (!plain_ || stage == 0) copies_ = Buffer(device, bytes, "weights");
   std::byte* next = static_cast<std::byte*>(copies_.data());
   const auto place = [&](Weight& weight) {
     weight.data = next;
@@ -51,15 +55,22 @@ Weights::Weights(Device& device, const DecoderConfig& config, const Layout& layo
   };
 
   const Layout::Layer& first = layout.layers.front();  // all are alike
-  if (stage > 0) {
+  if (apart_) {
     vectors_ = make(first.vectors.elements * static_cast<int64_t>(rooms_.size()), DType::f32);
     norm_ = make(layout.final_norm.elements, DType::f32);
+  }
+  if (stage > 0) {
+    if (on_host) vector_ = make(std::max(first.vectors.elements, layout.final_norm.elements) / share.parts, DType::f32);
     table_ = make(std::max(layout.embedding.elements, stage == 3 ? layout.head.elements : 0),
                   plain_ ? ops_.activation() : DType::f32);
   }
   if (plain_) {
-    rounded_ = make(share.elements, ops_.activation());
-    rows_ = make(first.matrices.elements * static_cast<int64_t>(rooms_.size()), ops_.activation());
+    if (stage > 0) {
+      rounded_ = make(share.elements, ops_.activation());
+      rows_ = make(first.matrices.elements * static_cast<int64_t>(rooms_.size()), ops_.activation());
+    } else if (!config.tie_word_embeddings) {
+      table_ = make(layout.embedding.elements, ops_.activation());
+    }
     if (stage == 1 && !config.tie_word_embeddings) head_rows_ = make(layout.head.elements, ops_.activation());
   } else if (stage > 0) {
     const bool head = stage == 1 && !config.tie_word_embeddings;
@@ -69,10 +80,10 @@ Weights::Weights(Device& device, const DecoderConfig& config, const Layout& layo
   for (size_t i = 0; i < rooms_.size(); ++i) {
     Room& room = rooms_[i];
     const Layout::Layer& at = layout.layers[i];
-    float* vectors = stage > 0 ? static_cast<float*>(vectors_.data()) + static_cast<int64_t>(i) * first.vectors.elements
-                               : master.f32() + at.vectors.offset;
+    float* vectors = apart_ ? static_cast<float*>(vectors_.data()) + static_cast<int64_t>(i) * first.vectors.elements
+                            : master.f32() + at.vectors.offset;
     room.vectors = tensor(vectors, DType::f32, {at.vectors.elements});
-    if (plain_) {
+    if (plain_ && stage > 0) {
       const int64_t length = at.matrices.elements;
       auto* rows = static_cast<std::byte*>(rows_.data()) + i * length * size_of(ops_.activation());
       room.rows = tensor(rows, ops_.activation(), {length});
@@ -87,11 +98,11 @@ Weights::Weights(Device& device, const DecoderConfig& config, const Layout& layo
       for (Weight* weight : {&room.qkv, &room.o, &room.gate_up, &room.down}) place(*weight);
     }
   }
-  if (plain_)
+  if (plain_ && stage > 0)
     head_.data = head_rows_.data() ? head_rows_.data() : table_.data();
   else
     place(head_);
-  final_norm_ = tensor(stage > 0 ? norm_.data() : master.f32() + layout.final_norm.offset, DType::f32, {h});
+  final_norm_ = tensor(apart_ ? norm_.data() : master.f32() + layout.final_norm.offset, DType::f32, {h});
 }
 
 Buffer Weights::make(int64_t elements, DType dtype) const {
@@ -102,13 +113,15 @@ Buffer Weights::make(int64_t elements, DType dtype) const {
 
 void Weights::gather(Stream& stream, const Block& block, const void* from, DType dtype, void* to) const {
   const int64_t length = block.elements / share_.parts;
-  const Tensor part =
-      tensor(const_cast<std::byte*>(static_cast<const std::byte*>(from)) + share_.own(block) * size_of(dtype), dtype,
-             {length});
-  if (Communicator* group = mesh_->shard())
-    group->all_gather(stream, part, tensor(to, dtype, {block.elements}));
-  else
-    stream.copy_on_device(to, part.data, part.bytes());
+  Tensor part = tensor(const_cast<std::byte*>(static_cast<const std::byte*>(from)) + share_.own(block) * size_of(dtype),
+                       dtype, {length});
+  Communicator* group = mesh_ ? mesh_->shard() : nullptr;
+  if (!group) return stream.copy_on_device(to, part.data, part.bytes());
+  if (on_host_ && from == master_.data) {
+    stream.copy_to_device(vector_.data(), part.data, part.bytes());
+    part.data = vector_.data();
+  }
+  group->all_gather(stream, part, tensor(to, dtype, {block.elements}));
 }
 
 const float* Weights::whole(Stream& stream, const Block& block, const Buffer& to) const {
@@ -124,7 +137,8 @@ void Weights::prepare(Stream& stream, const float* master, const Weight& to) con
 void Weights::fill_layer(Stream& stream, int layer) {
   const Layout::Layer& at = layout_.layers[layer];
   const Room& to = room(layer);
-  if (stage_ > 0) gather(stream, at.vectors, master_.data, DType::f32, to.vectors.data);
+  if (apart_) gather(stream, at.vectors, master_.data, DType::f32, to.vectors.data);
+  if (plain_ && stage_ == 0) return;  // round() has made the copies
   if (plain_) return gather(stream, at.matrices, rounded_.data(), ops_.activation(), to.rows.data);
   const float* rows = whole(stream, at.matrices, staging_) - at.matrices.offset;
   prepare(stream, rows + at.qkv, to.qkv);
@@ -139,9 +153,9 @@ void Weights::fill_table(Stream& stream, const Block& block) {
 }
 
 void Weights::fill_head(Stream& stream, bool in_table) {
-  if (stage_ > 0) gather(stream, layout_.final_norm, master_.data, DType::f32, norm_.data());
+  if (apart_) gather(stream, layout_.final_norm, master_.data, DType::f32, norm_.data());
   if (plain_) {
-    if (in_table) return;
+    if (in_table || stage_ == 0) return;
     return gather(stream, layout_.head, rounded_.data(), ops_.activation(), head_.data);
   }
   prepare(stream,
@@ -150,15 +164,38 @@ void Weights::fill_head(Stream& stream, bool in_table) {
           head_);
 }
 
-void Weights::publish(Stream& stream) {
-  if (plain_) {
-    // Flat, as rows of a length that the kernel likes.
-    const int64_t width = 1024, rows = share_.elements / width, rest = share_.elements % width;
-    auto* to = static_cast<std::byte*>(rounded_.data());
-    if (rows > 0) prepare(stream, master_.f32(), {rows, width, to});
-    if (rest > 0)
-      prepare(stream, master_.f32() + rows * width, {1, rest, to + rows * width * size_of(ops_.activation())});
+// What of these masters lies from number `begin` on of the rank's flat buffer, and is `to` from there.
+void Weights::round_into(Stream& stream, int64_t offset, Tensor masters, int64_t begin, int64_t elements,
+                         void* to) const {
+  const int64_t from = std::max(offset, begin), end = std::min(offset + masters.elements(), begin + elements);
+  if (from >= end) return;
+  // As rows of a length that the kernel likes.
+  const int64_t width = 1024, rows = (end - from) / width, rest = (end - from) % width;
+  const auto size = static_cast<int64_t>(size_of(ops_.activation()));
+  const float* source = masters.f32() + (from - offset);
+  auto* place = static_cast<std::byte*>(to) + (from - begin) * size;
+  if (rows > 0) prepare(stream, source, {rows, width, place});
+  if (rest > 0) prepare(stream, source + rows * width, {1, rest, place + rows * width * size});
+}
+
+void Weights::round(Stream& stream, int64_t offset, Tensor masters) const {
+  const auto into = [&](int64_t begin, int64_t elements, void* to) {
+    round_into(stream, offset, masters, begin, elements, to);
+  };
+  if (stage_ > 0) return into(0, share_.elements, rounded_.data());
+  for (size_t layer = 0; layer < rooms_.size(); ++layer) {
+    const Layout::Layer& at = layout_.layers[layer];
+    const Room& room = rooms_[layer];
+    for (const auto& [begin, weight] :
+         {std::pair{at.qkv, &room.qkv}, {at.o, &room.o}, {at.gate_up, &room.gate_up}, {at.down, &room.down}})
+      into(begin, weight->n * weight->k, weight->data);
   }
+  into(layout_.head.offset, head_.n * head_.k, head_.data);
+  if (table_.data()) into(layout_.embedding.offset, layout_.embedding.elements, table_.data());
+}
+
+void Weights::publish(Stream& stream, bool is_rounded) {
+  if (plain_ && !is_rounded) round(stream, 0, master_);
   if (stage_ == 3) {
     last_ = kNone;
     holds_.assign(holds_.size(), kNone);
@@ -175,8 +212,8 @@ void Weights::publish(Stream& stream) {
 
 Tensor Weights::acquire_embedding(Schedule& schedule) {
   enter(schedule, kEmbedding);
-  return tensor(stage_ > 0 ? table_.data() : master_.f32() + layout_.embedding.offset,
-                plain_ ? ops_.activation() : DType::f32, {config_.vocab_size, config_.hidden_size});
+  void* table = table_.data() ? table_.data() : plain_ ? head_.data : master_.f32() + layout_.embedding.offset;
+  return tensor(table, plain_ ? ops_.activation() : DType::f32, {config_.vocab_size, config_.hidden_size});
 }
 
 LayerWeights Weights::acquire(Schedule& schedule, int layer) {

@@ -8,6 +8,9 @@
 //
 // What is gathered is the master's float32 rows, or, where the backend computes with plain rows, its share of them
 // rounded: half the bytes.
+//
+// Where the masters lie in the host's memory, vectors and embedding are copied too, the latter rounded, unless it is
+// the tied head's copy.
 #pragma once
 
 #include <vector>
@@ -21,16 +24,20 @@ namespace tokenring {
 
 class Weights {
  public:
-  // master: this rank's share, f32 [share.elements]. All arguments outlive it. mesh: null at stage 0.
-  Weights(Device&, const DecoderConfig&, const Layout&, const Share&, Tensor master, int stage, Mesh* mesh);
+  // master: this rank's share, f32 [share.elements]. All arguments outlive it. mesh: may be null at stage 0. on_host:
+  // whose memory the master is; Failure INVALID_ARGUMENT where the backend has no plain rows.
+  Weights(Device&, const DecoderConfig&, const Layout&, const Share&, Tensor master, int stage, Mesh* mesh,
+          bool on_host);
 
   // As ParamSource has them.
   Tensor acquire_embedding(Schedule&);
   LayerWeights acquire(Schedule&, int layer);
   HeadWeights acquire_head(Schedule&);
 
-  // Takes the masters as they are now. Collective at stage 1.
-  void publish(Stream&);
+  // Takes the masters as they are now; with `rounded`, after round() was given all of them. Collective at stage 1.
+  void publish(Stream&, bool rounded);
+  // Plain rows: masters from number `offset` on.
+  void round(Stream&, int64_t offset, Tensor masters) const;
 
  private:
   // Where a layer's copies are.
@@ -40,6 +47,7 @@ class Weights {
     Tensor vectors;  // f32
   };
   Buffer make(int64_t elements, DType) const;
+  void round_into(Stream&, int64_t offset, Tensor masters, int64_t begin, int64_t elements, void* to) const;
   Room& room(int layer) { return rooms_[static_cast<size_t>(layer) % rooms_.size()]; }
 
   // A block of which every rank has its part at share.own(block) of `from`.
@@ -66,16 +74,19 @@ class Weights {
   Tensor master_;
   int stage_;
   Mesh* mesh_;
-  bool plain_;  // plain rows are gathered
+  bool on_host_;  // the masters
+  bool apart_;    // from what is computed with, vectors and embedding too
+  bool plain_;    // plain rows are gathered, or copied from the host
 
   std::vector<Room> rooms_;  // of all layers, or of two
   Weight head_;
   Tensor final_norm_;  // f32
   Buffer copies_, rows_, vectors_, norm_;
-  Buffer rounded_;  // plain: this rank's share
-  Buffer table_;    // the embedding; at stage 3 also the head's rows
+  Buffer rounded_;  // plain, sharded: this rank's share
+  Buffer table_;    // the embedding, where it is apart; at stage 3 also the head's rows
   Buffer head_rows_;
   Buffer staging_;  // float32 rows on their way into a copy
+  Buffer vector_;   // this rank's part of a block of vectors, on its way from the host to the others
 
   // What the rooms will hold when the entries so far have run.
   std::vector<int> holds_;

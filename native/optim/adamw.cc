@@ -59,10 +59,14 @@ AdamWOptimiser::AdamWOptimiser(Device& device, std::vector<OptimiserSegment> seg
       workspace_(device, ops_.sum_of_squares_workspace(elements)),
       sum_(device, sizeof(double)) {}
 
+void AdamWOptimiser::queue_sum_of_squares(Stream& stream, Tensor flat, double* to) const {
+  ops_.sum_of_squares(stream, flat, to,
+                      tensor(workspace_.data(), DType::u8, {static_cast<int64_t>(workspace_.bytes())}));
+}
+
 double AdamWOptimiser::sum_of_squares(Stream& stream, Tensor flat) const {
   double sum = 0;
-  ops_.sum_of_squares(stream, flat, static_cast<double*>(sum_.data()),
-                      tensor(workspace_.data(), DType::u8, {static_cast<int64_t>(workspace_.bytes())}));
+  queue_sum_of_squares(stream, flat, static_cast<double*>(sum_.data()));
   stream.copy_to_host(&sum, sum_.data(), sizeof(sum));
   stream.synchronize();
   return sum;
@@ -74,26 +78,34 @@ double AdamWOptimiser::norm_of(double sum_of_squares) {
 
 void AdamWOptimiser::step(Stream& stream, const AdamW& how, int64_t step, double norm,
                           const OptimiserState& state) const {
+  update(stream, how, step, norm, state, 0);
+  ops_.zero(stream, state.gradient);
+}
+
+void AdamWOptimiser::update(Stream& stream, const AdamW& how, int64_t step, double norm, const OptimiserState& part,
+                            int64_t begin) const {
   AdamWStep update{how.learning_rate, how.beta1, how.beta2, how.epsilon, how.weight_decay, how.scale(norm), step};
+  const int64_t end = begin + part.weight.elements();
   for (const OptimiserSegment& segment : segments_) {
-    const auto part = [&](Tensor flat) { return tensor(flat.f32() + segment.offset, DType::f32, {segment.elements}); };
+    const int64_t from = std::max(segment.offset, begin), to = std::min(segment.offset + segment.elements, end);
+    if (from >= to) continue;
+    const int64_t offset = from - begin, count = to - from;
+    const auto cut = [&](Tensor flat) { return tensor(flat.f32() + offset, DType::f32, {count}); };
     update.weight_decay = segment.decay ? how.weight_decay : 0.0f;
-    if (!state.first_scale) {
-      ops_.adamw(stream, update, part(state.weight), part(state.gradient), part(state.first_moment),
-                 part(state.second_moment));
+    if (!part.first_scale) {
+      ops_.adamw(stream, update, cut(part.weight), cut(part.gradient), cut(part.first_moment), cut(part.second_moment));
       continue;
     }
-    if (segment.offset % kMomentBlock) fail("INTERNAL", "a segment begins within a block of moments");
+    if (offset % kMomentBlock) fail("INTERNAL", "a segment begins within a block of moments");
     const auto codes = [&](Tensor flat) {
-      return tensor(static_cast<uint8_t*>(flat.data) + segment.offset, DType::u8, {segment.elements});
+      return tensor(static_cast<uint8_t*>(flat.data) + offset, DType::u8, {count});
     };
     const auto scales = [&](Tensor flat) {
-      return tensor(flat.f32() + segment.offset / kMomentBlock, DType::f32, {moment_blocks(segment.elements)});
+      return tensor(flat.f32() + offset / kMomentBlock, DType::f32, {moment_blocks(count)});
     };
-    ops_.adamw8(stream, update, part(state.weight), part(state.gradient), codes(state.first_moment),
-                codes(state.second_moment), scales(state.first_scale), scales(state.second_scale));
+    ops_.adamw8(stream, update, cut(part.weight), cut(part.gradient), codes(part.first_moment),
+                codes(part.second_moment), scales(part.first_scale), scales(part.second_scale));
   }
-  ops_.zero(stream, state.gradient);
 }
 
 }  // namespace tokenring

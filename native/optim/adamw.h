@@ -52,11 +52,15 @@ class AdamWOptimiser {
   // In float64, and the norm that is made of it, or of the sum of several: infinity where it leaves float32. Waits for
   // the stream.
   double sum_of_squares(Stream&, Tensor flat) const;
+  // To the device's memory, of at most as many elements, without waiting.
+  void queue_sum_of_squares(Stream&, Tensor flat, double* to) const;
   static double norm_of(double sum_of_squares);
 
   // Queues update number `step` (1-based). `norm` is the gradient's; above clip_norm the gradient counts times
   // clip_norm / norm.
   void step(Stream&, const AdamW&, int64_t step, double norm, const OptimiserState&) const;
+  // The same of some elements alone, those from number `begin` on, whose state `part` is; the gradient stays.
+  void update(Stream&, const AdamW&, int64_t step, double norm, const OptimiserState& part, int64_t begin) const;
 
  private:
   const Ops& ops_;

@@ -87,17 +87,21 @@ test("what it samples has the logprobs that it scores", () => {
   expect(far(turn?.logprobs ?? [], turn?.scored ?? [])).toBeLessThan(0.03);
 });
 
-test.each([{}, { activationCheckpointing: true, optimiserBits: 8 }, { deterministic: false }])(
-  "a policy holds what Policy.memory tells of it, with %j",
-  (options) => {
-    const request = { task: "memory", device: "cuda", model, lengths: [70, 31], sessions: [50], options };
-    const [{ told, held }] = ask(request) as unknown as [{ told: MemoryUse; held: MemoryUse }];
-    expect(Math.abs(told.bytes / held.bytes - 1)).toBeLessThan(0.05);
-    expect(told.items.map(({ purpose }) => purpose).sort()).toEqual(
-      held.items.map(({ purpose }) => purpose).sort(),
-    );
-  },
-);
+test.each([
+  {},
+  { activationCheckpointing: true, optimiserBits: 8 },
+  { activationCheckpointing: true, offload: "all" },
+  { deterministic: false },
+])("a policy holds what Policy.memory tells of it, with %j", (options) => {
+  const request = { task: "memory", device: "cuda", model, lengths: [70, 31], sessions: [50], options };
+  const [{ told, held }] = ask(request) as unknown as [{ told: MemoryUse; held: MemoryUse }];
+  expect(Math.abs(told.bytes / held.bytes - 1)).toBeLessThan(0.05);
+  expect(told.host).toEqual(held.host);
+  expect(told.hostBytes > 0).toBe("offload" in options);
+  expect(told.items.map(({ purpose }) => purpose).sort()).toEqual(
+    held.items.map(({ purpose }) => purpose).sort(),
+  );
+});
 
 test("the functions of tokenring/ops take tensors in its memory, and say which they do not take", () => {
   const on = (device: string) => {

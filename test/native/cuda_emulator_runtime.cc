@@ -1,11 +1,13 @@
 // The emulator's runtime: see emulator/runtime.h.
 #include "emulator/runtime.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -66,6 +68,12 @@ bool step(StreamOf& stream, bool by_itself) {
 // An entry of any stream that can go on.
 bool step_any(bool by_itself = false) {
   std::vector<StreamOf*> order(world->streams.begin(), world->streams.end());
+  if (world->order != Order::drawn) {
+    std::sort(order.begin(), order.end(), [](const StreamOf* a, const StreamOf* b) {
+      return world->order == Order::oldest_first ? a->number < b->number : a->number > b->number;
+    });
+    return std::any_of(order.begin(), order.end(), [&](StreamOf* stream) { return step(*stream, by_itself); });
+  }
   while (!order.empty()) {
     std::swap(order[draw(order.size())], order.back());
     if (step(*order.back(), by_itself)) return true;
@@ -99,6 +107,7 @@ void finish(StreamOf& stream) {
 int push(StreamOf& stream, Entry entry) {
   if (stream.capture) return captured(stream, std::move(entry));
   stream.queue.push_back(std::move(entry));
+  if (world->order != Order::drawn) return status();
   // At once, soon, or when somebody waits.
   if (const unsigned luck = draw(4); luck < 2)
     for (unsigned i = 0; i <= luck * draw(8); ++i) step_any();
@@ -157,7 +166,7 @@ Runtime make_runtime() {
       .free_host = release,
       .stream_create = [](CudaStream* stream) -> int {
         const Turn turn;
-        auto* made = new StreamOf{world, {}, false, nullptr, {}};
+        auto* made = new StreamOf{world, world->streams_made++, {}, false, nullptr, {}};
         world->streams.insert(made);
         *stream = reinterpret_cast<CudaStream>(made);
         return status();
@@ -288,7 +297,10 @@ NcclDoubleHooks nccl_hooks() {
       .on_device = [](const void* address, size_t bytes) -> int {
         const Turn turn;
         try {
-          return in_device_memory(address, bytes);
+          if (!in_device_memory(address, bytes)) return false;
+          // NCCL sends what lies on GPUs: pinned memory of the host takes nothing of theirs.
+          const auto after = world->memory.upper_bound(const_cast<void*>(address));
+          return after == world->memory.begin() || std::prev(after)->second.second > 0;
         } catch (const tokenring::Failure&) {
           return false;
         }
@@ -318,6 +330,8 @@ std::unique_ptr<tokenring::Device> Emulation::device(bool deterministic) {
   world_->facts = facts;
   return make_device({&runtime, &kernels, &lt, encode_tiled}, deterministic);
 }
+
+void Emulation::order(Order order) { world_->order = order; }
 
 RuntimeCounts Emulation::counts() {
   const Turn turn;

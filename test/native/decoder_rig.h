@@ -48,6 +48,10 @@ class CountingDevice : public Device {
   explicit CountingDevice(Device& inner) : inner_(inner) {}
   std::string name() const override { return inner_.name(); }
   std::unique_ptr<Stream> stream() override { return inner_.stream(); }
+  void* allocate_host(size_t bytes, const char* purpose) override { return inner_.allocate_host(bytes, purpose); }
+  void free_host(void* data) noexcept override { inner_.free_host(data); }
+  std::vector<HeldMemory> most_held() const override { return inner_.most_held(); }
+  std::vector<HeldMemory> most_held_of_host() const override { return inner_.most_held_of_host(); }
   const Ops& ops() const override { return inner_.ops(); }
   void* allocate(size_t bytes, const char* purpose) override {
     void* data = inner_.allocate(bytes, purpose);
@@ -92,8 +96,10 @@ struct Rig {
   explicit Rig(const DecoderConfig& config, Precision precision = Precision::float32, TrainerOptions options = {})
       : Rig(make_cpu_device(2, precision), config, options) {}
   Rig(std::unique_ptr<Device> of, const DecoderConfig& config, TrainerOptions options = {},
-      MomentForm moments = MomentForm::float32)
-      : inner(std::move(of)), parameters(device, config, nullptr, moments), trainer(device, parameters, options) {}
+      MomentForm moments = MomentForm::float32, bool on_host = false)
+      : inner(std::move(of)),
+        parameters(device, config, nullptr, moments, on_host),
+        trainer(device, parameters, options) {}
 
   std::vector<float> read(Tensor flat) {
     std::vector<float> values(static_cast<size_t>(flat.elements()));

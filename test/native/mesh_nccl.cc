@@ -1,5 +1,6 @@
 // A mesh of emulated GPUs over NCCL's double: the decoder learns what one GPU does, with data in parallel, and with
 // documents that lie on two ranks. And what its groups call their ranks, over NCCL and over shared memory.
+#include <algorithm>
 #include <cmath>
 #include <mutex>
 
@@ -30,7 +31,8 @@ struct Step {
 };
 
 // One step on a mesh of so many GPUs, each data group with its part of the documents.
-Step step_on(const DecoderConfig& config, const std::vector<PackedBatch>& parts, MeshOptions options) {
+Step step_on(const DecoderConfig& config, const std::vector<PackedBatch>& parts, MeshOptions options,
+             TrainerOptions of_trainer = {}, bool on_host = false) {
   const auto& way = comm_rig::ways()[1];
   Rig rig(config);
   rig.randomise(5);
@@ -49,8 +51,8 @@ Step step_on(const DecoderConfig& config, const std::vector<PackedBatch>& parts,
         comm_rig::Place place(true, static_cast<uint64_t>(r) + 1);
         Device& device = place.device();
         Mesh mesh(device, way.transport, own);
-        Parameters parameters(device, config, &mesh);
-        Trainer trainer(device, parameters, {}, &mesh);
+        Parameters parameters(device, config, &mesh, MomentForm::float32, on_host);
+        Trainer trainer(device, parameters, of_trainer, &mesh);
         const auto stream = device.stream();
         std::atomic<bool> never{false};
         mesh.join();
@@ -226,5 +228,26 @@ TEST(mesh_groups_name_their_ranks_by_their_numbers_in_the_mesh) {
       CHECK(named != one.waits && named >= (group == "replica" ? 1 : 4) && named <= 7);
       CHECK(group != "replica" || named % 2 == 1);
       CHECK((group != "node" && group != "shard") || named == 5);
+    }
+}
+
+// Masters in the host's memory are gathered from there, and checkpoints leave while keys go around.
+TEST(mesh_nccl_of_ranks_that_offload_has_the_bits_of_ranks_that_do_not) {
+  DecoderConfig config = small_config();
+  config.num_hidden_layers = 3;
+  const auto [first, second, both] = some_batches(config);
+  for (const int stage : {0, 1, 3})
+    for (const int context : {1, 2}) {
+      MeshOptions mesh = mesh_of(2, context);
+      mesh.shard = stage;
+      const std::vector<PackedBatch> parts = context == 2 ? std::vector{both} : std::vector{first, second};
+      TrainerOptions options{.activation_checkpointing = true};
+      const Step here = step_on(config, parts, mesh, options);
+      options.offload_checkpoints = true;
+      options.optimiser_part = 4096;
+      const Step away = step_on(config, parts, mesh, options, true);
+      CHECK(away.norm == here.norm && away.loss == here.loss);
+      CHECK(std::equal(away.weights.begin(), away.weights.end(), here.weights.begin(), here.weights.end(),
+                       [](float a, float b) { return a == b; }));
     }
 }

@@ -90,6 +90,11 @@ describe("a planned step", () => {
 });
 
 describe("prices", () => {
+  it("of copies to the host are bound by its link", () => {
+    const bytes = H200.hostLink.value;
+    expect(computeSeconds(entry("copy_to_host", { track: "host", bytes }), cluster)).toBeCloseTo(1 + 5e-6, 9);
+  });
+
   it("are bound by products, by attention or by memory", () => {
     const flops = 680e12;
     expect(computeSeconds(entry("linear_forward", { flops }), cluster)).toBeCloseTo(1 + 5e-6, 9);
@@ -225,10 +230,42 @@ describe("plan", () => {
 
   it("names the largest item and a change where it does not fit", async () => {
     const { fault } = await plan(
-      request({ mesh: { contextParallel: 1, shard: 0 }, activationCheckpointing: false }),
+      request({
+        mesh: { contextParallel: 1, shard: 0 },
+        activationCheckpointing: false,
+        offload: "none",
+      }),
     );
     expect(fault?.bytes).toBeGreaterThan(0);
     expect(fault?.cure).toMatch(/shard: 3|shard: 1|contextParallel: \d/);
+  });
+
+  it("offloads where nothing fits without, and what is asked for", async () => {
+    const small = { cluster: { hardware: H200, gpusPerNode: 1 }, activationCheckpointing: true };
+    const { memory, offload, fault, update } = await plan(request(small));
+    expect(fault).toBeUndefined();
+    expect(offload).toBe("optimiser");
+    const { all } = parameterCounts(shape("Qwen2.5-7B"));
+    expect(memory.host.map(({ purpose }) => purpose)).toEqual(["moments", "weights"]);
+    expect(memory.hostBytes / (12 * all)).toBeCloseTo(1, 2);
+    // The masters and moments of a step go over the link, in either direction at once.
+    expect(update.optimiserSteps).toBe(3);
+    expect(update.exposedSeconds).toBeGreaterThan(3 * ((12 * all) / H200.hostLink.value) * 0.9);
+    const { fault: without } = await plan(request({ ...small, offload: "none" }));
+    expect(without?.cure).toBe("offload: optimiser");
+    const asked = await plan(request({ offload: "all", activationCheckpointing: true }));
+    expect(asked.offload).toBe("all");
+    expect(asked.memory.host.map(({ purpose }) => purpose)).toContain("checkpoints");
+  });
+
+  it("holds what a host may have pinned against what it would", async () => {
+    const hostMemory = { ...H200.hostMemory, value: 50e9 };
+    const cluster = { hardware: { ...H200, hostMemory }, gpusPerNode: 1 };
+    const { memory, fault } = await plan(request({ cluster, offload: "optimiser" }));
+    expect(memory.bytes).toBeLessThan(memory.limit);
+    expect(memory.hostBytes).toBeGreaterThan(memory.hostLimit);
+    expect(memory.fits).toBe(false);
+    expect(fault?.item).toBe("moments on the host");
   });
 
   it("refuses a mesh that the ranks cannot make", async () => {

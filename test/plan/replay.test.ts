@@ -14,7 +14,7 @@ afterAll(() => rmSync(directory, { recursive: true }));
 
 /** An op with its begin and end in milliseconds. */
 type Ran = [op: string, track: Track, begin: number, end: number, after?: Track[]];
-const TIDS = { compute: 0, context: 101, gradients: 102 };
+const TIDS = { compute: 0, context: 101, gradients: 102, host: 103 };
 
 /** As native/core/trace.cc writes it; `clock` is what the host's clock is ahead, in milliseconds. */
 function text(

@@ -44,7 +44,11 @@ describe("simulate", () => {
     ];
     const { seconds, ranks } = run(mesh(2), [schedule, schedule]);
     expect(seconds).toBe(8);
-    expect(ranks[0]).toEqual({ seconds: 8, busy: { compute: 8, context: 2, gradients: 0 }, exposed: 0 });
+    expect(ranks[0]).toEqual({
+      seconds: 8,
+      busy: { compute: 8, context: 2, gradients: 0, host: 0 },
+      exposed: 0,
+    });
   });
 
   it("shows what of a call nothing hides", () => {

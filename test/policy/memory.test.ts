@@ -3,7 +3,7 @@ import { totalmem } from "node:os";
 import { describe, expect, it } from "vitest";
 import { embeddedEngine } from "../../lib/engine/embedded.ts";
 import { lossWeights, type MemoryOptions } from "../../lib/policy/memory.ts";
-import { type MemoryUse, Policy } from "../../lib/policy/policy.ts";
+import { type MemoryUse, type OffloadChoice, Policy } from "../../lib/policy/policy.ts";
 import type { PackedBatch } from "../../lib/policy/types.ts";
 import { ids, LIVELY, TINY } from "./tiny.ts";
 
@@ -89,6 +89,60 @@ describe("Policy.memory", () => {
     expect(frugal.activations).toBeLessThan((plain.activations ?? 0) * 0.9);
     // Blocks of 256 begin with each tensor, which of a model this small is felt.
     expect((frugal.moments ?? 0) / (plain.moments ?? 0)).toBeCloseTo(1 / 4 + 1 / 256, 1);
+  });
+
+  it("tells what lies on the host in place of the GPU", async () => {
+    // Of more parameters than the parts that a step has on the GPU.
+    const large = {
+      ...MODEL,
+      vocab_size: 50_000,
+      hidden_size: 1024,
+      intermediate_size: 4096,
+      num_hidden_layers: 8,
+      head_dim: 64,
+    };
+    const of = (offload: OffloadChoice) =>
+      Policy.memory(large, [1024], { device: "cuda", activationCheckpointing: true, offload });
+    const [none, checkpoints, optimiser, all] = await Promise.all([
+      of("none"),
+      of("checkpoints"),
+      of("optimiser"),
+      of("all"),
+    ]);
+    expect(none).toMatchObject({ host: [], hostBytes: 0 });
+    // The last layer's checkpoints stay: another's are its input and what attention gave, in bf16, and a float32 a head.
+    const { hidden_size: h, num_attention_heads: heads, head_dim: d } = large;
+    expect(checkpoints.host).toEqual([
+      { purpose: "checkpoints", bytes: 7 * 1024 * (2 * (h + heads * d) + 4 * heads) },
+    ]);
+    const purposes = ({ host }: typeof none) => host.map(({ purpose }) => purpose).sort();
+    expect(purposes(optimiser)).toEqual(["moments", "weights"]);
+    expect(checkpoints.bytes).toBeLessThan(none.bytes);
+    expect(optimiser.bytes).toBeLessThan(none.bytes / 2);
+    expect(purposes(all)).toEqual(["checkpoints", "moments", "weights"]);
+    expect(all.hostBytes).toBe(checkpoints.hostBytes + optimiser.hostBytes);
+  });
+
+  it("refuses to offload on the CPU, and checkpoints that are not made", async () => {
+    const message = expect.stringMatching(
+      /device "cpu" has all of it there already, so offload must be "none"/,
+    );
+    const code = "ERR_TOKENRING_INVALID_ARGUMENT";
+    for (const offload of ["checkpoints", "optimiser", "all"] as const) {
+      const options = { offload, activationCheckpointing: true };
+      await expect(Policy.memory(MODEL, [8], options)).rejects.toMatchObject({ code, message });
+      await expect(Policy.create(MODEL, options)).rejects.toMatchObject({ code, message });
+    }
+    await expect(Policy.memory(MODEL, [8], { device: "cuda", offload: "checkpoints" })).rejects.toMatchObject(
+      {
+        code,
+        message: "offload of checkpoints needs activationCheckpointing: without it there are no checkpoints",
+      },
+    );
+    await expect(Policy.create(MODEL, { offload: "weights" as "all" })).rejects.toMatchObject({
+      code,
+      message: 'options.offload must be "none", "checkpoints", "optimiser" or "all", got "weights"',
+    });
   });
 
   it("says whether it fits", async () => {

@@ -2,8 +2,9 @@
 //
 // Streams run as late and as unordered as CUDA allows: what is queued runs at once, soon, or only when the host waits
 // for it, and which of several streams goes on next is drawn from the seed. So whoever lacks an event or a wait gets
-// other numbers under another seed. Memory starts as NaN (0xff bytes). Host memory that a copy reads is read at once
-// (it is pageable), host memory that a copy writes is written when the stream comes there.
+// other numbers under another seed. An Order in place of the draw makes that sure: one stream then lags as far behind
+// another as events allow. Memory starts as NaN (0xff bytes). Host memory that a copy reads is read at once (it is
+// pageable), but for that of allocate_host(); host memory that a copy writes is written when the stream comes there.
 //
 // A fault of a kernel, a copy or a product (see emulator/cuda.h) becomes the error of the runtime's next call and
 // stays, as a fault of a GPU does, until the end of the Emulation. Products are computed in float64 and checked:
@@ -23,6 +24,10 @@
 #include "../nccl_double/nccl_double.h"
 
 namespace emulator {
+
+// Which stream goes on where several can: any, or always the one that was made first, or last. In the latter two
+// nothing runs before the host waits.
+enum class Order { drawn, oldest_first, youngest_first };
 
 struct RuntimeCounts {
   int64_t allocations = 0, launches = 0, products = 0, graphs = 0;  // graphs: launched
@@ -49,6 +54,7 @@ class Emulation {
   tokenring::cuda::DeviceFacts facts;
   // `kernels` are those that the test is linked with.
   std::unique_ptr<tokenring::Device> device(bool deterministic = true);
+  void order(Order order);  // from now on; at first drawn
 
   static RuntimeCounts counts();
 

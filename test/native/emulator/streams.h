@@ -41,6 +41,7 @@ struct Capture {
 
 struct StreamOf {
   World* world;
+  uint64_t number;  // in which they were made
   std::deque<Entry> queue;
   bool busy = false;                 // runs work of the host
   std::shared_ptr<Capture> capture;  // that it takes part in
@@ -58,6 +59,8 @@ struct World {
   size_t memory_bytes = 0, held = 0;
   std::map<void*, std::pair<std::unique_ptr<Memory>, size_t>> memory;
   std::set<StreamOf*> streams;
+  uint64_t streams_made = 0;
+  Order order = Order::drawn;
   std::string fault;
   tokenring::cuda::DeviceFacts facts{};
   RuntimeCounts counts;
