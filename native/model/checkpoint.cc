@@ -1,6 +1,7 @@
 // Reading checkpoints.
 #include "model/checkpoint.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/moment_codes.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "model/checkpoint_files.h"
@@ -167,19 +169,31 @@ std::optional<int64_t> counter(const SafetensorsReader& reader, const char* key)
 
 namespace {
 
+constexpr int64_t kPiece = int64_t{1} << 22;  // elements on their way into eight bits: whole blocks
+static_assert(kPiece % kMomentBlock == 0);
+
 // The files hold float32. Eight bits are made of whole blocks, which may hold parts of several tensors.
 void read_moment(const Parameters& parameters, Stream& stream, const SafetensorsReader& reader, const char* prefix,
                  Tensor flat, Tensor scale) {
   std::vector<float> values;
-  std::vector<float> whole(scale ? static_cast<size_t>(flat.elements()) : 0, 0.0f);
-  for (const Fragment& fragment : parameters.fragments()) {
-    const std::string name = prefix + parameters.slices()[fragment.slice].name;
-    if (scale)
-      reader.read(name, fragment.begin, fragment.elements, whole.data() + fragment.offset);
-    else
-      read_into(stream, reader, name, fragment, flat, values);
+  const auto name = [&](const Fragment& fragment) { return prefix + parameters.slices()[fragment.slice].name; };
+  if (!scale) {
+    for (const Fragment& fragment : parameters.fragments())
+      read_into(stream, reader, name(fragment), fragment, flat, values);
+    return;
   }
-  if (scale) encode_flat(stream, whole.data(), prefix == kSecond, flat, scale);
+  for (int64_t begin = 0; begin < flat.elements(); begin += kPiece) {
+    const int64_t end = std::min(begin + kPiece, flat.elements());
+    values.assign(static_cast<size_t>(end - begin), 0.0f);
+    for (const Fragment& fragment : parameters.fragments()) {
+      const int64_t from = std::max(fragment.offset, begin), to = std::min(fragment.offset + fragment.elements, end);
+      if (from < to)
+        reader.read(name(fragment), fragment.begin + from - fragment.offset, to - from, values.data() + (from - begin));
+    }
+    encode_flat(stream, values.data(), prefix == kSecond,
+                tensor(static_cast<uint8_t*>(flat.data) + begin, DType::u8, {end - begin}),
+                tensor(scale.f32() + begin / kMomentBlock, DType::f32, {moment_blocks(end - begin)}));
+  }
 }
 
 }  // namespace

@@ -162,6 +162,27 @@ TEST(adamw8_checkpoints_hold_float32_and_load_as_either) {
   CHECK(same(state_of(back), before));
 }
 
+// More than is read at once.
+TEST(adamw8_checkpoints_load_moments_in_pieces) {
+  DecoderConfig config = odd_config(true);
+  config.vocab_size = 190'000;  // 4.4 million elements
+  Rig coded = coded_rig(config);
+  coded.randomise(2);
+  const Tensor flat = coded.parameters.gradient();
+  std::vector<float> gradient(static_cast<size_t>(flat.elements()));
+  for (const Fragment& f : coded.parameters.fragments())
+    for (int64_t i = 0; i < f.elements; ++i)
+      gradient[f.offset + i] = uniform01(9, static_cast<uint64_t>(f.offset + i)) - 0.5f;
+  coded.write(flat, gradient);
+  coded.trainer.optimise(unclipped());
+  const reference::Moments8 before = state_of(coded);
+  const Folder folder;
+  save_optimiser(coded.parameters, *coded.stream, folder.path);
+  Rig back = coded_rig(config);
+  load_optimiser(back.parameters, *back.stream, folder.path);
+  CHECK(same(state_of(back), before));
+}
+
 // No share cuts a block, so codes, scales and weights do not know of the ranks.
 TEST(adamw8_is_the_same_on_any_number_of_ranks) {
   const DecoderConfig config = odd_config(true);
