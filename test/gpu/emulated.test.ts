@@ -1,6 +1,6 @@
 // Device "cuda" as a user reaches it, on the emulated GPU: driver, kernels and cuBLASLt are found by name at run time.
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, expect, test } from "vitest";
@@ -101,6 +101,35 @@ test.each([
   expect(told.items.map(({ purpose }) => purpose).sort()).toEqual(
     held.items.map(({ purpose }) => purpose).sort(),
   );
+});
+
+test("what it offloads changes no number of its steps, and has a lane of its own in a trace", () => {
+  const deep = { ...model, num_hidden_layers: 3 };
+  const trace = path.join(folder, "offload.trace");
+  const steps = (more: object) =>
+    ask({
+      task: "steps",
+      device: "cuda",
+      model: deep,
+      documents: [document, document.slice(5)],
+      steps: 3,
+      options: { seed: 3, std: 0.1, activationCheckpointing: true, optimiserBits: 8, ...more },
+    });
+  const expected = steps({});
+  expect(expected).toHaveLength(3);
+  expect(steps({ offload: "all", trace })).toEqual(expected);
+  const copies = readFileSync(trace, "utf8")
+    .split("\n")
+    .filter((line) => line.includes('"tid":103') && line.includes('"ph":"X"'))
+    .map((line) => JSON.parse(line.replace(/,$/, "")) as { name: string; args: { layer: number } });
+  // Of each pass: two layers of three, out and back.
+  expect(copies.slice(0, 4).map(({ name, args }) => [name, args.layer])).toEqual([
+    ["copy_to_host", 0],
+    ["copy_to_host", 1],
+    ["copy_to_device", 1],
+    ["copy_to_device", 0],
+  ]);
+  expect(copies).toHaveLength(3 * 4);
 });
 
 test("the functions of tokenring/ops take tensors in its memory, and say which they do not take", () => {
