@@ -7,7 +7,7 @@ import { DAPO_STAGE1 } from "../learn/dapo.ts";
 import type { ContextSchedule } from "../ops/binding.ts";
 import type { Constant, Hardware } from "../plan/hardware.ts";
 import type { Workload } from "../plan/iteration.ts";
-import type { Plan } from "../plan/plan.ts";
+import type { Plan, PlanRequest } from "../plan/plan.ts";
 import type { Span } from "../plan/simulate.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import type { JobConfig, StageConfig } from "../run/config.ts";
@@ -84,12 +84,7 @@ async function planJob(file: string | undefined, options: PlanOptions): Promise<
     activationCheckpointing: job.activationCheckpointing || undefined,
     optimiserBits: job.optimiserBits,
     offload: job.offload === "none" ? undefined : job.offload,
-    mesh: {
-      ...(options.contextParallel ? { contextParallel: options.contextParallel } : {}),
-      ...(options.contextSchedule ? { contextSchedule: options.contextSchedule } : {}),
-      ...(options.shard ? { shard: Number(options.shard) as 0 | 1 | 3 } : {}),
-      ...(options.shardSize ? { shardSize: options.shardSize } : {}),
-    },
+    mesh: givenMesh(job, options),
     signal: commandSignal(),
     onCandidate: (done, of) => {
       if (done === 0) progress.phase("meshes", of);
@@ -127,6 +122,24 @@ async function planJob(file: string | undefined, options: PlanOptions): Promise<
       { details: { item, bytes, cure } },
     );
   }
+}
+
+/** What options give, else what the job says of itself; its defaults say nothing, and are searched. */
+function givenMesh(job: JobConfig, options: PlanOptions): PlanRequest["mesh"] {
+  const context = job.contextParallel > 1 ? job : null;
+  const sharded = job.shard > 0 ? job : null;
+  const {
+    contextParallel = context?.contextParallel,
+    contextSchedule = options.contextParallel ? undefined : context?.contextSchedule,
+    shardSize = options.shard ? undefined : sharded?.shardSize,
+  } = options;
+  const shard = options.shard === undefined ? sharded?.shard : (Number(options.shard) as 0 | 1 | 3);
+  return {
+    ...(contextParallel ? { contextParallel } : {}),
+    ...(contextSchedule ? { contextSchedule } : {}),
+    ...(shard === undefined ? {} : { shard }),
+    ...(shardSize ? { shardSize } : {}),
+  };
 }
 
 /** The stage of that name; else the one with the longest trajectories, which needs most. */
@@ -292,17 +305,27 @@ export function register(program: Command): void {
     .option("--nodes <n>", "nodes of the cluster", positiveNumber, 16)
     .option("--gpus-per-node <n>", "GPUs of a node", positiveNumber, 8)
     .option("--stage <name>", "a stage of the config (default: the one with the longest trajectories)")
-    .option("--context-parallel <n>", "ranks that share a trajectory (default: searched)", positiveNumber)
+    .option(
+      "--context-parallel <n>",
+      "ranks that share a trajectory (default: the job's, else searched)",
+      positiveNumber,
+    )
     .addOption(
       new Option(
         "--context-schedule <name>",
-        "how they exchange keys and values (default: ring, and two_level where they span nodes)",
+        "how they exchange keys and values (default: the job's, else ring, and two_level where they span nodes)",
       ).choices(["ring", "all_gather", "two_level"]),
     )
-    .addOption(new Option("--shard <stage>", "ZeRO stage (default: searched)").choices(["0", "1", "3"]))
+    .addOption(
+      new Option("--shard <stage>", "ZeRO stage (default: the job's, else searched)").choices([
+        "0",
+        "1",
+        "3",
+      ]),
+    )
     .option(
       "--shard-size <n>",
-      "ranks that share a copy of what is sharded (default: searched)",
+      "ranks that share a copy of what is sharded (default: the job's, else searched)",
       positiveNumber,
     )
     .option("--mean-tokens <n>", "tokens of a trajectory (assumed: half of the limit)", positiveNumber)

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -68,6 +68,26 @@ describe("tokenring plan", () => {
       /a GPU would need \d+\.\d GB and has 137\.0 GB; the largest item is \w+ with \d+\.\d GB/,
     );
     expect(words).toMatch(/What would help: \d+ nodes, contextParallel: \d+, shard: 3/);
+  });
+
+  it("plans the mesh that the job asks for, unless an option asks for another", async () => {
+    const job = join(directory, "meshed.yaml");
+    const asks = "contextParallel: 16\ncontextSchedule: two_level\nshard: 3\nshardSize: 64\n";
+    writeFileSync(job, asks + readFileSync(recipe, "utf8"));
+    const { plan } = await planned(job);
+    expect(plan.mesh).toMatchObject({
+      contextParallel: 16,
+      contextSchedule: "two_level",
+      shard: 3,
+      shardSize: 64,
+    });
+    const { plan: other } = await planned(job, "--context-parallel", "8", "--shard-size", "128");
+    expect(other.mesh).toMatchObject({
+      contextParallel: 8,
+      contextSchedule: "ring",
+      shard: 3,
+      shardSize: 128,
+    });
   });
 
   it("looks at traces in place of planning, and says what they hold", async () => {
