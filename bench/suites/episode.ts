@@ -28,7 +28,10 @@ const LIMITS = {
 /** What an episode costs beside the model: tasks are solved by a script (open, edit, test, submit) and judged. */
 async function episodes(): Promise<Case> {
   const tasks = tinyswe({ seed: 1, train: EPISODES, heldOut: 0 });
-  const backend = await localBackend({ onWarning: (message) => process.stderr.write(`${message}\n`) });
+  const backend = await localBackend({
+    ...(tasks.programs ? { programs: tasks.programs } : {}),
+    onWarning: (message) => process.stderr.write(`${message}\n`),
+  });
   const { tokenizerJson, tokenizerConfig } = buildByteTokenizer({ phrases: [] });
   const tokenizer = tokenizerFromJson(tokenizerJson, tokenizerConfig);
   const chat = chatFormat(tokenizer, chatTemplateOf(tokenizerConfig));

@@ -1,7 +1,7 @@
 // Namespaces by the program bubblewrap, where only that one may make them: some systems trust it alone. A sandbox sees the
 // system read-only, its tree, its /tmp, and nobody else.
 import { join } from "node:path";
-import { INSIDE, type Python, SANDBOX_PATH, type Shown, sandboxEnvironment, shownInside } from "./host.ts";
+import { type Fittings, INSIDE, type Shown, sandboxEnvironment, searchPath, shownInside } from "./host.ts";
 import type { LaunchPlan } from "./launcher.ts";
 import type { Owner } from "./tree.ts";
 
@@ -17,14 +17,7 @@ function mount({ kind, source, target }: Shown): string[] {
 /**
  * @param user Whom to run as; undefined is the current user. As real root the kernel does not count processes.
  */
-export function bubblewrapPlan(options: {
-  scratch: string;
-  bwrap: string;
-  bash: string;
-  script: string;
-  python: Python | null;
-  user: Owner | undefined;
-}): LaunchPlan {
+export function bubblewrapPlan(options: Fittings & { bwrap: string; user: Owner | undefined }): LaunchPlan {
   const { scratch, bwrap, script, user } = options;
   const fixed = [
     ...["--unshare-user", "--uid", "1000", "--gid", "1000"],
@@ -37,7 +30,7 @@ export function bubblewrapPlan(options: {
     ...["--proc", "/proc"],
   ];
   return {
-    env: sandboxEnvironment(`${INSIDE.bin}:${SANDBOX_PATH}`, "/tmp"),
+    env: sandboxEnvironment(searchPath(INSIDE.bin, options), "/tmp"),
     mounts: true,
     slotOwner: () => user,
     start: ({ base, workdir }) => ({

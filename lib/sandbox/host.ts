@@ -18,8 +18,6 @@ import { promisify } from "node:util";
 
 const PROGRAM_PATH = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-export const SANDBOX_PATH = "/usr/local/bin:/usr/bin:/bin";
-
 /** Full path of a program of the system (never of a user's PATH), or null. */
 export function findProgram(name: string): string | null {
   return PROGRAM_PATH.map((directory) => join(directory, name)).find(isExecutable) ?? null;
@@ -76,9 +74,21 @@ function systemFolders(): Shown[] {
   return shown;
 }
 
+/** What the ways to start a sandbox have in common. */
+export interface Fittings {
+  /** The backend's folder. */
+  scratch: string;
+  bash: string;
+  /** What the resident bash runs. */
+  script: string;
+  python: Python | null;
+  /** Programs on the PATH beside `python`; null: all the system's. */
+  programs: readonly string[] | null;
+}
+
 /** Where a sandbox with a root of its own finds what is neither the system's nor its own. */
 export const INSIDE = {
-  /** Holds `python`; first on the PATH. */
+  /** Holds `python`, and the programs of a backend that names them; first on the PATH. */
   bin: "/opt/bin",
   bash: "/opt/resident/bash",
   /** The base commit's objects, read-only, for diffs that no agent can spoil. */
@@ -86,8 +96,8 @@ export const INSIDE = {
 } as const;
 
 /** All that such a sandbox sees but for /proc, its tree, its /tmp and its base. */
-export function shownInside(options: { scratch: string; bash: string; python: Python | null }): Shown[] {
-  const { scratch, bash, python } = options;
+export function shownInside(fittings: Fittings): Shown[] {
+  const { scratch, bash, python } = fittings;
   const etc = join(scratch, "etc");
   if (!existsSync(etc)) writeEtc(etc);
   const link = (target: string, source: string): Shown => ({ kind: "link", source, target });
@@ -103,10 +113,26 @@ export function shownInside(options: { scratch: string; bash: string; python: Py
     link("/dev/stderr", "/proc/self/fd/2"),
     link("/dev/shm", "/tmp"),
     ...(python?.prefix ? [{ kind: "read", source: python.prefix, target: python.prefix } as const] : []),
-    ...(python ? [link(`${INSIDE.bin}/python`, python.executable)] : []),
-    ...(python?.prefix ? [link(`${INSIDE.bin}/python3`, python.executable)] : []),
+    { kind: "read", source: binFolder(fittings), target: INSIDE.bin },
   ];
 }
+
+/** A folder of links to what commands find by name beside, or in place of, the system's programs; made once. */
+export function binFolder({ scratch, python, programs }: Fittings): string {
+  const bin = join(scratch, "bin");
+  if (existsSync(bin)) return bin;
+  mkdirSync(bin);
+  chmodSync(bin, 0o755);
+  const links = new Map((programs ?? []).map((name) => [name, findProgram(name)]));
+  if (python)
+    for (const name of python.prefix ? ["python", "python3"] : ["python"]) links.set(name, python.executable);
+  for (const [name, program] of links) if (program) symlinkSync(program, join(bin, name));
+  return bin;
+}
+
+/** The PATH of commands, where `bin` is the folder of links as they see it. */
+export const searchPath = (bin: string, { programs }: Fittings): string =>
+  programs ? bin : `${bin}:/usr/local/bin:/usr/bin:/bin`;
 
 /** Fills `directory` with an /etc that names one user and no host. */
 function writeEtc(directory: string): void {

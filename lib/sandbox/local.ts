@@ -5,7 +5,7 @@ import { TokenringError } from "../errors.ts";
 import { type Base, BaseStore } from "./base.ts";
 import { bubblewrapPlan } from "./bubblewrap.ts";
 import { sandboxAborted, sandboxBroken } from "./errors.ts";
-import { findProgram, findPython, INSIDE, type Python } from "./host.ts";
+import { type Fittings, findProgram, findPython, INSIDE } from "./host.ts";
 import { Launcher, type LaunchPlan, landlockVersion, type Slot } from "./launcher.ts";
 import { limitCommand, resolveLimits } from "./limits.ts";
 import { LocalSandbox } from "./local-sandbox.ts";
@@ -24,6 +24,11 @@ export interface LocalBackendOptions {
   /** Host directory below which sandboxes lie; default is memory (/dev/shm) where there is enough, else the temporary one. */
   directory?: string;
   limits?: Partial<SandboxLimits>;
+  /**
+   * Names of the programs that commands find on their PATH beside `python`; one that the host lacks is left out (default: all
+   * the system's). It hides, it forbids nothing: a full path still leads to the others.
+   */
+  programs?: readonly string[];
   /** Told once, in one line, what is weaker than it should be and how to cure it. Default: a process warning. */
   onWarning?: (message: string) => void;
 }
@@ -36,11 +41,7 @@ const CURE =
   "allow unprivileged user namespaces (in Docker: `--security-opt seccomp=unconfined --security-opt " +
   "apparmor=unconfined`), and where only bubblewrap may make them, or before Linux 5.12, `apt-get install bubblewrap`";
 
-interface Tools {
-  bash: string;
-  git: string;
-  python: Python | null;
-}
+type Tools = Pick<Fittings, "bash" | "python" | "programs"> & { git: string };
 
 interface Way {
   kind: LocalKind;
@@ -67,7 +68,7 @@ export async function localBackend(options: LocalBackendOptions = {}): Promise<S
   await removeStaleScratch(parent);
   const scratch = createScratch(parent);
   try {
-    const { tools, ...found } = await findBackend(options.kind, scratch, limits);
+    const { tools, ...found } = await findBackend(options.kind, scratch, limits, options.programs);
     const weaker = weaknesses(found, options.kind);
     if (weaker) warn(weaker);
     return new LocalBackend(scratch, found.way, found.launcher, tools, limits);
@@ -101,6 +102,7 @@ async function findBackend(
   kind: LocalKind | undefined,
   scratch: string,
   limits: SandboxLimits,
+  programs: readonly string[] | null = null,
 ): Promise<Found & { tools: Tools }> {
   for (const [name, mode] of [
     ["slots", 0o711],
@@ -116,6 +118,7 @@ async function findBackend(
     bash: requireProgram("bash"),
     git: requireProgram("git"),
     python: await findPython(),
+    programs,
   };
   return { tools, ...(await findWay(kind, scratch, tools, limits)) };
 }
@@ -162,7 +165,7 @@ async function findWay(
 /** What to try, best first; a string says why a way is not there. */
 function* ways(kind: LocalKind | undefined, scratch: string, tools: Tools): Generator<Way | string> {
   const root = process.getuid?.() === 0;
-  const common = { scratch, bash: tools.bash, python: tools.python, script: RESIDENT_SCRIPT };
+  const common = { scratch, ...tools, script: RESIDENT_SCRIPT };
   const own = (limits: SandboxLimits): number => limits.processes;
   const users: (Owner | undefined)[] = root
     ? [{ uid: SANDBOX_UID, gid: SANDBOX_UID }, undefined]

@@ -2,24 +2,18 @@
 // else. It is what bubblewrap makes (bubblewrap.ts), but for what starting a program twice more costs: what all sandboxes
 // see alike is mounted once, and none of a sandbox's namespaces belongs to its processes.
 import { join } from "node:path";
-import { INSIDE, type Python, SANDBOX_PATH, type Shown, sandboxEnvironment, shownInside } from "./host.ts";
+import { type Fittings, INSIDE, type Shown, sandboxEnvironment, searchPath, shownInside } from "./host.ts";
 import type { LaunchPlan } from "./launcher.ts";
 import type { Owner } from "./tree.ts";
 
 /**
  * @param user Whom to run as; undefined is the current user. As real root the kernel does not count processes.
  */
-export function namespacesPlan(options: {
-  scratch: string;
-  bash: string;
-  script: string;
-  python: Python | null;
-  user: Owner | undefined;
-}): LaunchPlan {
+export function namespacesPlan(options: Fittings & { user: Owner | undefined }): LaunchPlan {
   const { scratch, script, user } = options;
   const common = shownInside(options);
   return {
-    env: sandboxEnvironment(`${INSIDE.bin}:${SANDBOX_PATH}`, "/tmp"),
+    env: sandboxEnvironment(searchPath(INSIDE.bin, options), "/tmp"),
     mounts: true,
     slotOwner: () => user,
     start: ({ slot, base, workdir }) => {

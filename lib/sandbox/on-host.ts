@@ -1,9 +1,9 @@
 // The kinds that run on the host's own file system and processes, where namespaces are not to be had. "landlock" is
 // confined by the kernel's Landlock, a filter of system calls and, as root, a user of its own; "unsafe-host" by nothing
 // but that user: it keeps honest programs apart, not hostile ones.
-import { mkdirSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { type Python, residentBash, SANDBOX_PATH, sandboxEnvironment } from "./host.ts";
+import { binFolder, type Fittings, residentBash, sandboxEnvironment, searchPath } from "./host.ts";
 import type { LaunchPlan } from "./launcher.ts";
 
 /** Users per host process: no sandbox may be the user of another, since a user can kill all that is his. */
@@ -33,22 +33,10 @@ function firstUid(): number {
  * @param confine "landlock", else "unsafe-host".
  * @param root Whether the host process may change users; then each sandbox is a user of its own.
  */
-export function onHostPlan(options: {
-  scratch: string;
-  bash: string;
-  script: string;
-  python: Python | null;
-  confine: boolean;
-  root: boolean;
-}): LaunchPlan {
+export function onHostPlan(options: Fittings & { confine: boolean; root: boolean }): LaunchPlan {
   const { scratch, script, python, confine, root } = options;
   const first = root ? firstUid() : 0;
-  const bin = join(scratch, "bin");
-  rmSync(bin, { recursive: true, force: true });
-  mkdirSync(bin, { mode: 0o755 });
-  for (const name of python ? ["python", ...(python.prefix ? ["python3"] : [])] : []) {
-    symlinkSync(python?.executable as string, join(bin, name));
-  }
+  const bin = binFolder(options);
   const bash = confine ? residentBash(scratch, options.bash) : options.bash;
   const fixed = confine
     ? [
@@ -63,7 +51,7 @@ export function onHostPlan(options: {
     return root ? { uid: id, gid: id } : undefined;
   };
   return {
-    env: sandboxEnvironment(`${bin}:${SANDBOX_PATH}`, "/tmp"),
+    env: sandboxEnvironment(searchPath(bin, options), "/tmp"),
     mounts: false,
     slotOwner,
     start: ({ slot, base }) => {

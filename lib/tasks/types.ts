@@ -37,6 +37,8 @@ export interface TaskSet {
   /** More held-out instances, by name: each set is reported by itself and counts in no other number. */
   readonly apart?: Readonly<Record<string, readonly Instance[]>>;
   readonly template: PromptTemplate;
+  /** Programs that commands find by name in a sandbox, beside `python` (default: all the system's). */
+  readonly programs?: readonly string[];
   /** Host directory of a pristine git repository at base_commit: no remotes, no future history. */
   repository(instance: Instance): Promise<string>;
   /**

@@ -9,6 +9,7 @@ import type { Instance, PromptTemplate, TaskSet } from "../types.ts";
 import { writeRepository } from "./git.ts";
 import { verifyCommand } from "./judge.ts";
 import type { Stream } from "./plan.ts";
+import { PROGRAMS } from "./programs.ts";
 import { WORKDIR } from "./simulator.ts";
 import { makeTask, type TinyTask } from "./task.ts";
 
@@ -80,6 +81,7 @@ export function tinyswe(options: TinysweOptions): TinysweTaskSet {
     apart: { "held-out-family": tasks.heldOutFamilies.map((task) => task.instance) },
     tasks,
     template: COMPACT_TEMPLATE,
+    programs: PROGRAMS,
     async repository(instance: Instance): Promise<string> {
       const task = byId.get(instance.instance_id);
       if (task === undefined) {
