@@ -29,7 +29,7 @@ const LIMITS = {
 async function episodes(): Promise<Case> {
   const tasks = tinyswe({ seed: 1, train: EPISODES, heldOut: 0 });
   const backend = await localBackend({
-    ...(tasks.programs ? { programs: tasks.programs } : {}),
+    programs: tasks.programs,
     onWarning: (message) => process.stderr.write(`${message}\n`),
   });
   const { tokenizerJson, tokenizerConfig } = buildByteTokenizer({ phrases: [] });

@@ -106,7 +106,7 @@ async function check(options: SetOptions & OutputOptions): Promise<void> {
   const signal = commandSignal();
   const backend = await localBackend({
     ...(config.sandbox.kind === "auto" ? {} : { kind: config.sandbox.kind }),
-    ...(set.programs ? { programs: set.programs } : {}),
+    programs: set.programs,
     onWarning: (message: string) => progress.log(message),
   });
   const faults: { task: string; fault: string }[] = [];

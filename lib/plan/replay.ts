@@ -1,5 +1,5 @@
 // Holds the simulator against what ranks really did: the same schedule, with durations taken from the trace.
-import { isCommunication, type MeshShape, type ScheduleEntry, type Track } from "./schedule.ts";
+import { isComputation, type MeshShape, type ScheduleEntry, type Track } from "./schedule.ts";
 import { type Simulation, type Span, simulate } from "./simulate.ts";
 import { type Meeting, median, meetingsOf, type TracedCall, type TracedEntry } from "./trace.ts";
 
@@ -152,7 +152,7 @@ function exposuresOf(
       free = traced.end;
     }
     last[entry.track] = traced;
-    if (isCommunication(entry) || entry.track === "host") calls[entry.track] = traced;
+    if (!isComputation(entry)) calls[entry.track] = traced;
   }
   // What comes after the last product.
   for (const track of ["context", "gradients"] as const) {
@@ -213,7 +213,7 @@ export function replay(calls: readonly TracedCall[]): Replay[] {
       entries.length === 0 ? 0 : Math.min(...entries.map(({ begin }) => begin)) - first,
     );
     const slowness = call.ranks.map((entries) => {
-      const computed = entries.filter(({ entry }) => !isCommunication(entry) && entry.track !== "host");
+      const computed = entries.filter(({ entry }) => isComputation(entry));
       const sum = (of: (entry: ScheduleEntry) => number): number =>
         computed.reduce((all, { entry }) => all + of(entry), 0);
       return computed.length === 0 ? 1 : sum(ownOf) / sum(stationOf);

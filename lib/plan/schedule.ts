@@ -46,6 +46,10 @@ const MOVED: Record<string, (n: number) => number> = {
 
 export const isCommunication = (entry: ScheduleEntry): boolean => Object.hasOwn(MOVED, entry.op);
 
+/** Neither a call between ranks nor a copy to the host or back. */
+export const isComputation = (entry: ScheduleEntry): boolean =>
+  !isCommunication(entry) && entry.track !== "host";
+
 export function movedBytes({ op, bytes }: ScheduleEntry, ranks: number): number {
   return bytes * (MOVED[op]?.(ranks) ?? 0);
 }

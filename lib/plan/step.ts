@@ -4,7 +4,7 @@ import { heaviest, lossWeights, type MemoryUse, planRanks } from "../policy/memo
 import { nativeRankOptions, type OffloadChoice } from "../policy/rank-options.ts";
 import type { DecoderConfig } from "../policy/types.ts";
 import { type Cluster, communicationPrices, computeSeconds } from "./price.ts";
-import { isCommunication, type MeshShape, type ScheduleEntry } from "./schedule.ts";
+import { isComputation, type MeshShape, type ScheduleEntry } from "./schedule.ts";
 import { type Simulation, type Span, simulate } from "./simulate.ts";
 
 export interface StepShape {
@@ -101,9 +101,7 @@ function timeOf(
     entries.reduce((all, entry) => all + of(entry), 0);
   const bound = Math.max(
     ...group.map((entries) =>
-      sum(entries, (entry) =>
-        isCommunication(entry) || entry.track === "host" ? 0 : computeSeconds(entry, cluster),
-      ),
+      sum(entries, (entry) => (isComputation(entry) ? computeSeconds(entry, cluster) : 0)),
     ),
   );
   const flops = schedules.reduce((all, entries) => all + sum(entries, (entry) => entry.flops), 0);

@@ -22,7 +22,7 @@ export async function openWorld(config: JobConfig, options: { progress: Progress
   try {
     const sandboxes = await localBackend({
       ...(config.sandbox.kind === "auto" ? {} : { kind: config.sandbox.kind }),
-      ...(tasks.programs ? { programs: tasks.programs } : {}),
+      programs: tasks.programs,
       onWarning: (message: string) => options.progress.log(message),
     });
     return {

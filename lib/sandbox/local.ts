@@ -28,7 +28,7 @@ export interface LocalBackendOptions {
    * Names of the programs that commands find on their PATH beside `python`; one that the host lacks is left out (default: all
    * the system's). It hides, it forbids nothing: a full path still leads to the others.
    */
-  programs?: readonly string[];
+  programs?: readonly string[] | undefined;
   /** Told once, in one line, what is weaker than it should be and how to cure it. Default: a process warning. */
   onWarning?: (message: string) => void;
 }
