@@ -114,7 +114,7 @@ async function verifyRun(directory: string, config: JobConfig, options: Evaluate
   if (options.json !== undefined) await writeJson(options.json, result);
   if (showsWords(options)) {
     const lines = [
-      `${judged} of ${patches} patches of ${trajectories} trajectories judged again in fresh sandboxes`,
+      `${judged} of ${patches} patches judged again in fresh sandboxes, of ${trajectories} trajectories (at each limit that they count for)`,
       `  ${agreed} verdicts agree, ${resolved} of them resolved; ${differences.length} differ`,
       ...differences
         .slice(0, 20)
