@@ -57,7 +57,6 @@ Tensor Rank::make(DType dtype, const void* values, size_t count) {
 
 std::vector<std::string> run(const Way& way, int size, const std::function<void(Rank&)>& body, milliseconds timeout,
                              const RankNames& names) {
-  fixture::device();  // made by one thread
   const UniqueId id = way.transport.make_id();
   std::vector<std::string> failures(static_cast<size_t>(size));
   std::vector<std::thread> threads;

@@ -1,8 +1,11 @@
 // A mesh of emulated GPUs over NCCL's double: the decoder learns what one GPU does, with data in parallel, and with
 // documents that lie on two ranks. And what its groups call their ranks, over NCCL and over shared memory.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <mutex>
+#include <thread>
 
 #include "comm_rig.h"
 #include "mesh_rig.h"
@@ -203,6 +206,7 @@ TEST(mesh_groups_name_their_ranks_by_their_numbers_in_the_mesh) {
       options.id = way.transport.make_id();
       std::vector<std::string> failures(8);
       std::vector<std::thread> threads;
+      std::atomic<int> joined{0};
       for (int r = 0; r < 8; ++r)
         threads.emplace_back([&, r] {
           MeshOptions own = options;
@@ -211,6 +215,9 @@ TEST(mesh_groups_name_their_ranks_by_their_numbers_in_the_mesh) {
             comm_rig::Place place(way.gpu, static_cast<uint64_t>(r) + 1);
             Mesh mesh(place.device(), way.transport, own);
             mesh.join();
+            // One that left earlier would be missed by those that still join.
+            ++joined;
+            for (int ms = 0; joined < 8 && ms < 60'000; ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
             if (r != one.waits) return;  // rank 5 among them
             one.of(mesh)->barrier(mesh.context_stream());
             mesh.context_stream().synchronize();

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <tuple>
 
 #include "harness.h"
@@ -58,6 +59,8 @@ std::vector<std::string> find_isas(Precision precision) {
 
 Device& device(const std::string& isa, int threads, Precision precision) {
   static std::map<std::tuple<std::string, int, Precision>, std::unique_ptr<Device>> devices;
+  static std::mutex mutex;  // ranks that are threads ask at once
+  const std::lock_guard lock(mutex);
   std::unique_ptr<Device>& d = devices[{isa, threads, precision}];
   if (!d) d = make(isa, threads, precision);
   return *d;
