@@ -83,8 +83,6 @@ class Launcher {
     // Whether it is the first of its namespaces itself, so that all others have ended before it has.
     bool first;
     int64_t user;
-    // The first process of the namespaces, once this one is to die: the last of the sandbox to go.
-    pid_t inner;
     // Ids of `kill` requests that wait for its end.
     Fields waiting;
   };
@@ -103,6 +101,9 @@ class Launcher {
   File lean_;
   ControlGroups groups_;
   std::map<pid_t, Child> children_;
+  // Whether orphans are left, and ids of `kill` requests that wait until none is.
+  bool strays_ = false;
+  Fields orphaned_;
   std::vector<sock_filter> filter_;
   std::set<std::string> mounted_;
   std::map<std::string, File> roots_;
@@ -259,7 +260,7 @@ void Launcher::start(const Fields& fields) {
     start.extra = extra.get();
   }
   pid_t pid = start_process(start);
-  children_[pid] = {slot, start.supervise, start.apart, start.user, 0, {}};
+  children_[pid] = {slot, start.supervise, start.apart, start.user, {}};
 }
 
 void Launcher::handle(const Fields& fields) {
@@ -287,11 +288,15 @@ void Launcher::handle(const Fields& fields) {
       for (auto& [pid, child] : children_) {
         if (child.slot != slot) continue;
         child.waiting.push_back(id);
-        if (mounts_ && !child.first) child.inner = child_of(pid);
         end(pid, child);
         found = true;
       }
       if (found) return;
+      // It may be one of theirs.
+      if (strays_) {
+        orphaned_.push_back(id);
+        return;
+      }
     } else {
       throw std::runtime_error("unknown request " + verb);
     }
@@ -310,18 +315,22 @@ void Launcher::reap() {
       orphans = true;
       continue;
     }
-    orphans = orphans || (child->second.supervised && WIFSIGNALED(status));
-    Child ended = std::move(child->second);
-    children_.erase(child);
-    // Dead or alive, it has come to us by now, unless its parent saw it end.
-    if (ended.inner > 0 && kill(ended.inner, SIGKILL) == 0) {
-      children_[ended.inner] = {ended.slot, false, true, ended.user, 0, std::move(ended.waiting)};
-    } else {
+    const Child& ended = child->second;
+    // Others leave orphans, which come to us in the moment that they die: a supervisor that was killed, and bubblewrap,
+    // whose child is the last of its sandbox to go.
+    const bool last = ended.first || (ended.supervised && !WIFSIGNALED(status));
+    orphans = orphans || !last;
+    if (last) {
       for (const auto& id : ended.waiting) reply(id, "0");
+    } else {
+      orphaned_.insert(orphaned_.end(), ended.waiting.begin(), ended.waiting.end());
     }
+    children_.erase(child);
   }
-  // In namespaces, all of a sandbox dies with its first process.
-  if (orphans && !mounts_) kill_strays([this](pid_t pid) { return children_.count(pid) > 0; });
+  if (!orphans) return;
+  strays_ = kill_strays([this](pid_t pid) { return children_.count(pid) > 0; });
+  if (strays_) return;
+  for (const auto& id : std::exchange(orphaned_, {})) reply(id, "0");
 }
 
 int Launcher::serve() {

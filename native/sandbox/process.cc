@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include <exception>
+#include <fstream>
 #include <map>
 #include <utility>
 
@@ -107,6 +108,19 @@ std::multimap<pid_t, pid_t> processes_by_parent() {
   return children;
 }
 
+std::vector<pid_t> own_children() {
+  std::vector<pid_t> found;
+  if (std::ifstream list("/proc/thread-self/children"); list) {
+    for (pid_t pid; list >> pid;) found.push_back(pid);
+    return found;
+  }
+  // A kernel without that list.
+  auto children = processes_by_parent();
+  auto [begin, end] = children.equal_range(getpid());
+  for (auto child = begin; child != end; ++child) found.push_back(child->second);
+  return found;
+}
+
 // Everybody who comes of `ancestor`.
 std::vector<pid_t> descendants(pid_t ancestor) {
   auto children = processes_by_parent();
@@ -187,21 +201,14 @@ bool add_held(pid_t pid, std::map<std::pair<dev_t, ino_t>, uint64_t>& files) {
 
 }  // namespace
 
-pid_t child_of(pid_t pid) {
-  std::string task = "/proc/" + std::to_string(pid) + "/task/" + std::to_string(pid);
-  if (access((task + "/children").c_str(), R_OK) == 0) return atoi(read_text(task + "/children").c_str());
-  // A kernel without that list.
-  auto children = processes_by_parent();
-  auto child = children.find(pid);
-  return child == children.end() ? 0 : child->second;
-}
-
-void kill_strays(const std::function<bool(pid_t)>& known) {
-  auto children = processes_by_parent();
-  auto [begin, end] = children.equal_range(getpid());
-  for (auto child = begin; child != end; ++child) {
-    if (!known(child->second)) kill(child->second, SIGKILL);
+bool kill_strays(const std::function<bool(pid_t)>& known) {
+  bool any = false;
+  for (pid_t child : own_children()) {
+    if (known(child)) continue;
+    any = true;
+    kill(child, SIGKILL);
   }
+  return any;
 }
 
 uint64_t held_bytes(pid_t supervisor, int64_t user) {

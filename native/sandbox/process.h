@@ -37,11 +37,9 @@ struct Start {
 // The process to wait for. Supervised, SIGTERM ends it with all that came of it; else SIGKILL does. Throws.
 pid_t start_process(const Start& start);
 
-// The first child of a process, or 0.
-pid_t child_of(pid_t pid);
-
-// Children of this process that are not `known` are orphans of sandboxes whose supervisor was killed: ends them.
-void kill_strays(const std::function<bool(pid_t)>& known);
+// Children of this process that are not `known` are orphans of sandboxes: ends them. Whether there were any; the dead
+// count until they are waited for.
+bool kill_strays(const std::function<bool(pid_t)>& known);
 
 // Bytes in files without a name that `supervisor`'s descendants, who are `user`, hold open; only what this process, or
 // that user, may look at.
