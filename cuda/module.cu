@@ -99,12 +99,14 @@ int open_device(int ordinal, DeviceFacts* facts) {
   return 0;
 }
 
-// The graph is ready to be launched; what it was made of is no longer needed.
+// The graph is ready to be launched and has the memory that it needs, so that the first launch takes none; what it was
+// made of is no longer needed.
 int end_capture(CudaStream stream, CudaGraph* graph) {
   *graph = nullptr;
   cudaGraph_t captured = nullptr;
   cudaError_t error = cudaStreamEndCapture(stream, &captured);
   if (error == cudaSuccess) error = cudaGraphInstantiate(graph, captured, 0);
+  if (error == cudaSuccess) error = cudaGraphUpload(*graph, stream);
   if (captured) cudaGraphDestroy(captured);
   return error;
 }

@@ -1,7 +1,6 @@
 #include "cuda/device.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -30,7 +29,7 @@ class CudaDevice final : public Device {
         ops_(runtime_, *libraries.kernels, gemm_, libraries.encode, facts_.multiprocessors, deterministic) {}
 
   std::string name() const override { return std::string("cuda (") + facts_.name + ", bf16)"; }
-  std::unique_ptr<Stream> stream() override { return std::make_unique<DeviceStream>(*this, runtime_, memory_changes_); }
+  std::unique_ptr<Stream> stream() override { return std::make_unique<DeviceStream>(*this, runtime_, memory_); }
   const Ops& ops() const override { return ops_; }
 
   void* allocate(size_t bytes, const char* purpose) override {
@@ -41,8 +40,8 @@ class CudaDevice final : public Device {
       fail("OUT_OF_MEMORY", "the GPU has no ", in_mib(bytes), " for ", purpose, ": ", breakdown());
     }
     check_runtime(runtime_, code, "an allocation");
-    ++memory_changes_;
-    held_.add(data, purpose, bytes);
+    ++memory_.changes;
+    memory_.held.add(data, purpose, bytes);
     return data;
   }
   void* allocate_host(size_t bytes, const char* purpose) override {
@@ -62,12 +61,12 @@ class CudaDevice final : public Device {
     runtime_.free_host(data);
   }
   void free(void* data) noexcept override {
-    ++memory_changes_;
-    held_.remove(data);
+    ++memory_.changes;
+    memory_.held.remove(data);
     runtime_.free(data);
   }
 
-  std::vector<HeldMemory> most_held() const override { return held_.most(); }
+  std::vector<HeldMemory> most_held() const override { return memory_.held.most(); }
   std::vector<HeldMemory> most_held_of_host() const override { return pinned_.most(); }
 
  private:
@@ -82,9 +81,9 @@ class CudaDevice final : public Device {
   // What holds its memory, the largest first.
   std::string breakdown() {
     size_t free = 0, total = 0;
-    std::vector<HeldMemory> parts = held_.now();
+    std::vector<HeldMemory> parts = memory_.held.now();
     std::stable_sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
-    std::string text = "this policy holds " + in_mib(held_.all());
+    std::string text = "this policy holds " + in_mib(memory_.held.all());
     for (size_t i = 0; i < parts.size(); ++i)
       text += (i ? ", " : " (") + parts[i].purpose + " " + in_mib(parts[i].bytes) + (i + 1 == parts.size() ? ")" : "");
     if (runtime_.memory(&free, &total) == 0)
@@ -96,8 +95,8 @@ class CudaDevice final : public Device {
   DeviceFacts facts_;
   Gemm gemm_;
   CudaOps ops_;
-  MemoryCount held_, pinned_;
-  std::atomic<uint64_t> memory_changes_ = 0;
+  DeviceMemory memory_;
+  MemoryCount pinned_;
 };
 
 }  // namespace

@@ -51,7 +51,8 @@ struct Runtime {
   int (*copy)(void* to, const void* from, size_t bytes, CudaStream stream);
   int (*fill)(void* to, int byte, size_t bytes, CudaStream stream);
   int (*call)(CudaStream stream, void (*function)(void*), void* argument);
-  // What is queued on the stream from the first on is not run; the second makes a graph of it, null if there is none.
+  // What is queued on the stream from the first on is not run; the second makes a graph of it, null if there is none,
+  // with the memory that it takes.
   // Between the two this thread neither allocates, nor frees, nor waits for the GPU.
   int (*capture_begin)(CudaStream stream);
   int (*capture_end)(CudaStream stream, CudaGraph* graph);

@@ -22,8 +22,8 @@ bool wants_graphs() {
 
 }  // namespace
 
-DeviceStream::DeviceStream(Device& device, const Runtime& runtime, const std::atomic<uint64_t>& memory_changes)
-    : device_(device), runtime_(runtime), memory_changes_(memory_changes), records_(wants_graphs()) {
+DeviceStream::DeviceStream(Device& device, const Runtime& runtime, DeviceMemory& memory)
+    : device_(device), runtime_(runtime), memory_(memory), records_(wants_graphs()) {
   check_runtime(runtime_, runtime_.stream_create(&raw_), "making a stream");
   if (const int code = runtime_.event_create(&event_)) {
     runtime_.stream_destroy(raw_);
@@ -95,10 +95,16 @@ void DeviceStream::call(std::function<void()> work) {
 
 class DeviceStream::Graph final : public Recording {
  public:
-  Graph(const DeviceStream& of, CudaGraph graph)
-      : runtime_(of.runtime_), graph_(graph), memory_(of.memory_changes_), made_at_(memory_) {}
-  ~Graph() override { runtime_.graph_destroy(graph_); }
-  bool holds() const override { return memory_ == made_at_; }
+  // bytes: that it takes of the GPU.
+  Graph(const DeviceStream& of, CudaGraph graph, size_t bytes)
+      : runtime_(of.runtime_), graph_(graph), memory_(of.memory_), made_at_(memory_.changes) {
+    if (bytes) memory_.held.add(graph_, "CUDA graphs", bytes);
+  }
+  ~Graph() override {
+    memory_.held.remove(graph_);
+    runtime_.graph_destroy(graph_);
+  }
+  bool holds() const override { return memory_.changes == made_at_; }
   void replay(Stream& stream) override {
     check_runtime(runtime_, runtime_.graph_launch(graph_, device_stream(stream).raw()), "launching a graph");
   }
@@ -106,11 +112,20 @@ class DeviceStream::Graph final : public Recording {
  private:
   const Runtime& runtime_;
   CudaGraph graph_;
-  const std::atomic<uint64_t>& memory_;
+  DeviceMemory& memory_;
   const uint64_t made_at_;
 };
 
+// What the GPU has not given to anybody, and what this device has asked for, together: less once CUDA takes some
+// itself.
+size_t DeviceStream::left() const {
+  size_t free = 0, total = 0;
+  check_runtime(runtime_, runtime_.memory(&free, &total), "asking for free memory");
+  return free + memory_.held.all();
+}
+
 std::unique_ptr<Recording> DeviceStream::record(const std::function<void()>& queue) {
+  const size_t before = left();
   check_runtime(runtime_, runtime_.capture_begin(raw_), "beginning a graph");
   recording_ = true;
   std::exception_ptr error;
@@ -124,7 +139,11 @@ std::unique_ptr<Recording> DeviceStream::record(const std::function<void()>& que
   CudaGraph graph = nullptr;
   const int code = runtime_.capture_end(raw_, &graph);
   std::unique_ptr<Recording> made;
-  if (graph) made = std::make_unique<Graph>(*this, graph);
+  if (graph) {
+    // CUDA does not say what a graph takes.
+    const size_t after = left();
+    made = std::make_unique<Graph>(*this, graph, before > after ? before - after : 0);
+  }
   if (error) {
     runtime_.last_error();  // the first cause is told
     std::rethrow_exception(error);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/memory_count.h"
 #include "cuda/module.h"
 
 namespace tokenring::cuda {
@@ -36,10 +37,17 @@ class StreamError {
   std::exception_ptr error_;
 };
 
+// Of a device, as its streams know it.
+struct DeviceMemory {
+  MemoryCount held;
+  // Grows whenever the device takes or gives back memory that queued work may use.
+  std::atomic<uint64_t> changes = 0;
+};
+
 class DeviceStream final : public Stream {
  public:
-  // memory_changes: grows whenever the device takes or gives back memory.
-  DeviceStream(Device& device, const Runtime& runtime, const std::atomic<uint64_t>& memory_changes);
+  // `memory` outlives the stream and its recordings.
+  DeviceStream(Device& device, const Runtime& runtime, DeviceMemory& memory);
   ~DeviceStream() override;  // runs what is queued
 
   void synchronize() override;
@@ -96,12 +104,13 @@ class DeviceStream final : public Stream {
   struct Call;
   static void run(void* call);
   class Graph;
+  size_t left() const;
   // Failure INTERNAL in a recording: of something that it cannot hold.
   void not_recorded(const char* what) const;
 
   Device& device_;
   const Runtime& runtime_;
-  const std::atomic<uint64_t>& memory_changes_;
+  DeviceMemory& memory_;
   CudaStream raw_ = nullptr;
   CudaEvent event_ = nullptr;  // recorded anew for each stream that waits
   bool records_, recording_ = false;

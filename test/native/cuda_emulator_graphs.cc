@@ -23,7 +23,9 @@ constexpr int kUnsupported = 900, kInvalidated = 901, kUnjoined = 904, kIsolatio
 thread_local std::shared_ptr<Capture> capturing;
 
 struct GraphOf {
+  World* world;
   std::vector<Node> nodes;
+  size_t bytes() const { return nodes.size() * kGraphNodeBytes; }
 };
 
 void join(std::vector<size_t>& tail, const std::vector<size_t>& others) {
@@ -112,7 +114,8 @@ int capture_end(CudaStream stream, CudaGraph* graph) {
   }
   if (done->broken) return kInvalidated;
   if (!whole) return kUnjoined;
-  *graph = reinterpret_cast<CudaGraph>(new GraphOf{std::move(done->nodes)});
+  *graph = reinterpret_cast<CudaGraph>(new GraphOf{world, std::move(done->nodes)});
+  world->held += reinterpret_cast<GraphOf*>(*graph)->bytes();
   return status();
 }
 
@@ -136,7 +139,10 @@ int graph_launch(CudaGraph graph, CudaStream stream) {
 }
 
 int graph_destroy(CudaGraph graph) {
-  delete reinterpret_cast<GraphOf*>(graph);
+  auto* of = reinterpret_cast<GraphOf*>(graph);
+  const Turn turn(of->world);
+  world->held -= of->bytes();
+  delete of;
   return 0;
 }
 

@@ -217,6 +217,32 @@ TEST(cuda_graphs_refuse_what_they_cannot_hold) {
   CHECK(!zeroing->holds());
 }
 
+TEST(cuda_graphs_are_in_the_memory_that_a_device_holds) {
+  Emulation gpu(1, size_t{1} << 20);
+  const auto device = gpu.device();
+  const auto stream = device->stream();
+  const Buffer x(*device, 256, "activations");
+  const auto graphs = [&] {
+    size_t bytes = 0;
+    for (const HeldMemory& one : device->most_held()) bytes += one.purpose == "CUDA graphs" ? one.bytes : 0;
+    return bytes;
+  };
+  const auto zeroing = [&](int times) {
+    return stream->record([&, times] {
+      for (int i = 0; i < times; ++i) device->ops().zero(*stream, tensor(x.data(), DType::f32, {64}));
+    });
+  };
+  auto first = zeroing(1), second = zeroing(4);
+  CHECK(graphs() == 5 * emulator::kGraphNodeBytes);
+  const std::string full = failure_of([&] { Buffer(*device, size_t{1} << 20, "workspace"); });
+  CHECK(contains(full, "OUT_OF_MEMORY") && contains(full, "CUDA graphs 0.0 MiB"));
+  // What is gone is not counted when more is held than ever before.
+  first.reset();
+  second.reset();
+  const Buffer more(*device, 4096, "activations");
+  CHECK(graphs() == 0);
+}
+
 // --- the emulated runtime --------------------------------------------------------------------------------------------
 
 TEST(cuda_emulator_captures_as_cuda_does) {

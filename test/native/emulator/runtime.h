@@ -29,6 +29,9 @@ namespace emulator {
 // nothing runs before the host waits.
 enum class Order { drawn, oldest_first, youngest_first };
 
+// Device memory that a graph takes for each of its nodes.
+constexpr size_t kGraphNodeBytes = 256;
+
 struct RuntimeCounts {
   int64_t allocations = 0, launches = 0, products = 0, graphs = 0;  // graphs: launched
 };
