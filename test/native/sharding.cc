@@ -66,7 +66,7 @@ Outcome train(const DecoderConfig& config, const Case& how) {
         const PackedBatch part = documents_of(batch, [&](size_t d) { return static_cast<int>(d) % of == at; });
         k.trainer.accumulate(part, PolicyLoss{}, k.never, how.last && pass == how.passes - 1);
       }
-      if (step == 0 && how.size == 1) k.parameters.complete_gradients(*k.stream);
+      if (step == 0 && how.last && how.size == 1) k.parameters.complete_gradients(*k.stream);
       if (step == 0 && how.last) put_share(k, k.parameters.gradient(), outcome.gradient);
       const OptimiserResult result = k.trainer.optimise(clipping());
       CHECK(result.step == step + 1);
