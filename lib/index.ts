@@ -15,6 +15,7 @@ export { loadTokenizer, tokenizerFromJson } from "./engine/tokenizer.ts";
 export { buildByteTokenizer } from "./engine/tokenizer-build.ts";
 export type { ChatFormat, Tokenizer } from "./engine/tokenizer-types.ts";
 export type { Engine, SampledTurn, SampleOptions, Session } from "./engine/types.ts";
+export { type VllmEngine, type VllmOptions, vllmEngine } from "./engine/vllm.ts";
 export { type ErrorCode, isTokenringError, TokenringError } from "./errors.ts";
 export {
   type AbstentionPoint,

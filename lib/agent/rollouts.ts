@@ -118,6 +118,7 @@ export class Rollouts implements RolloutSource {
       throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message);
     }
     checkPrefixes(request);
+    await this.#options.engine.update?.({ signal: request.signal });
     const { episodes, openSandboxes, verifications } = this.#options;
     const stop = new AbortController();
     // Every episode under way listens: that is no leak.

@@ -4,7 +4,7 @@ import type { NativeRank, NativeSampleRequest } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { contextLength } from "../policy/config.ts";
 import type { Policy } from "../policy/policy.ts";
-import type { Engine, SampledTurn, SampleOptions, Session } from "./types.ts";
+import { type Engine, type SampledTurn, type SampleOptions, type Session, tokenIds } from "./types.ts";
 
 /**
  * The engine that samples from `policy`. Its sessions end with the policy; new weights drop what they have cached
@@ -38,7 +38,7 @@ class EmbeddedSession implements Session {
 
   extend(tokens: ArrayLike<number>): void {
     this.#live();
-    const ids = tokens instanceof Int32Array ? tokens : int32(tokens);
+    const ids = tokenIds(tokens);
     this.#rank.extendSession(this.#id, ids);
     this.#length += ids.length;
   }
@@ -47,7 +47,7 @@ class EmbeddedSession implements Session {
     this.#live();
     const request: NativeSampleRequest = {
       maxTokens: options.maxTokens,
-      stop: int32(options.stop),
+      stop: tokenIds(options.stop),
       temperature: options.temperature,
       seed: options.seed,
     };
@@ -76,18 +76,4 @@ class EmbeddedSession implements Session {
   #live(): void {
     if (this.#disposed) throw new TokenringError("ERR_TOKENRING_DISPOSED", "the session was disposed");
   }
-}
-
-/** Int32Array.from would cut fractions and wrap large numbers in silence. */
-function int32(tokens: ArrayLike<number>): Int32Array {
-  const ids = Int32Array.from(tokens);
-  for (let i = 0; i < ids.length; i++) {
-    if (ids[i] !== tokens[i]) {
-      throw new TokenringError(
-        "ERR_TOKENRING_INVALID_ARGUMENT",
-        `tokens[${i}] is ${tokens[i]}, not a token id`,
-      );
-    }
-  }
-  return ids;
 }

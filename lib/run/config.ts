@@ -59,6 +59,33 @@ const limits = z.strictObject({
   autoSubmit: z.boolean().default(true),
 });
 
+/** Who samples (docs/engine.md). */
+const engine = z.discriminatedUnion(
+  "kind",
+  [
+    z.strictObject({ kind: z.literal("embedded") }),
+    z.strictObject({
+      kind: z.literal("vllm"),
+      urls: z
+        .array(z.url({ protocol: /^https?$/, error: "give http://host:port" }))
+        .min(1)
+        .refine((urls) => new Set(urls).size === urls.length, "a server is named twice"),
+      /** As the servers call the model, where they serve several. */
+      model: z.string().min(1).optional(),
+      /** A folder that all servers read under the same path; in the run directory where left out. */
+      weights: z.string().min(1).optional(),
+      dtype: z.enum(["bf16", "f32"]).default("bf16"),
+      /** See VllmOptions. */
+      seeded: z.boolean().default(false),
+      turnSeconds: seconds.default(600),
+      updateSeconds: seconds.default(600),
+      /** Median of |server - policy|, in nats, over a few tokens after each update. */
+      tolerance: z.number().positive().default(0.1),
+    }),
+  ],
+  { error: "give kind: embedded or vllm" },
+);
+
 /** Scripted demonstrations that stand in for instruction tuning; only task sets that bring demonstrators have them. */
 const warmStart = z.strictObject({
   copySteps: z.int().min(0),
@@ -256,6 +283,7 @@ const job = z.strictObject({
     /** Wall and CPU time of one verification's test command. */
     testSeconds: seconds.default(60),
   }),
+  engine: engine.prefault({ kind: "embedded" }),
   sandbox: z
     .strictObject({
       kind: z.enum(SANDBOX_KINDS).default("auto"),

@@ -11,7 +11,6 @@ import {
   loadChatTemplate,
   templateVariables,
 } from "../engine/chat.ts";
-import { embeddedEngine } from "../engine/embedded.ts";
 import { loadTokenizer, tokenizerFromJson } from "../engine/tokenizer.ts";
 import { buildByteTokenizer } from "../engine/tokenizer-build.ts";
 import type { ChatFormat, Tokenizer } from "../engine/tokenizer-types.ts";
@@ -26,6 +25,7 @@ import { TEST_COMMAND } from "../tasks/tinyswe/runner.ts";
 import type { TaskSet } from "../tasks/types.ts";
 import { checkVocabulary } from "./agent.ts";
 import type { JobConfig, LimitsConfig } from "./config.ts";
+import { openEngine } from "./engine.ts";
 import { episodeLimits } from "./limits.ts";
 import type { ProgressSink } from "./progress.ts";
 import { openRanks, rankOptions } from "./ranks.ts";
@@ -89,7 +89,8 @@ export async function openJob(
     const policy = await openPolicy(config, tokenizer, from, options.optimiser ?? false, ranks);
     closers.push(() => policy.dispose());
     checkFit(config, policy, tokenizer);
-    const engine = embeddedEngine(policy);
+    const { engine, close: closeEngine } = await openEngine(config.engine, policy, options.signal);
+    closers.push(closeEngine);
     const verdicts = new VerdictCache();
 
     return {

@@ -44,10 +44,11 @@ export function rankOptions(config: RanksConfig, group: RankGroup | null): Parti
 }
 
 /**
- * How far the trainer may be from the embedded sampler under the same weights (`DapoConfig.logprobTolerance`): not at
- * all on the CPU, where both compute the same bits, on ranks too. On CUDA it is measured and not judged.
+ * How far the trainer may be from the sampler under the same weights (`DapoConfig.logprobTolerance`): from the embedded one
+ * not at all on the CPU, where both compute the same bits, on ranks too. On CUDA, and from vLLM, it is measured and not
+ * judged.
  */
-export function logprobTolerance(config: RanksConfig & Pick<JobConfig, "device">): number | null {
-  if (config.device === "cuda") return null;
+export function logprobTolerance(config: RanksConfig & Pick<JobConfig, "device" | "engine">): number | null {
+  if (config.device === "cuda" || config.engine.kind === "vllm") return null;
   return config.contextParallel > 1 && config.contextSchedule !== "all_gather" ? RING_TOLERANCE : 0;
 }

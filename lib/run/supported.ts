@@ -4,15 +4,15 @@ import { loadBinding } from "../ops/native.ts";
 import type { JobConfig } from "./config.ts";
 
 /** Throws ERR_TOKENRING_CONFIG with every key that this machine, or this version, cannot serve. */
-export function checkSupported(config: Pick<JobConfig, "device" | "shard" | "tasks">): void {
+export function checkSupported(config: Pick<JobConfig, "device" | "engine" | "shard" | "tasks">): void {
   const faults: string[] = [];
   if (config.device === "cuda") {
     const { reason } = loadBinding().cuda();
     if (reason) faults.push(`device: cuda cannot be used: ${reason}`);
   }
-  if (config.shard === 3) {
+  if (config.shard === 3 && config.engine.kind === "embedded") {
     faults.push(
-      "shard: 3 leaves no rank the whole weights, which the embedded engine samples from; use 1 or 0",
+      "shard: 3 leaves no rank the whole weights, which the embedded engine samples from; use 1 or 0, or engine.kind: vllm",
     );
   }
   if (config.tasks.name !== "tinyswe") {

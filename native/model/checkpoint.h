@@ -26,9 +26,9 @@ constexpr int64_t kShardBytes = 5'000'000'000;
 
 // What save() writes: <directory>/model.safetensors in f32 or bf16 (round to nearest even) under the Hugging Face
 // names; where the tensors come to more than `shard_bytes`, model-0000i-of-0000n.safetensors and
-// model.safetensors.index.json instead. With `optimiser` also optimizer.safetensors: exp_avg.* and exp_avg_sq.* in f32,
-// from moments in eight bits too, which become the same eight bits when they are loaded, as metadata the number of
-// steps taken and the version of the weights, from which a load counts on.
+// model.safetensors.index.json instead. With `optimiser` also optimizer.safetensors, and that index in any case:
+// exp_avg.* and exp_avg_sq.* in f32, from moments in eight bits too, which become the same eight bits when they are
+// loaded, as metadata the number of steps taken and the version of the weights, from which a load counts on.
 struct SaveOptions {
   DType dtype = DType::f32;
   int64_t shard_bytes = kShardBytes;

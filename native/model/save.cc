@@ -47,13 +47,15 @@ std::string shard_name(size_t i, size_t count) {
   return name;
 }
 
+std::string weights_name(size_t i, size_t count) { return count == 1 ? kModel : shard_name(i, count); }
+
 void write_index(const std::string& path, const std::string& token, const std::vector<Slices>& shards, DType dtype) {
   std::ostringstream map;
   int64_t bytes = 0;
   const char* separator = "";
   for (size_t i = 0; i < shards.size(); ++i) {
     for (const NamedSlice& slice : shards[i]) {
-      map << separator << "\n    " << quote_json(slice.name) << ": \"" << shard_name(i, shards.size()) << '"';
+      map << separator << "\n    " << quote_json(slice.name) << ": \"" << weights_name(i, shards.size()) << '"';
       separator = ",";
       bytes += slice.elements() * static_cast<int64_t>(size_of(dtype));
     }
@@ -119,7 +121,7 @@ struct Save::Impl {
       shards = cut_into_shards(slices, options.dtype, options.shard_bytes);
       size_t slice = 0;
       for (size_t i = 0; i < shards.size(); ++i) {
-        File file{shards.size() == 1 ? kModel : shard_name(i, shards.size()), {{"format", "pt"}}, {}, {}};
+        File file{weights_name(i, shards.size()), {{"format", "pt"}}, {}, {}};
         for (const NamedSlice& each : shards[i]) {
           file.tensors.push_back({each.name, options.dtype, each.shape});
           file.origins.push_back({master, slice++});
@@ -234,7 +236,9 @@ void Save::commit(const std::string& directory, const std::string& token) const 
     names.insert(file.name);
   }
   if (!impl_->options.weights) return;
-  if (impl_->shards.size() > 1) {
+  // One file alone has an index, too, where the optimiser's lies beside it: vLLM reads every file of tensors that it
+  // finds, unless an index says which.
+  if (impl_->shards.size() > 1 || impl_->options.optimiser) {
     write_index(in_directory(directory, kIndex), token, impl_->shards, impl_->options.dtype);
     names.insert(kIndex);
   }

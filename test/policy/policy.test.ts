@@ -1,5 +1,5 @@
 // The policy: it learns, it continues from disk exactly, and it ends cleanly.
-import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -143,8 +143,12 @@ describe("checkpoints", () => {
     expect((await readdir(directory)).sort()).toEqual([
       "config.json",
       "model.safetensors",
+      "model.safetensors.index.json",
       "optimizer.safetensors",
     ]);
+    // By which vLLM knows that the optimiser's tensors are none of the model's.
+    const index = JSON.parse(await readFile(join(directory, "model.safetensors.index.json"), "utf8"));
+    expect(new Set(Object.values(index.weight_map))).toEqual(new Set(["model.safetensors"]));
     await using loaded = await Policy.load(directory, { optimiser: true });
     expect(loaded.config).toEqual(policy.config);
     for (let i = 0; i < 3; i++) {

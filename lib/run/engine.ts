@@ -1,0 +1,62 @@
+// The engine that a job's config names.
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { embeddedEngine } from "../engine/embedded.ts";
+import type { Engine } from "../engine/types.ts";
+import { vllmEngine } from "../engine/vllm.ts";
+import type { Policy } from "../policy/policy.ts";
+import type { JobConfig } from "./config.ts";
+import { fault } from "./files.ts";
+import { takeLock } from "./lock.ts";
+
+/**
+ * Opens it. Weights for vLLM go where the config says, which is locked meanwhile, or to a temporary folder of this machine.
+ * @throws ERR_TOKENRING_ENGINE as `vllmEngine`; ERR_TOKENRING_RUN_DIRECTORY where another job has that folder.
+ */
+export async function openEngine(
+  config: JobConfig["engine"],
+  policy: Policy,
+  signal?: AbortSignal,
+): Promise<{ engine: Engine; close(): Promise<void> }> {
+  if (config.kind === "embedded") return { engine: embeddedEngine(policy), close: async () => {} };
+  const { urls, model, weights, dtype, seeded, turnSeconds, updateSeconds, tolerance } = config;
+  const key = process.env.VLLM_API_KEY;
+  const folder = await openFolder(weights);
+  try {
+    const engine = await vllmEngine(
+      {
+        urls,
+        policy,
+        weights: folder.path,
+        dtype,
+        seeded,
+        turnMs: 1000 * turnSeconds,
+        updateMs: 1000 * updateSeconds,
+        tolerance,
+        ...(model === undefined ? {} : { model }),
+        ...(key ? { apiKey: key } : {}),
+      },
+      signal ? { signal } : {},
+    );
+    const close = async (): Promise<void> => {
+      await engine[Symbol.asyncDispose]();
+      await folder.close();
+    };
+    return { engine, close };
+  } catch (error) {
+    await folder.close();
+    throw error;
+  }
+}
+
+async function openFolder(wanted: string | undefined): Promise<{ path: string; close(): Promise<void> }> {
+  if (wanted === undefined) {
+    const made = await mkdtemp(path.join(tmpdir(), "tokenring-weights-"));
+    return { path: made, close: () => rm(made, { recursive: true, force: true }) };
+  }
+  await mkdir(wanted, { recursive: true }).catch((cause: unknown) => {
+    throw fault(`engine.weights: ${wanted} cannot be made (${(cause as Error).message})`, { cause });
+  });
+  return { path: wanted, close: await takeLock(path.join(wanted, "lock")) };
+}
