@@ -43,6 +43,8 @@ export interface VllmOptions {
    * be above four times what it was after the first, which shows what rounding makes of it.
    */
   tolerance?: number;
+  /** Told when a server goes away and when it is back. */
+  onWarning?: (message: string) => void;
 }
 
 /** The engine of `vllmEngine`. Disposing of it breaks off its turns; the servers stay as they are. */
@@ -77,9 +79,11 @@ interface Place {
   idle: (() => void)[];
   /** When it answered last. */
   heard: number;
+  /** When it failed last, if it has not answered since. */
+  away: number | null;
   /** How far it was from the policy after the first update, in nats. */
   rounding: number | null;
-  /** Whether it keeps the name of its weights, which a restart forgets (vLLM of late 2026). */
+  /** Whether it keeps the name of its weights, which a restart forgets (0.32 does). */
   names: boolean;
 }
 
@@ -88,8 +92,8 @@ interface Place {
  * session keeps to the server that has read them. No warper or filter applies but the temperature; a server
  * must be started with `--logprobs-mode processed_logprobs --generation-config vllm` and VLLM_SERVER_DEV_MODE=1. After
  * every change of the policy's weights each server reads them anew, forgets its caches, and has to agree with
- * `policy.score` on the logprobs of a few tokens. A server that goes away is waited for until the turn's time is over,
- * other servers take its sessions, and it gets the weights again when it is back.
+ * `policy.score` on the logprobs of a few tokens. While a server is away others take its sessions,
+ * and when it is back it gets the weights again; where all are, they are waited for until a turn's time is over.
  * @throws ERR_TOKENRING_ENGINE, with the cure, for a server that is not there, serves another model, or disagrees;
  * ERR_TOKENRING_INVALID_ARGUMENT.
  */
@@ -177,6 +181,7 @@ class Servers implements VllmEngine {
       turns: 0,
       idle: [],
       heard: 0,
+      away: null,
       rounding: null,
       names: true,
     }));
@@ -186,16 +191,17 @@ class Servers implements VllmEngine {
     return new VllmSession(this, new Tokens(), null);
   }
 
+  /** Done when all servers that are there have the weights, at least one. */
   async update({ signal }: { signal?: AbortSignal | undefined } = {}): Promise<void> {
-    await Promise.all(
-      this.#places.map((place) =>
-        this.#patiently(
-          signal,
-          () => place,
-          () => this.#ready(place, signal),
-        ),
-      ),
-    );
+    await this.#patiently(signal, async () => {
+      const given = await Promise.allSettled(
+        this.#places.map((place) => this.#at(place, () => this.#ready(place, signal))),
+      );
+      const failures = given.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
+      const final = failures.find((reason) => !(reason instanceof Unavailable));
+      if (final) throw final;
+      if (failures.length === this.#places.length) throw failures[0];
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -206,21 +212,22 @@ class Servers implements VllmEngine {
     if (folder) await rm(folder, { recursive: true, force: true });
   }
 
-  /** The server with the fewest sessions, other than one that failed. */
-  place(failed?: Place): Place {
-    const others = this.#places.filter((place) => place !== failed);
-    return (others.length > 0 ? others : this.#places).reduce((least, place) =>
-      place.sessions < least.sessions ? place : least,
-    );
+  /** Where a session goes on: where it was; else at the server with the fewest sessions of those that are there. */
+  #choose(session: VllmSession): Place {
+    const { place } = session;
+    if (place?.away === null) return place;
+    const there = this.#places.filter(({ away }) => away === null);
+    if (there.length > 0) return there.reduce((least, one) => (one.sessions < least.sessions ? one : least));
+    // The one that was tried longest ago.
+    return this.#places.reduce((first, one) => ((one.away as number) < (first.away as number) ? one : first));
   }
 
   /** One turn of a session that holds `tokens`. */
   async turn(session: VllmSession, tokens: Int32Array, options: SampleOptions): Promise<SampledTurn> {
-    const signal = options.signal;
-    return this.#patiently(
-      signal,
-      (failed) => session.moveTo(failed ? this.place(failed) : (session.place ?? this.place())),
-      async (place, timeoutMs) => {
+    const { signal } = options;
+    return this.#patiently(signal, (timeoutMs) => {
+      const place = session.moveTo(this.#choose(session));
+      return this.#at(place, async () => {
         await this.#ready(place, signal);
         const { version } = this.#options.policy;
         place.turns++;
@@ -232,26 +239,20 @@ class Servers implements VllmEngine {
           place.turns--;
           if (place.turns === 0) for (const resolve of place.idle.splice(0)) resolve();
         }
-      },
-    );
+      });
+    });
   }
 
-  /** Does `work` at a place until one answers, for as long as a turn may take. */
-  async #patiently<T>(
-    signal: AbortSignal | undefined,
-    choose: (failed?: Place) => Place,
-    work: (place: Place, timeoutMs: number) => Promise<T>,
-  ): Promise<T> {
+  /** Does `work` until a server answers, for as long as a turn may take. */
+  async #patiently<T>(signal: AbortSignal | undefined, work: (timeoutMs: number) => Promise<T>): Promise<T> {
     const end = performance.now() + this.#turnMs;
-    let place = choose();
     for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
       this.#closing.signal.throwIfAborted();
       try {
-        return await work(place, end - performance.now());
+        return await work(end - performance.now());
       } catch (error) {
         this.#closing.signal.throwIfAborted();
         if (!(error instanceof Unavailable)) throw error;
-        if (error.lost) this.#doubt(place);
         if (performance.now() + pause > end) {
           const seconds = Math.round(this.#turnMs / 1000);
           throw fault(`${error.message}; given up after ${seconds} s: see to the server and resume`, {
@@ -261,7 +262,26 @@ class Servers implements VllmEngine {
       }
       const stop = signal ? AbortSignal.any([signal, this.#closing.signal]) : this.#closing.signal;
       await sleep(pause, undefined, { signal: stop }).catch(() => stop.throwIfAborted());
-      place = choose(place);
+    }
+  }
+
+  /** Does `work` at a server, and notes whether it is there. */
+  async #at<T>(place: Place, work: () => Promise<T>): Promise<T> {
+    try {
+      const result = await work();
+      if (place.away !== null) this.#options.onWarning?.(`${place.server.url}: is back`);
+      place.away = null;
+      return result;
+    } catch (error) {
+      if (error instanceof Unavailable && error.lost) {
+        if (place.away === null && !this.#closing.signal.aborted)
+          this.#options.onWarning?.(`${error.message}; until it is back, others take its sessions`);
+        place.away = performance.now();
+        // It may have been started anew: the next turn there finds out.
+        if (place.names) place.heard = Number.NEGATIVE_INFINITY;
+        else place.version = null;
+      }
+      throw error;
     }
   }
 
@@ -354,12 +374,6 @@ class Servers implements VllmEngine {
     } finally {
       if (stop) signal.removeEventListener("abort", stop);
     }
-  }
-
-  /** It may have been started anew: the next turn there finds out. */
-  #doubt(place: Place): void {
-    if (place.names) place.heard = Number.NEGATIVE_INFINITY;
-    else place.version = null;
   }
 
   /** Gives a server the weights of `version`, unless it still has them. */

@@ -9,6 +9,7 @@ import type { Policy } from "../policy/policy.ts";
 import type { JobConfig } from "./config.ts";
 import { fault } from "./files.ts";
 import { takeLock } from "./lock.ts";
+import type { ProgressSink } from "./progress.ts";
 
 /**
  * Opens it. Weights for vLLM go where the config says, which is locked meanwhile, or to a temporary folder of this machine.
@@ -17,7 +18,7 @@ import { takeLock } from "./lock.ts";
 export async function openEngine(
   config: JobConfig["engine"],
   policy: Policy,
-  signal?: AbortSignal,
+  { progress, signal }: { progress: ProgressSink; signal?: AbortSignal },
 ): Promise<{ engine: Engine; close(): Promise<void> }> {
   if (config.kind === "embedded") return { engine: embeddedEngine(policy), close: async () => {} };
   const { urls, model, weights, dtype, seeded, turnSeconds, updateSeconds, tolerance } = config;
@@ -34,6 +35,7 @@ export async function openEngine(
         turnMs: 1000 * turnSeconds,
         updateMs: 1000 * updateSeconds,
         tolerance,
+        onWarning: (message) => progress.log(`engine: ${message}`),
         ...(model === undefined ? {} : { model }),
         ...(key ? { apiKey: key } : {}),
       },

@@ -89,7 +89,7 @@ export async function openJob(
     const policy = await openPolicy(config, tokenizer, from, options.optimiser ?? false, ranks);
     closers.push(() => policy.dispose());
     checkFit(config, policy, tokenizer);
-    const { engine, close: closeEngine } = await openEngine(config.engine, policy, options.signal);
+    const { engine, close: closeEngine } = await openEngine(config.engine, policy, options);
     closers.push(closeEngine);
     const verdicts = new VerdictCache();
 

@@ -54,10 +54,10 @@ export class VllmDouble {
   }
 
   /** Begins with weights that are nobody's. */
-  static async start(config: DecoderConfig): Promise<VllmDouble> {
+  static async start(config: DecoderConfig, port = 0): Promise<VllmDouble> {
     const first = (): Promise<Policy> => Policy.create(config, { seed: 99, std: 0.3 });
     const double = new VllmDouble(await first(), first);
-    await new Promise<void>((resolve) => double.#server.listen(0, "127.0.0.1", resolve));
+    await new Promise<void>((resolve) => double.#server.listen(port, "127.0.0.1", resolve));
     double.url = `http://127.0.0.1:${(double.#server.address() as AddressInfo).port}`;
     return double;
   }

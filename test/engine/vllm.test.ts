@@ -25,6 +25,7 @@ describe("the vLLM engine", () => {
   let folder: string;
   let servers: VllmDouble[];
   let opened: VllmEngine[] = [];
+  let warned: (message: string) => void;
 
   const open = async (more: Partial<VllmOptions> = {}): Promise<VllmEngine> => {
     const urls = servers.map(({ url }) => url);
@@ -37,7 +38,7 @@ describe("the vLLM engine", () => {
       tolerance: 1e-5,
       turnMs: 4000,
     };
-    const engine = await vllmEngine({ ...how, ...more });
+    const engine = await vllmEngine({ ...how, ...more, onWarning: (message) => warned(message) });
     opened.push(engine);
     return engine;
   };
@@ -55,6 +56,7 @@ describe("the vLLM engine", () => {
   beforeEach(async () => {
     folder = await mkdtemp(join(tmpdir(), "tokenring-vllm-"));
     servers = [await VllmDouble.start(CONFIG)];
+    warned = () => {};
   });
   afterEach(async () => {
     for (const engine of opened) await engine[Symbol.asyncDispose]();
@@ -62,6 +64,15 @@ describe("the vLLM engine", () => {
     for (const server of servers) await server.close();
     await rm(folder, { recursive: true });
   });
+
+  const learn = async (): Promise<void> => {
+    const weight = new Float32Array(60).fill(1, 1);
+    await policy.accumulate(
+      { tokens: ids("text", 60), lengths: Int32Array.of(60), weight },
+      { objective: "nll" },
+    );
+    await policy.optimise({ learningRate: 0.05 });
+  };
 
   const server = (): VllmDouble => servers[0] as VllmDouble;
   /** Turns alone, without what is asked to verify weights. */
@@ -142,13 +153,7 @@ describe("the vLLM engine", () => {
     await Promise.all([1, 2, 3, 4].map((seed) => turn(engine, options(seed))));
     expect(servers.map(reloads)).toEqual([1, 1]);
     const before = await turn(engine);
-    const batch = {
-      tokens: ids("text", 60),
-      lengths: Int32Array.of(60),
-      weight: new Float32Array(60).fill(1, 1),
-    };
-    await policy.accumulate(batch, { objective: "nll" });
-    await policy.optimise({ learningRate: 0.05 });
+    await learn();
     const after = await turn(engine);
     expect([before.version + 1, after.version]).toEqual([policy.version, policy.version]);
     expect(after.logprobs).not.toEqual(before.logprobs);
@@ -246,9 +251,20 @@ describe("the vLLM engine", () => {
       for (const session of sessions) session.extend(ids("prompt", 20));
       await Promise.all(sessions.map((session, i) => session.sample(options(i))));
       await server().close();
+      const warnings = vi.fn();
+      warned = warnings;
       const more = await Promise.all(sessions.map((session, i) => session.sample(options(i))));
       expect(more.map(({ tokens }) => tokens.length)).toEqual([12, 12]);
-      servers[0] = await VllmDouble.start(CONFIG);
+      expect(warnings.mock.calls.flat()).toEqual([expect.stringMatching(/others take its sessions$/)]);
+      // New weights are no business of one that is away, until it is back.
+      await learn();
+      await engine.update();
+      expect(reloads(servers[1])).toBe(2);
+      const { port } = new URL(server().url);
+      servers[0] = await VllmDouble.start(CONFIG, Number(port));
+      await engine.update();
+      expect(reloads()).toBe(1);
+      expect(warnings).toHaveBeenLastCalledWith(expect.stringMatching(/is back$/));
     });
 
     it("a restart, after which a server has other weights: it gets them again", async () => {
