@@ -34,7 +34,7 @@ describe.skipIf(!command)("vLLM itself", { timeout: START_MS }, () => {
     const { tokenizerJson, tokenizerConfig } = buildByteTokenizer({ phrases: [] });
     const vocabulary = Object.keys((tokenizerJson as { model: { vocab: object } }).model.vocab).length;
     const shape = { num_attention_heads: 2, num_key_value_heads: 2, hidden_size: 128, head_dim: 64 };
-    // vLLM of late 2026 keeps the old head of a tied model on the CPU; see docs/engine.md.
+    // vLLM 0.32 keeps the old head of a tied model on the CPU; see docs/engine.md.
     const config = { ...TINY, ...shape, vocab_size: vocabulary + 8, tie_word_embeddings: false };
     policy = await Policy.create(config, { ...LIVELY, std: 0.1 });
     const model = join(root, "model");
