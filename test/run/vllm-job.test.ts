@@ -75,7 +75,14 @@ describe("a job with vLLM", { timeout: 120_000 }, () => {
 
   const run = async (name: string, more: Partial<JobInput>): Promise<string> => {
     const weights = path.join(root, `${name}-weights`);
-    const engine = { kind: "vllm", urls: [server.url], dtype: "f32", tolerance: 1e-3, weights } as const;
+    const engine = {
+      kind: "vllm",
+      urls: [server.url],
+      dtype: "f32",
+      seeded: true,
+      tolerance: 1e-3,
+      weights,
+    } as const;
     const config = jobSchema.parse({ ...job, ...more, engine });
     const directory = path.join(root, name);
     await using opened = await RunDirectory.create(directory, { config, seed: 6, version: "test" });
