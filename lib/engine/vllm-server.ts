@@ -1,5 +1,5 @@
 // One vLLM server over HTTP: every request has a deadline, and every failure says whether to ask again.
-import { Agent, request } from "undici";
+import type { Agent } from "undici";
 import { TokenringError } from "../errors.ts";
 
 /** The server cannot be reached, or cannot answer now: the request may be made again, there or elsewhere. */
@@ -30,15 +30,13 @@ const CONNECTIONS = 1024;
 
 export class VllmServer {
   readonly url: string;
-  readonly #agent: Agent;
+  #connecting: Promise<{ undici: typeof import("undici"); agent: Agent }> | null = null;
   readonly #headers: Record<string, string>;
 
   /** `apiKey`: what the server was given with --api-key. */
   constructor(url: string, apiKey?: string) {
     // What clients of OpenAI's protocol are given; the calls that control the server lie beside it.
     this.url = url.replace(/\/+$/, "").replace(/\/v1$/, "");
-    // A long turn brings nothing for minutes, which is no fault: the deadline is the caller's.
-    this.#agent = new Agent({ connections: CONNECTIONS, headersTimeout: 0, bodyTimeout: 0 });
     this.#headers = {
       "content-type": "application/json",
       ...(apiKey ? { authorization: `Bearer ${apiKey}` } : {}),
@@ -51,6 +49,16 @@ export class VllmServer {
 
   post(path: string, body: unknown, options: RequestOptions): Promise<unknown> {
     return this.#request("POST", path, body, options);
+  }
+
+  /** Loads the client, which most jobs never need. */
+  async #connect(): Promise<{ undici: typeof import("undici"); agent: Agent }> {
+    const undici = await import("undici");
+    // A long turn brings nothing for minutes, which is no fault: the deadline is the caller's.
+    return {
+      undici,
+      agent: new undici.Agent({ connections: CONNECTIONS, headersTimeout: 0, bodyTimeout: 0 }),
+    };
   }
 
   /**
@@ -66,13 +74,15 @@ export class VllmServer {
     signal?.throwIfAborted();
     const deadline = AbortSignal.timeout(Math.max(1, Math.ceil(timeoutMs)));
     const where = `${this.url}${path}`;
+    this.#connecting ??= this.#connect();
+    const { undici, agent } = await this.#connecting;
     let status: number;
     let text: string;
     try {
-      const answer = await request(where, {
+      const answer = await undici.request(where, {
         method,
         headers: this.#headers,
-        dispatcher: this.#agent,
+        dispatcher: agent,
         signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
       });
@@ -104,8 +114,8 @@ export class VllmServer {
   }
 
   /** Breaks off what is under way. */
-  close(): Promise<void> {
-    return this.#agent.destroy();
+  async close(): Promise<void> {
+    await (await this.#connecting)?.agent.destroy();
   }
 }
 
