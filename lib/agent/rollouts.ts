@@ -118,7 +118,6 @@ export class Rollouts implements RolloutSource {
       throw new TokenringError("ERR_TOKENRING_INVALID_ARGUMENT", message);
     }
     checkPrefixes(request);
-    await this.#options.engine.update?.({ signal: request.signal });
     const { episodes, openSandboxes, verifications } = this.#options;
     const stop = new AbortController();
     // Every episode under way listens: that is no leak.
@@ -134,6 +133,12 @@ export class Rollouts implements RolloutSource {
       verifications: pLimit(verifications ?? 2),
     };
     let fault: unknown = null;
+    try {
+      await this.#options.engine.update?.({ signal: stop.signal });
+    } catch (error) {
+      fault = error;
+      stop.abort(error);
+    }
     // Rollouts of an instance start side by side: they share the prompt's keys and values.
     const groups = request.instances.map(async (instance, index) => {
       const decided = new AbortController();

@@ -4,7 +4,8 @@ import type { NativeRank, NativeSampleRequest } from "../ops/binding.ts";
 import { withSignal } from "../ops/jobs.ts";
 import { contextLength } from "../policy/config.ts";
 import type { Policy } from "../policy/policy.ts";
-import { type Engine, type SampledTurn, type SampleOptions, type Session, tokenIds } from "./types.ts";
+import { tokenIds } from "./token-ids.ts";
+import type { Engine, SampledTurn, SampleOptions, Session } from "./types.ts";
 
 /**
  * The engine that samples from `policy`. Its sessions end with the policy; new weights drop what they have cached

@@ -1,5 +1,4 @@
 // Who samples: token ids in, token ids and logprobs out. An engine knows nothing of text.
-import { TokenringError } from "../errors.ts";
 
 /** How one turn is sampled. */
 export interface SampleOptions {
@@ -50,19 +49,4 @@ export interface Engine {
    * wait for it before any episode's time begins.
    */
   update?(options?: { signal?: AbortSignal | undefined }): Promise<void>;
-}
-
-/** The tokens as int32, which would cut fractions and wrap large numbers in silence: ERR_TOKENRING_INVALID_ARGUMENT. */
-export function tokenIds(tokens: ArrayLike<number>): Int32Array {
-  if (tokens instanceof Int32Array) return tokens;
-  const ids = Int32Array.from(tokens);
-  for (let i = 0; i < ids.length; i++) {
-    if (ids[i] !== tokens[i]) {
-      throw new TokenringError(
-        "ERR_TOKENRING_INVALID_ARGUMENT",
-        `tokens[${i}] is ${tokens[i]}, not a token id`,
-      );
-    }
-  }
-  return ids;
 }

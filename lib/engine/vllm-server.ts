@@ -110,7 +110,8 @@ export class VllmServer {
     }
     const said = `${where}: answered ${status}: ${messageOf(text)}`;
     if (status >= 500 || status === 429 || status === 408) throw new Unavailable(said, { status });
-    throw new TokenringError("ERR_TOKENRING_ENGINE", said, { details: { url: where, status } });
+    const cure = status === 401 ? "; give it the key that it was started with (VLLM_API_KEY)" : "";
+    throw new TokenringError("ERR_TOKENRING_ENGINE", `${said}${cure}`, { details: { url: where, status } });
   }
 
   /** Breaks off what is under way. */

@@ -6,7 +6,9 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { TokenringError } from "../errors.ts";
 import { Random, streamKey } from "../random.ts";
-import { type SampledTurn, type SampleOptions, type Session, tokenIds } from "./types.ts";
+import { inTime } from "../ranks/deadline.ts";
+import { tokenIds } from "./token-ids.ts";
+import type { SampledTurn, SampleOptions, Session } from "./types.ts";
 import type { VllmEngine, VllmOptions } from "./vllm.ts";
 import { Unavailable, type VllmServer } from "./vllm-server.ts";
 import { Tokens, VllmSession } from "./vllm-session.ts";
@@ -35,6 +37,8 @@ export interface Place {
   /** Version of the weights that it samples from; null where that is not known. */
   version: number | null;
   updating: Promise<void> | null;
+  /** The call in which it reads weights, the last one. */
+  reading: Promise<unknown> | null;
   /** Sessions that sample here. */
   sessions: number;
   /** Turns under way, and who waits for their end. */
@@ -75,6 +79,7 @@ export class VllmServers implements VllmEngine {
       server,
       version: null,
       updating: null,
+      reading: null,
       sessions: 0,
       turns: 0,
       idle: [],
@@ -93,7 +98,7 @@ export class VllmServers implements VllmEngine {
   async update({ signal }: { signal?: AbortSignal | undefined } = {}): Promise<void> {
     await this.#patiently(signal, async () => {
       const given = await Promise.allSettled(
-        this.#places.map((place) => this.#at(place, () => this.#ready(place, signal))),
+        this.#places.map((place) => this.#at(place, () => this.#ready(place, this.#updateMs, signal))),
       );
       const failures = given.flatMap((one) => (one.status === "rejected" ? [one.reason] : []));
       const final = failures.find((reason) => !(reason instanceof Unavailable));
@@ -126,7 +131,7 @@ export class VllmServers implements VllmEngine {
     return this.#patiently(signal, (timeoutMs) => {
       const place = session.moveTo(this.#choose(session));
       return this.#at(place, async () => {
-        await this.#ready(place, signal);
+        await this.#ready(place, timeoutMs, signal);
         const { version } = this.#options.policy;
         place.turns++;
         try {
@@ -224,6 +229,10 @@ export class VllmServers implements VllmEngine {
   #turnOf(place: Place, answer: unknown, { maxTokens, stop }: SampleOptions): Omit<SampledTurn, "version"> {
     const where = `${place.server.url}/v1/completions`;
     const choice = (answer as { choices?: Choice[] }).choices?.[0];
+    const reason = choice?.finish_reason;
+    // As an overloaded or stopping server ends a turn.
+    if (reason === "abort" || reason === "error")
+      throw new Unavailable(`${where}: the turn was ended by the server (${reason})`);
     const ids = choice?.logprobs?.tokens ?? [];
     const given = choice?.logprobs?.token_logprobs ?? [];
     const tokens = Int32Array.from(ids, (id) => Number(/^token_id:(\d+)$/.exec(String(id))?.[1] ?? -1));
@@ -231,46 +240,34 @@ export class VllmServers implements VllmEngine {
     if (ids.length === 0 || ids.length !== given.length || bad >= 0) {
       const what =
         bad >= 0 ? `token ${JSON.stringify(ids[bad])}` : `${ids.length} tokens, ${given.length} logprobs`;
-      // As an overloaded or stopping server ends a turn.
-      if (choice?.finish_reason === "abort" || choice?.finish_reason === "error")
-        throw new Unavailable(`${where}: the turn was ended by the server (${choice.finish_reason})`);
       throw fault(`${where}: answered ${what}; it needs a vLLM that knows return_tokens_as_token_ids`);
     }
     const logprobs = Float32Array.from(given);
     const odd = logprobs.findIndex((logprob) => !(logprob <= 0 && logprob > Number.NEGATIVE_INFINITY));
     if (odd >= 0) throw fault(`${where}: the logprob of a token that it sampled is ${given[odd]}`);
     const last = tokens.at(-1) as number;
-    const stopped = choice?.finish_reason === "stop" && stop.includes(last);
-    if (!stopped && !(choice?.finish_reason === "length" && tokens.length === maxTokens)) {
-      if (choice?.finish_reason === "abort" || choice?.finish_reason === "error")
-        throw new Unavailable(`${where}: the turn was ended by the server (${choice.finish_reason})`);
+    const stopped = reason === "stop" && stop.includes(last);
+    if (!stopped && !(reason === "length" && tokens.length === maxTokens)) {
       const message = `after ${tokens.length} of ${maxTokens} tokens, the last ${last}`;
-      throw fault(
-        `${where}: a turn ended by "${choice?.finish_reason}" ${message}; no such end was asked for`,
-      );
+      throw fault(`${where}: a turn ended by "${reason}" ${message}; no such end was asked for`);
     }
     return { tokens, logprobs, finish: stopped ? "stop" : "length" };
   }
 
   /** Resolves once the server samples from the policy's weights as they are now. */
-  async #ready(place: Place, signal: AbortSignal | undefined): Promise<void> {
-    const { version } = this.#options.policy;
-    const silent = place.names && performance.now() - place.heard > SILENCE_MS;
-    if (place.version === version && !silent && !place.updating) return;
-    place.updating ??= this.#refresh(place, version).finally(() => {
-      place.updating = null;
-    });
-    const updating = place.updating;
-    if (!signal) return updating;
-    let stop: (() => void) | undefined;
-    const aborted = new Promise<never>((_, reject) => {
-      stop = () => reject(signal.reason);
-      signal.addEventListener("abort", stop, { once: true });
-    });
-    try {
-      await Promise.race([updating, aborted]);
-    } finally {
-      if (stop) signal.removeEventListener("abort", stop);
+  async #ready(place: Place, timeoutMs: number, signal: AbortSignal | undefined): Promise<void> {
+    const end = performance.now() + timeoutMs;
+    for (;;) {
+      const { version } = this.#options.policy;
+      const silent = place.names && performance.now() - place.heard > SILENCE_MS;
+      if (place.version === version && !silent && !place.updating) return;
+      // One that is under way may be of older weights: then the next follows.
+      place.updating ??= this.#refresh(place, version).finally(() => {
+        place.updating = null;
+      });
+      const late = (): string =>
+        `${place.server.url}: has not got the policy's weights in ${Math.round(timeoutMs / 1000)} s`;
+      await inTime(place.updating, Math.max(1, end - performance.now()), late, signal);
     }
   }
 
@@ -302,7 +299,8 @@ export class VllmServers implements VllmEngine {
     const { server } = place;
     try {
       const kwargs = { weights_path: folder };
-      await server.post("/collective_rpc", { method: "reload_weights", kwargs }, options);
+      place.reading = server.post("/collective_rpc", { method: "reload_weights", kwargs }, options);
+      await place.reading;
     } catch (cause) {
       if (cause instanceof TokenringError && cause.details.status === 404)
         throw fault(`${cause.message}; start the server with VLLM_SERVER_DEV_MODE=1`, { cause });
@@ -317,7 +315,7 @@ export class VllmServers implements VllmEngine {
       throw new Unavailable(
         `${server.url}: keeps its cache while it works for others; let it work for one job alone`,
       );
-    await this.#verify(place);
+    if (!(await this.#verify(place, version))) return;
     if (place.names) await this.#label(place, version);
     place.heard = performance.now();
     place.version = version;
@@ -351,6 +349,8 @@ export class VllmServers implements VllmEngine {
     const folder = path.join(root, this.#nameOf(version));
     const unfinished = `${folder}.new`;
     try {
+      // One that came back late may still read what lies there.
+      await Promise.allSettled(this.#places.map(({ reading }) => reading));
       await mkdir(unfinished, { recursive: true });
       // Their own of before, and what an earlier process left.
       for (const name of await readdir(root))
@@ -366,8 +366,8 @@ export class VllmServers implements VllmEngine {
     return folder;
   }
 
-  /** Holds what the server says of a few tokens against what the policy says. */
-  async #verify(place: Place): Promise<void> {
+  /** Holds what the server says of a few tokens against what the policy says; false where that has other weights by now. */
+  async #verify(place: Place, version: number): Promise<boolean> {
     const { policy, tolerance = 0.1 } = this.#options;
     const random = Random.of(0, "vllm/probe");
     const length = Math.min(PROBE_TOKENS, Math.floor(this.contextLimit / 2));
@@ -385,10 +385,13 @@ export class VllmServers implements VllmEngine {
       return differences.sort((a, b) => a - b)[differences.length >> 1] as number;
     };
     const median = await apart(PROBE_TEMPERATURE);
+    if (policy.version !== version) return false;
     // An update that leaves a part of the weights as it was is no further off than one step of training.
     const limit = Math.min(tolerance, GROWTH * Math.max(place.rounding ?? tolerance, FLOAT32_ROUNDING));
-    place.rounding ??= median;
-    if (median <= limit) return;
+    if (median <= limit) {
+      place.rounding ??= median;
+      return true;
+    }
     const why =
       median <= tolerance
         ? "that is more than after the first update: it reads only a part of the new weights, as vLLM on the CPU does where " +

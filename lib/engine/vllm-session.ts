@@ -1,6 +1,7 @@
 // A session of a vLLM engine: the stream lies here, and each turn sends all of it.
 import { TokenringError } from "../errors.ts";
-import { type SampledTurn, type SampleOptions, type Session, tokenIds } from "./types.ts";
+import { tokenIds } from "./token-ids.ts";
+import type { SampledTurn, SampleOptions, Session } from "./types.ts";
 import type { Place, VllmServers } from "./vllm-servers.ts";
 
 /** Ids that are appended to; what a fork shares is never written again. */

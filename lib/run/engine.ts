@@ -1,5 +1,5 @@
 // The engine that a job's config names.
-import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { embeddedEngine } from "../engine/embedded.ts";
@@ -8,7 +8,7 @@ import { vllmEngine } from "../engine/vllm.ts";
 import type { Policy } from "../policy/policy.ts";
 import type { JobConfig } from "./config.ts";
 import { fault } from "./files.ts";
-import { takeLock } from "./lock.ts";
+import { isLocked, takeLock } from "./lock.ts";
 import type { ProgressSink } from "./progress.ts";
 
 /**
@@ -52,13 +52,31 @@ export async function openEngine(
   }
 }
 
+const TEMPORARY = "tokenring-weights-";
+/** A folder that is younger may not have got its lock yet. */
+const UNLOCKED_MS = 60_000;
+
 async function openFolder(wanted: string | undefined): Promise<{ path: string; close(): Promise<void> }> {
-  if (wanted === undefined) {
-    const made = await mkdtemp(path.join(tmpdir(), "tokenring-weights-"));
-    return { path: made, close: () => rm(made, { recursive: true, force: true }) };
+  if (wanted !== undefined) {
+    await mkdir(wanted, { recursive: true }).catch((cause: unknown) => {
+      throw fault(`engine.weights: ${wanted} cannot be made (${(cause as Error).message})`, { cause });
+    });
+    return { path: wanted, close: await takeLock(path.join(wanted, "lock")) };
   }
-  await mkdir(wanted, { recursive: true }).catch((cause: unknown) => {
-    throw fault(`engine.weights: ${wanted} cannot be made (${(cause as Error).message})`, { cause });
-  });
-  return { path: wanted, close: await takeLock(path.join(wanted, "lock")) };
+  await removeAbandoned();
+  const made = await mkdtemp(path.join(tmpdir(), TEMPORARY));
+  await takeLock(path.join(made, "lock"));
+  return { path: made, close: () => rm(made, { recursive: true, force: true }) };
+}
+
+/** Removes what jobs that were killed have left: it is as large as the model. */
+async function removeAbandoned(): Promise<void> {
+  for (const name of await readdir(tmpdir())) {
+    if (!name.startsWith(TEMPORARY)) continue;
+    const folder = path.join(tmpdir(), name);
+    const { mtimeMs } = await stat(folder).catch(() => ({ mtimeMs: Date.now() }));
+    if (Date.now() - mtimeMs < UNLOCKED_MS || (await isLocked(path.join(folder, "lock")))) continue;
+    // Another user's is another user's to remove.
+    await rm(folder, { recursive: true, force: true }).catch(() => {});
+  }
 }

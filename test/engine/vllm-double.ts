@@ -23,6 +23,8 @@ export interface Faults {
   noDevelopment?: boolean;
   /** Older: does not keep the name of its weights. */
   noNames?: boolean;
+  /** Reads new weights once this is there. */
+  hold?: Promise<void>;
   /** Says that it has read new weights, and has not. */
   keepsWeights?: boolean;
   /** Answers so many completions with this status; 0 breaks the connection off. */
@@ -97,6 +99,7 @@ export class VllmDouble {
       }
       if (this.faults.noDevelopment) return error(404, "Not Found");
       if (path === "/collective_rpc") {
+        await this.faults.hold;
         if (!this.faults.keepsWeights) await this.#policy.load(body.kwargs.weights_path);
         return reply(200, { results: [null] });
       }

@@ -65,13 +65,13 @@ describe("the vLLM engine", () => {
     await rm(folder, { recursive: true });
   });
 
-  const learn = async (): Promise<void> => {
+  const learn = async (learningRate = 0.05): Promise<void> => {
     const weight = new Float32Array(60).fill(1, 1);
     await policy.accumulate(
       { tokens: ids("text", 60), lengths: Int32Array.of(60), weight },
       { objective: "nll" },
     );
-    await policy.optimise({ learningRate: 0.05 });
+    await policy.optimise({ learningRate });
   };
 
   const server = (): VllmDouble => servers[0] as VllmDouble;
@@ -164,6 +164,49 @@ describe("the vLLM engine", () => {
     expect(await readdir(folder)).toEqual([]);
   });
 
+  it("gives a server that is slow the newest weights, and leaves it those that it reads", async () => {
+    const engine = await open();
+    let release = (): void => {};
+    server().faults.hold = new Promise((resolve) => {
+      release = resolve;
+    });
+    const first = engine.update();
+    await vi.waitFor(() => expect(reloads()).toBe(1), 5000);
+    await learn();
+    const second = engine.update();
+    const reading = await readdir(folder);
+    release();
+    await Promise.all([first, second]);
+    expect(reading).toHaveLength(1);
+    expect(reloads()).toBe(2);
+    expect(await readdir(folder)).not.toEqual(reading);
+    const sampled = await turn(engine);
+    const tokens = Int32Array.of(...ids("prompt", 20), ...sampled.tokens);
+    const { logprob } = await policy.score({ tokens, lengths: Int32Array.of(32) });
+    expect(sampled.logprobs).toEqual(logprob.slice(20));
+  });
+
+  it("finds weights that arrive in part only, whatever the tolerance", async () => {
+    const engine = await open({ tolerance: 0.1 });
+    await engine.update();
+    server().faults.keepsWeights = true;
+    await learn(1e-3);
+    await expect(engine.update()).rejects.toMatchObject({
+      code: "ERR_TOKENRING_ENGINE",
+      message: expect.stringMatching(/reads only a part of the new weights/),
+    });
+  });
+
+  it("ends an update by signal", async () => {
+    const engine = await open();
+    server().faults.hold = new Promise(() => {});
+    const stop = new AbortController();
+    const updating = engine.update({ signal: stop.signal });
+    await vi.waitFor(() => expect(reloads()).toBe(1), 5000);
+    stop.abort(new Error("enough"));
+    await expect(updating).rejects.toThrow("enough");
+  });
+
   it("spreads sessions over the servers", async () => {
     servers.push(await VllmDouble.start(CONFIG));
     const engine = await open();
@@ -209,7 +252,7 @@ describe("the vLLM engine", () => {
       expect(await refused({ urls: ["ftp://x"] })).toMatchObject({ code: "ERR_TOKENRING_INVALID_ARGUMENT" });
       expect(await refused({ urls: [] })).toMatchObject({ code: "ERR_TOKENRING_INVALID_ARGUMENT" });
       server().apiKey = "secret";
-      expect(await refused({})).toMatchObject({ message: expect.stringMatching(/401/) });
+      expect(await refused({})).toMatchObject({ message: expect.stringMatching(/401.*VLLM_API_KEY/) });
       expect((await turn(await open({ apiKey: "secret" }))).tokens).toHaveLength(12);
     });
 

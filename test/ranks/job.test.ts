@@ -13,37 +13,16 @@ import { runJob } from "../../lib/run/job.ts";
 import { readEvents } from "../../lib/run/metrics.ts";
 import { silent } from "../../lib/run/progress.ts";
 import { readIndex, TrajectoryReader } from "../../lib/run/trajectories.ts";
+import { HALF_TRAINED, SMALL_MODEL } from "../support/small-job.ts";
 import { timeless } from "../support/timeless.ts";
 
 const limits = { maxTurns: 4, maxContext: 320, maxActionTokens: 24, observationChars: 300 };
 
-const shape = {
-  hiddenSize: 64,
-  layers: 2,
-  heads: 2,
-  keyValueHeads: 1,
-  headDim: 32,
-  intermediateSize: 128,
-  maxPositions: 512,
-  initStd: 0.08,
-  previousTokenBias: 5,
-};
-
-/** Half-trained, so that its episodes are short and differ. */
 const started: JobInput = {
   seed: 6,
-  model: { create: shape },
+  model: { create: SMALL_MODEL },
   tasks: { name: "tinyswe", train: 6, heldOut: 2 },
-  warmStart: {
-    copySteps: 5,
-    copyBatch: { sequences: 8, tokens: 48 },
-    steps: 100,
-    tokensPerStep: 600,
-    expertShare: 0,
-    personas: { expert: 0, sloppy: 0, confused: 1 },
-    warmupSteps: 10,
-    learningRate: 0.005,
-  },
+  warmStart: { ...HALF_TRAINED, copySteps: 5, steps: 100 },
   evaluate: { runs: 1, limits },
 };
 

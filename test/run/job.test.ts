@@ -16,37 +16,17 @@ import { silent } from "../../lib/run/progress.ts";
 import { recheck } from "../../lib/run/recheck.ts";
 import { readIndex, TrajectoryReader } from "../../lib/run/trajectories.ts";
 import { openWorld } from "../../lib/run/world.ts";
+import { HALF_TRAINED, SMALL_MODEL } from "../support/small-job.ts";
 import { timeless } from "../support/timeless.ts";
 
 const limits = { maxTurns: 5, maxContext: 320, maxActionTokens: 24, observationChars: 300 };
 
 const small: JobInput = {
   seed: 6,
-  model: {
-    create: {
-      hiddenSize: 64,
-      layers: 2,
-      heads: 2,
-      keyValueHeads: 1,
-      headDim: 32,
-      intermediateSize: 128,
-      maxPositions: 512,
-      initStd: 0.08,
-      previousTokenBias: 5,
-    },
-  },
+  model: { create: SMALL_MODEL },
   tasks: { name: "tinyswe", train: 6, heldOut: 3 },
   episodes: 16,
-  warmStart: {
-    copySteps: 10,
-    copyBatch: { sequences: 8, tokens: 48 },
-    steps: 120,
-    tokensPerStep: 600,
-    expertShare: 0,
-    personas: { expert: 0, sloppy: 0, confused: 1 },
-    warmupSteps: 10,
-    learningRate: 0.005,
-  },
+  warmStart: HALF_TRAINED,
   stages: [
     {
       name: "stage1",

@@ -15,23 +15,13 @@ import { type ProgressSink, silent } from "../../lib/run/progress.ts";
 import { readRun } from "../../lib/run/read.ts";
 import { readIndex, type TrajectoryEntry, TrajectoryReader } from "../../lib/run/trajectories.ts";
 import { scalarsOf } from "../../lib/track/scalars.ts";
+import { SMALL_MODEL } from "../support/small-job.ts";
 import { timeless } from "../support/timeless.ts";
 
 const limits = { maxTurns: 3, maxContext: 320, maxActionTokens: 12, observationChars: 300 };
 const common: JobInput = {
   seed: 6,
-  model: {
-    create: {
-      hiddenSize: 64,
-      layers: 2,
-      heads: 2,
-      keyValueHeads: 1,
-      headDim: 32,
-      intermediateSize: 128,
-      maxPositions: 512,
-      initStd: 0.08,
-    },
-  },
+  model: { create: { ...SMALL_MODEL, previousTokenBias: 0 } },
   tasks: { name: "tinyswe", train: 6, heldOut: 1 },
   episodes: 8,
   evaluate: { runs: 1, limits },

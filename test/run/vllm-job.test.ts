@@ -1,7 +1,7 @@
 // A job whose episodes are sampled by vLLM servers: on one rank, and on ranks of which none holds the whole weights, as
 // no other engine can.
-import { mkdtemp, readdir, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdtemp, readdir, rm, utimes, writeFile } from "node:fs/promises";
+import { hostname, tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type JobInput, jobSchema } from "../../lib/run/config.ts";
@@ -12,36 +12,16 @@ import { readEvents } from "../../lib/run/metrics.ts";
 import { silent } from "../../lib/run/progress.ts";
 import { readIndex, TrajectoryReader } from "../../lib/run/trajectories.ts";
 import { VllmDouble } from "../engine/vllm-double.ts";
+import { HALF_TRAINED, SMALL_MODEL } from "../support/small-job.ts";
 
 const limits = { maxTurns: 5, maxContext: 320, maxActionTokens: 24, observationChars: 300 };
 
 const job: JobInput = {
   seed: 6,
-  model: {
-    create: {
-      hiddenSize: 64,
-      layers: 2,
-      heads: 2,
-      keyValueHeads: 1,
-      headDim: 32,
-      intermediateSize: 128,
-      maxPositions: 512,
-      initStd: 0.08,
-      previousTokenBias: 5,
-    },
-  },
+  model: { create: SMALL_MODEL },
   tasks: { name: "tinyswe", train: 4, heldOut: 2 },
   episodes: 16,
-  warmStart: {
-    copySteps: 10,
-    copyBatch: { sequences: 8, tokens: 48 },
-    steps: 60,
-    tokensPerStep: 600,
-    expertShare: 0,
-    personas: { expert: 0, sloppy: 0, confused: 1 },
-    warmupSteps: 10,
-    learningRate: 0.005,
-  },
+  warmStart: { ...HALF_TRAINED, steps: 60 },
   stages: [
     {
       name: "stage1",
@@ -139,5 +119,28 @@ describe("a job with vLLM", { timeout: 120_000 }, () => {
       code: "ERR_TOKENRING_RUN_DIRECTORY",
       message: expect.stringContaining(weights),
     });
+  });
+
+  it("uses a temporary folder where none is named, and removes those of jobs that were killed", async () => {
+    const left = await mkdtemp(path.join(tmpdir(), "tokenring-weights-"));
+    await writeFile(
+      path.join(left, "lock"),
+      JSON.stringify({ pid: 2 ** 22 + 1, host: hostname(), started: "1" }),
+    );
+    const old = new Date(Date.now() - 3_600_000);
+    await utimes(left, old, old);
+    const young = await mkdtemp(path.join(tmpdir(), "tokenring-weights-"));
+    const folders = async (): Promise<string[]> =>
+      (await readdir(tmpdir())).filter((name) => name.startsWith("tokenring-weights-"));
+    const config = jobSchema.parse({ ...job, engine: { kind: "vllm", urls: [server.url] } });
+    const before = await folders();
+    const context = await openJob(config, { progress: silent });
+    expect(await folders()).not.toContain(path.basename(left));
+    expect(await folders()).toContain(path.basename(young));
+    const made = (await folders()).filter((name) => !before.includes(name));
+    expect(made).toHaveLength(1);
+    await context[Symbol.asyncDispose]();
+    expect(await folders()).not.toContain(made[0]);
+    await rm(young, { recursive: true });
   });
 });
