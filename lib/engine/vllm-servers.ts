@@ -178,7 +178,9 @@ export class VllmServers implements VllmEngine {
     } catch (error) {
       if (error instanceof Unavailable && error.lost) {
         if (place.away === null && !this.#closing.signal.aborted)
-          this.#options.onWarning?.(`${error.message}; until it is back, others take its sessions`);
+          this.#options.onWarning?.(
+            `${error.message}; ${this.#places.length > 1 ? "others take its sessions" : "waiting"} until it is back`,
+          );
         place.away = performance.now();
         // It may have been started anew: the next turn there finds out.
         if (place.names) place.heard = Number.NEGATIVE_INFINITY;

@@ -19,6 +19,8 @@ export interface Completion {
 export interface Faults {
   /** Logprobs are those before the temperature (the default of vLLM). */
   rawLogprobs?: boolean;
+  /** Leaves out tokens: those that it may sample share this probability among them. */
+  kept?: number;
   /** Started without VLLM_SERVER_DEV_MODE. */
   noDevelopment?: boolean;
   /** Older: does not keep the name of its weights. */
@@ -143,6 +145,7 @@ export class VllmDouble {
       const scored = await this.#policy.score({ tokens, lengths: Int32Array.of(tokens.length) });
       logprobs = scored.logprob.slice(prompt.length);
     }
+    if (faults.kept) logprobs = logprobs.map((one) => Math.min(0, one - Math.log(faults.kept as number)));
     const ended = faults.abort && faults.abort > 0;
     if (ended) faults.abort = (faults.abort as number) - 1;
     reply(200, {

@@ -228,6 +228,7 @@ describe("the vLLM engine", () => {
         { rawLogprobs: true },
         /logprobs-mode processed_logprobs/,
       ],
+      ["that leaves out tokens", { kept: 0.95 }, /filters or penalises tokens/],
       ["that has not taken the weights", { keepsWeights: true }, /its weights are others/],
       ["without its development endpoints", { noDevelopment: true }, /VLLM_SERVER_DEV_MODE=1/],
       ["that knows no ids in the place of text", { text: true }, /return_tokens_as_token_ids/],
@@ -298,7 +299,9 @@ describe("the vLLM engine", () => {
       warned = warnings;
       const more = await Promise.all(sessions.map((session, i) => session.sample(options(i))));
       expect(more.map(({ tokens }) => tokens.length)).toEqual([12, 12]);
-      expect(warnings.mock.calls.flat()).toEqual([expect.stringMatching(/others take its sessions$/)]);
+      expect(warnings.mock.calls.flat()).toEqual([
+        expect.stringMatching(/others take its sessions until it is back$/),
+      ]);
       // New weights are no business of one that is away, until it is back.
       await learn();
       await engine.update();
